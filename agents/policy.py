@@ -1,0 +1,184 @@
+"""The policy pi_theta(x_{t-1} | x_t, t, c) = N(mu_theta, sigma_t^2 I): a classifier-free-guided UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from diffusion_gym.config import Reduction, SamplerConfig
+from diffusion_gym.models import DenoisingModel
+from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, step_gaussian
+
+Trainable = Literal["lora", "full"]
+
+
+@dataclass(frozen=True)
+class DenoisingDistribution:
+    """The Gaussian over x_{t-1} for N states.
+
+    Attributes:
+        mean: mu_theta, float32 `(N, C, H, W)`.
+        std: sigma_t, float32 `(N, 1, 1, 1)`; 0 where the step is deterministic.
+        reduction: how a log-probability sums up the dimensions.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    reduction: Reduction
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions x_{t-1}, float32 `(N, C, H, W)`, without gradient."""
+        mean = self.mean.detach()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.std * noise
+
+    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
+        """Log-probability `(N,)` of actions `(N, C, H, W)`; 0 at deterministic steps."""
+        return gaussian_log_prob(action, self.mean, self.std, self.reduction)
+
+    def kl(self, other: DenoisingDistribution, *, denominator: bool = True) -> torch.Tensor:
+        """KL divergence `(N,)` to a distribution of equal std, ||mu - mu'||^2 / (2 sigma^2), summed over dimensions.
+
+        Args:
+            other: the distribution to compare with.
+            denominator: False leaves out 2 sigma^2, as the DPOK code does.
+        """
+        return gaussian_kl(self.mean, other.mean, self.std, denominator=denominator)
+
+
+class DenoisingPolicy(nn.Module):
+    """A trainable copy of a model's UNet, read as a Gaussian policy.
+
+    It stays in eval mode: what is scored in training is what was sampled in the rollout.
+
+    Args:
+        model: the pretrained model.
+        config: the sampler; the same object as the environment's.
+        trainable: `lora`, low-rank adapters on shared weights; or `full`, a copy of all weights.
+        lora_rank: rank of the adapters.
+
+    Attributes:
+        unet: the network that trains; `parameters()` of the policy are its parameters.
+        table: the step table, float32 on the model's device.
+    """
+
+    def __init__(
+        self, model: DenoisingModel, config: SamplerConfig, *, trainable: Trainable = "lora", lora_rank: int = 4
+    ) -> None:
+        super().__init__()
+        from diffusion_gym.models.lora import full_copy, with_lora
+
+        if trainable not in ("lora", "full"):
+            raise ValueError(f"trainable={trainable!r} must be 'lora' or 'full'")
+        if trainable == "lora" and lora_rank < 1:
+            raise ValueError(f"lora_rank={lora_rank!r} must be at least 1")
+        if trainable == "full" and model.dtype == torch.float16:
+            raise ValueError("trainable='full' in float16 would lose the updates; use dtype='float32' or LoRA")
+        self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
+        self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
+        self.table = model.step_table(config).to(model.device)
+        self._embeddings: dict[bytes, torch.Tensor] = {}
+        self._null: torch.Tensor | None = None
+        self.eval()
+
+    @classmethod
+    def from_env(cls, env: Any, trainable: Trainable = "lora", lora_rank: int = 4) -> DenoisingPolicy:
+        """The policy of an environment's model and sampler.
+
+        Args:
+            env: a denoising environment, single or vectorised, wrapped or not.
+            trainable: `lora` or `full`.
+            lora_rank: rank of the adapters.
+
+        Raises:
+            ValueError: `env` is no denoising environment.
+        """
+        base = getattr(env, "unwrapped", env)
+        base = getattr(base, "vector", base)
+        if not hasattr(base, "sampler_config"):
+            raise ValueError(f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...')")
+        return cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.model.device
+
+    @property
+    def stochastic_steps(self) -> torch.Tensor:
+        """The steps with sigma > 0, int64: those that a policy gradient can use."""
+        return (self.table.sigma > 0).nonzero().flatten().cpu()
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name."""
+        return {name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad}
+
+    def train(self, mode: bool = True) -> DenoisingPolicy:
+        """Stay in eval mode, whatever `mode` says: dropout would break ratio = 1."""
+        return super().train(False)
+
+    def distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
+        """The Gaussian over x_{t-1}, for any mix of timesteps in one call.
+
+        Args:
+            observation: `prompt` int64 `(N, L)`, `timestep` int64 `(N, 1)`, `latents` float32 `(N, C, H, W)`;
+                tensors or NumPy arrays.
+
+        Raises:
+            ValueError: a timestep that the sampler does not visit, such as that of a finished episode.
+        """
+        return self._distribution(self.unet, observation)
+
+    @torch.no_grad()
+    def reference_distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
+        """The pretrained model's Gaussian for the same states; no second copy of the weights under LoRA."""
+        from diffusion_gym.models.lora import adapters_off
+
+        off: AbstractContextManager[None] = adapters_off(self.unet) if self.trainable == "lora" else nullcontext()
+        with off:
+            return self._distribution(self.unet if self.trainable == "lora" else self.model.unet, observation)
+
+    def forward(self, observation: Mapping[str, Any], action: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
+        return self.distribution(observation).log_prob(action)
+
+    def _distribution(self, unet: nn.Module, observation: Mapping[str, Any]) -> DenoisingDistribution:
+        latents = torch.as_tensor(observation["latents"], device=self.device)
+        timesteps = torch.as_tensor(observation["timestep"], device=self.device).reshape(-1)
+        steps = self.table.step_of[timesteps]
+        if steps.device.type == "cpu" and bool((steps < 0).any()):
+            strange = sorted(set(timesteps[steps < 0].tolist()))
+            raise ValueError(f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}")
+        output = self._guided_output(unet, latents, timesteps, observation.get("prompt"))
+        mean, std = step_gaussian(self.table, steps, latents, output)
+        return DenoisingDistribution(mean, std, self.config.log_prob_reduction)
+
+    def _guided_output(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, tokens: Any
+    ) -> torch.Tensor:
+        """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
+        if tokens is None:
+            return self.model.predict(unet, latents, timesteps, None).float()
+        conditional = self._embed(torch.as_tensor(tokens))
+        if self.config.guidance_scale == 1:
+            return self.model.predict(unet, latents, timesteps, conditional).float()
+        if self._null is None:
+            self._null = self.model.embed(self.model.tokenize([""]))
+        both = torch.cat([conditional, self._null.expand_as(conditional)])
+        output = self.model.predict(unet, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
+        return guide(*output.float().chunk(2), self.config.guidance_scale)
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text embeddings `(N, L, D)`; each distinct prompt is encoded once in the policy's life."""
+        rows = tokens.cpu().contiguous()
+        keys = [row.tobytes() for row in rows.numpy()]
+        missing = {key: index for index, key in enumerate(keys) if key not in self._embeddings}
+        if missing:
+            fresh = self.model.embed(rows[list(missing.values())])
+            self._embeddings.update(zip(missing, fresh, strict=True))
+        return torch.stack([self._embeddings[key] for key in keys])

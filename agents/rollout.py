@@ -1,0 +1,140 @@
+"""Rollouts: N trajectories of T steps, sampled with the policy and stored once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from diffusion_gym.agents.policy import DenoisingPolicy
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """N denoising trajectories; states and actions are two views of the same latents.
+
+    Attributes:
+        prompts: the N prompts.
+        tokens: their token ids, int64 `(N, L)`; None for an unconditional model.
+        timesteps: the scheduler's t of each step, int64 `(T,)`.
+        latents: x_T to x_0, float32 `(T + 1, N, C, H, W)`: step k goes from `latents[k]` to `latents[k + 1]`.
+        log_probs: of the actions under the policy that sampled them, float32 `(T, N)`.
+        rewards: r(x_0, c), float32 `(N,)`; NaN or infinite where the reward failed.
+        components: the reward's components, each `(N,)`.
+        images: the finished pictures, uint8 `(N, H, W, 3)`.
+    """
+
+    prompts: tuple[str, ...]
+    tokens: torch.Tensor | None
+    timesteps: torch.Tensor
+    latents: torch.Tensor
+    log_probs: torch.Tensor
+    rewards: torch.Tensor
+    components: dict[str, torch.Tensor]
+    images: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def states(self, samples: torch.Tensor, steps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Observations of the pairs (samples[i], steps[i]), both int64 `(M,)`."""
+        states = {"timestep": self.timesteps[steps][:, None], "latents": self.latents[steps, samples]}
+        return states if self.tokens is None else {"prompt": self.tokens[samples], **states}
+
+    def actions(self, samples: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Actions x_{t-1} of the same pairs, `(M, C, H, W)`."""
+        return self.latents[steps + 1, samples]
+
+    @staticmethod
+    def join(parts: list[Trajectories]) -> Trajectories:
+        """Several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        joined: dict[str, Any] = {"timesteps": parts[0].timesteps}
+        for field in fields(Trajectories):
+            values = [getattr(part, field.name) for part in parts]
+            if field.name == "prompts":
+                joined["prompts"] = tuple(prompt for part in parts for prompt in part.prompts)
+            elif field.name == "components":
+                joined["components"] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
+            elif field.name == "tokens":
+                joined["tokens"] = None if values[0] is None else torch.cat(values)
+            elif field.name != "timesteps":
+                axis = 1 if field.name in ("latents", "log_probs") else 0
+                joined[field.name] = torch.cat(values, axis)
+        return Trajectories(**joined)
+
+
+@torch.no_grad()
+def collect(
+    env: VectorEnv[Any, Any, Any],
+    policy: DenoisingPolicy,
+    generator: torch.Generator,
+    *,
+    seed: int | None = None,
+    options: dict[str, Any] | None = None,
+    reference: bool = False,
+) -> Trajectories:
+    """One episode of every sub-environment.
+
+    Args:
+        env: a denoising vector environment, in any autoreset mode.
+        policy: the policy that acts.
+        generator: noise of the actions, on the policy's device.
+        seed: passed to `env.reset`.
+        options: passed to `env.reset`.
+        reference: act with the pretrained model instead of the policy.
+    """
+    act = policy.reference_distribution if reference else policy.distribution
+    observation, infos = env.reset(seed=seed, options=options)
+    prompts = tuple(infos["prompt"])
+    steps = len(policy.table)
+    start = torch.as_tensor(observation["latents"], device=policy.device)
+    latents = torch.empty(steps + 1, *start.shape, device=policy.device)
+    log_probs = torch.empty(steps, len(start), device=policy.device)
+    tokens = observation.get("prompt")
+    latents[0] = start
+    for step in range(steps):
+        distribution = act(observation)
+        latents[step + 1] = distribution.sample(generator)
+        # Scored on the stored value, which makes the ratio of a fresh rollout 1.
+        log_probs[step] = distribution.log_prob(latents[step + 1])
+        observation, rewards, _, _, infos = env.step(latents[step + 1])
+    final = infos.get("final_info", infos)
+    components = {k: v for k, v in final["reward_components"].items() if not k.startswith("_")}
+    return Trajectories(
+        prompts=prompts,
+        tokens=None if tokens is None else torch.as_tensor(tokens, device=policy.device),
+        timesteps=policy.table.timesteps,
+        latents=latents,
+        log_probs=log_probs,
+        rewards=torch.as_tensor(rewards, dtype=torch.float32, device=policy.device),
+        components={key: torch.as_tensor(value, device=policy.device) for key, value in components.items()},
+        images=torch.as_tensor(final["image"]),
+    )
+
+
+def collect_many(
+    env: VectorEnv[Any, Any, Any],
+    policy: DenoisingPolicy,
+    number: int,
+    seed_path: tuple[int, ...],
+    *,
+    reference: bool = False,
+) -> Trajectories:
+    """At least `number` trajectories, in batches of `env.num_envs`, cut to `number`.
+
+    The randomness depends on `seed_path`, such as (seed, iteration), and on nothing that happened before: that is
+    what lets a resumed run equal the uninterrupted one.
+    """
+    if number % env.num_envs:
+        raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
+    parts = []
+    for batch in range(number // env.num_envs):
+        env_seed, noise_seed = np.random.SeedSequence([*seed_path, batch]).generate_state(2, np.uint64)
+        generator = torch.Generator(policy.device).manual_seed(int(noise_seed >> np.uint64(1)))
+        parts.append(collect(env, policy, generator, seed=int(env_seed >> np.uint64(1)), reference=reference))
+    return Trajectories.join(parts)

@@ -1,0 +1,206 @@
+"""The training loop: rollout, update, metrics, pictures, checkpoint; and the run folder it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from tqdm import tqdm
+
+from diffusion_gym.agents.algorithms import Agent
+from diffusion_gym.agents.checkpoint import Checkpoints, Progress
+from diffusion_gym.agents.pictures import save_grid
+from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.storage import write_atomically
+
+_TRAIN, _PICTURES = 0, 1  # first entry of a seed path: what the randomness is for
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run goes on and what it writes on the way."""
+
+    total_reward_queries: int = 50_000
+    """Pictures to score in training before the run ends; the DDPO paper goes to 50k."""
+    samples_per_iteration: int = 256
+    """Trajectories sampled before each round of updates; a multiple of the rollout's batch."""
+    checkpoint_every: int = 10
+    """Iterations between two checkpoints; the last one is always written."""
+    pictures_every: int = 10
+    """Iterations between two grids of pictures from the same noise; 0 for none but the first and last."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_reward_queries", "samples_per_iteration", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+
+
+@dataclass
+class Trainer:
+    """Trains an agent on an environment and writes a run folder.
+
+    Args:
+        env: a denoising vector environment; its `num_envs` is the batch of a rollout.
+        agent: the agent, whose policy came from the environment.
+        out: the run folder: `metrics.jsonl`, `checkpoints/`, `images/`, `tensorboard/`.
+        schedule: how long, and what to write.
+        seed: all randomness of the run derives from it.
+        pictures_env: a small vector environment for the picture grids; None for no pictures.
+        progress: show a progress bar.
+    """
+
+    env: VectorEnv[Any, Any, Any]
+    agent: Agent
+    out: Path
+    schedule: Schedule = field(default_factory=Schedule)
+    seed: int = 0
+    pictures_env: VectorEnv[Any, Any, Any] | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.schedule.samples_per_iteration % self.env.num_envs:
+            raise ValueError(
+                f"samples_per_iteration={self.schedule.samples_per_iteration} must be a multiple of the rollout's "
+                f"batch, num_envs={self.env.num_envs}"
+            )
+        self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
+        self.done = Progress()
+        self._stop = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget of reward queries is spent."""
+        return self.done.reward_queries >= self.schedule.total_reward_queries
+
+    def run(self, resume: bool = False) -> Progress:
+        """Train to the end of the schedule, or until Ctrl-C.
+
+        Args:
+            resume: go on from the newest checkpoint, dropping the metrics written after it.
+
+        Returns:
+            How far the run has come; less than the schedule after a Ctrl-C. A checkpoint holds that state.
+
+        Raises:
+            NoUsableReward: an iteration without one finite reward.
+            RewardError: the reward failed. In both cases the newest checkpoint stands.
+        """
+        if resume:
+            self.done = self.checkpoints.load(self.agent)
+        self._keep_metrics_up_to(self.done.iteration)
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.done.reward_queries + 1)
+        bar = tqdm(
+            total=self.schedule.total_reward_queries,
+            initial=self.done.reward_queries,
+            unit="image",
+            disable=not self.progress,
+            dynamic_ncols=True,
+        )
+        with board, bar, self._graceful_stop():
+            if not resume:
+                self._pictures()
+            while not self.finished and not self._stop:
+                self._iterate(board, bar)
+            self.checkpoints.save(self.agent, self.done)
+            self._pictures()
+        return self.done
+
+    def _iterate(self, board: Any, bar: Any) -> None:
+        started = time.perf_counter()
+        path = (self.seed, _TRAIN, self.done.iteration)
+        trajectories = collect_many(self.env, self.agent.policy, self.schedule.samples_per_iteration, path)
+        sampled = time.perf_counter() - started
+        updated = self.agent.update(trajectories, np.random.default_rng(path))
+        self.done = Progress(self.done.iteration + 1, self.done.reward_queries + len(trajectories))
+        seconds = time.perf_counter() - started
+        record = {
+            **vars(self.done),
+            **reward_metrics(trajectories),
+            **updated,
+            "seconds": round(seconds, 3),
+            "rollout_seconds": round(sampled, 3),
+            "images_per_second": round(len(trajectories) / seconds, 3),
+        }
+        self._write_metrics(record, board)
+        bar.update(len(trajectories))
+        bar.set_postfix_str(f"reward {record['reward_mean']:.3f}, {record['images_per_second']:.1f} images/s")
+        if self.done.iteration % self.schedule.checkpoint_every == 0:
+            self.checkpoints.save(self.agent, self.done)
+        if self.schedule.pictures_every and self.done.iteration % self.schedule.pictures_every == 0:
+            self._pictures()
+
+    def _write_metrics(self, record: dict[str, Any], board: Any) -> None:
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for key, value in record.items():
+            if key not in ("iteration", "reward_queries") and math.isfinite(value):
+                board.add_scalar(key, value, self.done.reward_queries)
+
+    def _keep_metrics_up_to(self, iteration: int) -> None:
+        path = self.out / "metrics.jsonl"
+        kept = [json.dumps(row) for row in read_metrics(path) if row["iteration"] <= iteration]
+        text = "".join(line + "\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def _pictures(self) -> None:
+        """A grid of pictures from noise that is the same at every call."""
+        path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
+        if self.pictures_env is not None and not path.exists():
+            shown = collect_many(self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES))
+            save_grid(path, shown.images)
+
+    @contextmanager
+    def _graceful_stop(self) -> Iterator[None]:
+        """Ctrl-C ends the run after the current iteration; a second one at once."""
+
+        def ask(signum: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            tqdm.write("Stopping after this iteration; press Ctrl-C again to stop at once.")
+
+        try:
+            before = signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not the main thread: signals are the caller's business
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def reward_metrics(trajectories: Trajectories) -> dict[str, float]:
+    """Mean and standard deviation of the finite rewards, and the means of their components."""
+    usable = torch.isfinite(trajectories.rewards)
+    rewards = trajectories.rewards[usable].double()
+    metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
+    for name, value in trajectories.components.items():
+        metrics[f"{name}_mean"] = float(value[usable].double().mean())
+    return metrics
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records

@@ -1,0 +1,70 @@
+"""How a trajectory is sampled: one frozen object that the environment makes and the policy shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from diffusion_gym.registry import unknown_name
+
+Sampler = Literal["ddim", "ddpm"]
+Reduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The sampler of the denoising process; every default is the one of the DDPO paper, table F.6.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    num_inference_steps: int = 50
+    """T, the number of denoising steps, which is the length of an episode."""
+    guidance_scale: float = 5.0
+    """w of classifier-free guidance, eps = w eps(x,t,c) + (1-w) eps(x,t,null); 1 switches it off."""
+    eta: float = 1.0
+    """Noise of the DDIM sampler: 1 is ancestral sampling, 0 is deterministic."""
+    sigma_min: float = 0.0
+    """Floor of the standard deviation of a step, in sampling and in scoring alike."""
+    log_prob_reduction: Reduction = "mean"
+    """How a step's log-probability sums up its dimensions: DDPO's `mean` (goes with clip range 1e-4) or `sum`."""
+    sampler: Sampler = "ddim"
+    """`ddim` with `eta`, or `ddpm`, ancestral sampling with the variance that the model's scheduler names."""
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.num_inference_steps, int) and self.num_inference_steps >= 1,
+            f"num_inference_steps={self.num_inference_steps!r} must be a whole number of at least 1",
+        )
+        _require(
+            math.isfinite(self.guidance_scale) and self.guidance_scale >= 0,
+            f"guidance_scale={self.guidance_scale!r} must be a number of at least 0; 1 means no guidance",
+        )
+        _require(0 <= self.eta <= 1, f"eta={self.eta!r} must lie in [0, 1]; 1 is ancestral sampling, 0 deterministic")
+        _require(
+            math.isfinite(self.sigma_min) and self.sigma_min >= 0, f"sigma_min={self.sigma_min!r} must be at least 0"
+        )
+        for name, choices in (("log_prob_reduction", Reduction), ("sampler", Sampler)):
+            value = getattr(self, name)
+            _require(value in get_args(choices), f"{name}={value!r} must be one of {', '.join(get_args(choices))}")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> SamplerConfig:
+        """Build from keyword arguments, a model's own `defaults` standing in for those not given.
+
+        Raises:
+            TypeError: an option that is no field of this class, with the closest field suggested.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(unknown_name("keyword argument", name, known))
+        return cls(**{**defaults, **options})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

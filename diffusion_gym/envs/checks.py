@@ -1,0 +1,66 @@
+"""Checks of what comes into an environment; each error names the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_gym.registry import unknown_name
+
+_OPTIONS = ["prompt", "latents", "reset_mask"]
+
+
+def named_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """`value` if it is one of `choices` (or equals the value of one that is an enum member)."""
+    for choice in choices:
+        if value == choice or (value is not None and value == getattr(choice, "value", None)):
+            return choice
+    known = ", ".join(repr(getattr(choice, "value", choice)) for choice in choices)
+    raise ValueError(f"{name}={value!r} must be one of {known}")
+
+
+def check_options(options: dict[str, Any] | None) -> dict[str, Any]:
+    """The options of a reset, all of them known."""
+    for name in options or {}:
+        if name not in _OPTIONS:
+            raise ValueError(unknown_name("options", name, _OPTIONS))
+    return dict(options or {})
+
+
+def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
+    """A bool `(N,)` mask with at least one true entry; all true where None is given."""
+    if mask is None:
+        return np.ones(num_envs, dtype=bool)
+    array = mask.cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    if array.dtype != np.bool_ or array.shape != (num_envs,) or not array.any():
+        raise ValueError(
+            f"options['reset_mask']={mask!r} must be a bool array of shape ({num_envs},) with at least one True"
+        )
+    return array
+
+
+def check_action(actions: Any, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The actions as a float32 tensor on `device`.
+
+    Args:
+        actions: a tensor on `device`, or a NumPy array.
+        shape: `(N, C, H, W)`.
+        device: the environment's device.
+
+    Raises:
+        ValueError: wrong type, shape, dtype or device.
+    """
+    if not isinstance(actions, torch.Tensor | np.ndarray):
+        raise ValueError(f"actions={type(actions).__name__} must be a torch tensor or a NumPy array")
+    if tuple(actions.shape) != shape:
+        raise ValueError(f"actions have shape {tuple(actions.shape)}; x_(t-1) must have shape {shape}")
+    if actions.dtype not in (torch.float32, np.dtype(np.float32)):
+        raise ValueError(f"actions have dtype {actions.dtype}; convert them to float32")
+    if isinstance(actions, np.ndarray):
+        return torch.from_numpy(actions).to(device)
+    if actions.device.type != device.type:
+        raise ValueError(f"actions are on {actions.device}, the environment is on {device}; move them there")
+    return actions.detach()

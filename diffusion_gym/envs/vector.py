@@ -1,0 +1,305 @@
+"""The environment: the denoising process as a Markov decision process, batched over N trajectories.
+
+DDPO, section C.3: the state is (c, t, x_t), the action is x_{t-1}, the transition carries the action over, and
+the reward r(x_0, c) comes with the last of T steps. The network never runs in here: it is the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.envs.checks import check_action, check_options, check_reset_mask, named_choice
+from diffusion_gym.envs.spaces import make_spaces
+from diffusion_gym.images import to_uint8
+from diffusion_gym.models import DenoisingModel, load_model
+from diffusion_gym.prompts import PromptSet, make_prompts
+from diffusion_gym.rewards import REWARDS, Reward, evaluate, make_reward
+from diffusion_gym.scheduling import StepTable
+
+Output = Literal["torch", "numpy"]
+
+
+class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
+    """N denoising processes in lock-step or staggered, on one device.
+
+    Args:
+        num_envs: N.
+        model: a registered name, a diffusers directory, a hub id, or a model object.
+        reward: a registered name or a callable `(images, prompts, metadata)`.
+        reward_kwargs: keywords of a named reward.
+        prompts: a registered prompt set, a list, a file; by default the reward's, else the model's.
+        device: where latents, decoding and rewards live.
+        dtype: type of the model's weights; latents are always float32.
+        autoreset_mode: `SAME_STEP` (with `final_obs` and `final_info`), `NEXT_STEP` or `DISABLED`.
+        output: `torch` tensors on the device, or `numpy` arrays.
+        render_mode: None or `rgb_array`, the decoded preview of x_t.
+        **sampler: the fields of `SamplerConfig`, the model's own defaults standing in.
+
+    Raises:
+        ValueError: a value that is out of range or unknown.
+        TypeError: a keyword that does not exist.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        model: str | DenoisingModel = "Shapes",
+        reward: str | Reward | Callable[..., Any] = "Compressibility",
+        reward_kwargs: Mapping[str, Any] | None = None,
+        prompts: str | Sequence[str] | PromptSet | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        output: Output = "torch",
+        render_mode: str | None = None,
+        **sampler: Any,
+    ) -> None:
+        super().__init__()
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r} must be at least 1")
+        self.autoreset_mode = AutoresetMode(named_choice("autoreset_mode", autoreset_mode, list(AutoresetMode)))
+        self.output = named_choice("output", output, ["torch", "numpy"])
+        self.render_mode = named_choice("render_mode", render_mode, [None, "rgb_array"])
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.num_envs = num_envs
+        # Everything cheap is checked before the weights are loaded.
+        SamplerConfig.from_options(sampler, {})
+        self.reward: Reward = make_reward(reward, **(reward_kwargs or {}))
+        chosen = make_prompts(prompts) if prompts is not None else None
+        self.model: DenoisingModel = load_model(model, device, dtype)
+        preferred = REWARDS.default_prompts(reward) if isinstance(reward, str) else None
+        self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
+        self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
+        self.device = self.model.device
+        self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
+        self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), 0)  # t = 0 once x_0 is reached
+        self.single_observation_space, self.single_action_space = make_spaces(self.model)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._forget()
+
+    def _forget(self) -> None:
+        number, shape = self.num_envs, self.model.latent_shape
+        self._rngs: list[np.random.Generator | None] = [None] * number
+        self._prompts = np.full(number, None, dtype=object)
+        self._tokens = torch.zeros(number, self.model.prompt_length, dtype=torch.int64, device=self.device)
+        self._latents = torch.zeros(number, *shape, device=self.device)
+        self._finite = torch.ones(number, dtype=torch.bool, device=self.device)
+        self._step = np.zeros(number, dtype=np.int64)
+        self._started = np.zeros(number, dtype=bool)
+        self._done = np.zeros(number, dtype=bool)
+
+    @property
+    def horizon(self) -> int:
+        """T, the number of steps of an episode."""
+        return self.sampler_config.num_inference_steps
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start new episodes: a prompt c ~ p(c) and noise x_T ~ N(0, I) for each.
+
+        Args:
+            seed: env i gets `seed + i`, or `seed[i]`; None goes on with the generators there are.
+            options: `prompt` (a string, or N) and `latents` (`(C, H, W)` or `(N, C, H, W)`) fix what would be
+                drawn; `reset_mask` (bool `(N,)`) resets a part.
+
+        Raises:
+            ValueError: an option or seed of the wrong kind.
+        """
+        self._require_open()
+        options = check_options(options)
+        mask = check_reset_mask(options.get("reset_mask"), self.num_envs)
+        self._seed(seed, mask)
+        self._begin(np.flatnonzero(mask), options)
+        return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, mask)
+
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """Carry x_{t-1} over; decode and score the pictures of the episodes that end.
+
+        Args:
+            actions: x_{t-1}, float32 `(N, C, H, W)`: a tensor on the device or a NumPy array.
+
+        Returns:
+            Observations, rewards `(N,)`, terminations `(N,)`, truncations `(N,)` (never true), infos.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before `reset`, or after the end with autoreset disabled.
+            ValueError: an action of wrong shape, dtype or device, or with NaN.
+            RewardError: the reward raised or returned something else than one number a picture.
+        """
+        self._require_open()
+        self._require_running()
+        latents = check_action(actions, tuple(self._latents.shape), self.device)
+        moving = np.ones(self.num_envs, dtype=bool)
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP and self._done.any():
+            moving = ~self._done
+            self._begin(np.flatnonzero(self._done), {})
+        self._carry_over(latents, moving)
+        ended = moving & (self._step == self.horizon)
+        rewards = torch.zeros(self.num_envs, device=self.device)
+        infos = self._with_masks({"prompt": self._prompts.copy()}, np.ones(self.num_envs, dtype=bool))
+        if ended.any():
+            infos.update(self._score(ended, rewards))
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                infos = self._restart(ended, infos)
+        self._done = ended if self.autoreset_mode != AutoresetMode.SAME_STEP else np.zeros_like(ended)
+        never = np.zeros(self.num_envs, dtype=bool)
+        return self._observe(), self._out(rewards), self._flags(ended), self._flags(never), infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The decoded preview of every x_t: N uint8 pictures `(H, W, 3)`, or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        self._require_open()
+        self._require_started()
+        return tuple(to_uint8(self.model.decode(self._latents)).cpu().numpy())
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of the batch; the model stays in the cache for other environments."""
+        self._forget()
+
+    # --- the parts of a step -------------------------------------------------------------------------------
+
+    def _seed(self, seed: int | Sequence[int | None] | None, mask: np.ndarray) -> None:
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for num_envs={self.num_envs}; give one each")
+        for index in np.flatnonzero(mask):
+            if seeds[index] is not None or self._rngs[index] is None:
+                self._rngs[index], used = seeding.np_random(seeds[index])
+                if index == 0:
+                    self._np_random, self._np_random_seed = self._rngs[0], used
+
+    def _begin(self, indices: np.ndarray, options: Mapping[str, Any]) -> None:
+        """Draw (or take from `options`) prompt and noise of the episodes at `indices`."""
+        shape = self.model.latent_shape
+        noise = np.empty((len(indices), *shape), np.float32)
+        for row, index in enumerate(indices):
+            rng = self._rngs[index]
+            assert rng is not None
+            # Both are always drawn, so that a fixed prompt leaves the noise of a seed as it was.
+            self._prompts[index] = self.prompt_set.draw(rng)
+            noise[row] = rng.standard_normal(shape, dtype=np.float32)
+        if (prompt := options.get("prompt")) is not None:
+            self._prompts[indices] = self._per_env("prompt", prompt, isinstance(prompt, str))[indices]
+        start = torch.from_numpy(noise).to(self.device)
+        if (latents := options.get("latents")) is not None:
+            given = torch.as_tensor(latents, dtype=torch.float32, device=self.device)
+            start = self._latents_given(given)[torch.from_numpy(indices).to(self.device)]
+        rows = torch.from_numpy(indices).to(self.device)
+        # New tensors, not writes into the old ones: those are in the observations that users keep.
+        self._latents = self._latents.index_copy(0, rows, start)
+        if self.model.prompt_length:
+            tokens = self.model.tokenize(list(self._prompts[indices])).to(self.device)
+            self._tokens = self._tokens.index_copy(0, rows, tokens)
+        self._finite = self._finite.index_fill(0, rows, True)
+        self._step[indices], self._done[indices], self._started[indices] = 0, False, True
+
+    def _carry_over(self, latents: torch.Tensor, moving: np.ndarray) -> None:
+        self._step[moving] += 1
+        if not moving.all():
+            keep = torch.from_numpy(moving).to(self.device)[:, None, None, None]
+            latents = torch.where(keep, latents, self._latents)
+        self._latents = latents.clone()
+        self._finite = self._finite & latents.isfinite().flatten(1).all(1)
+        # On a GPU the check waits for the end of an episode, where the device is waited for anyway.
+        if self.device.type == "cpu" or (self._step == self.horizon).any():
+            if not bool(self._finite.all()):
+                bad = np.flatnonzero(~self._finite.cpu().numpy()).tolist()
+                raise ValueError(f"actions hold NaN or infinite values in env {bad}; reset before going on")
+
+    def _score(self, ended: np.ndarray, rewards: torch.Tensor) -> dict[str, Any]:
+        """Decode and score the pictures of `ended` in one batch; fills `rewards`, returns their infos."""
+        rows = torch.from_numpy(np.flatnonzero(ended)).to(self.device)
+        images = self.model.decode(self._latents[rows])
+        result = evaluate(self.reward, images, list(self._prompts[ended]))
+        rewards[rows] = result.scores
+
+        def spread(part: torch.Tensor) -> Any:
+            full = torch.zeros(self.num_envs, *part.shape[1:], dtype=part.dtype, device=self.device)
+            return self._out(full.index_copy(0, rows, part.to(self.device)))
+
+        components = {name: spread(value) for name, value in result.info.items()}
+        found = {"image": spread(to_uint8(images)), "reward_components": self._with_masks(components, ended)}
+        return self._with_masks(found, ended)
+
+    def _restart(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
+        """Move what belongs to the finished episodes to `final_obs` and `final_info`, and reset them."""
+        last = self._observe()
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for index in np.flatnonzero(ended):
+            final_obs[index] = {key: value[index] for key, value in last.items()}
+        final_info = {**infos, "_prompt": ended.copy()}
+        self._begin(np.flatnonzero(ended), {})
+        every = np.ones(self.num_envs, dtype=bool)
+        fresh = self._with_masks({"prompt": self._prompts.copy()}, every)
+        return {**fresh, **self._with_masks({"final_obs": final_obs, "final_info": final_info}, ended)}
+
+    # --- what goes out -------------------------------------------------------------------------------------
+
+    def _observe(self) -> dict[str, Any]:
+        timesteps = torch.from_numpy(self._timesteps[self._step][:, None]).to(self.device)
+        observation = {"timestep": self._out(timesteps), "latents": self._out(self._latents, copy=True)}
+        if self.model.prompt_length:
+            observation["prompt"] = self._out(self._tokens, copy=True)
+        return {key: observation[key] for key in self.single_observation_space}
+
+    def _out(self, tensor: torch.Tensor, copy: bool = False) -> Any:
+        tensor = tensor.clone() if copy else tensor
+        return tensor if self.output == "torch" else tensor.cpu().numpy()
+
+    def _flags(self, flags: np.ndarray) -> Any:
+        return flags.copy() if self.output == "numpy" else torch.from_numpy(flags.copy()).to(self.device)
+
+    def _with_masks(self, infos: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+        """Gymnasium's convention: `_key` says for which envs `key` holds something."""
+        return {**infos, **{f"_{key}": mask.copy() for key in infos}}
+
+    def _per_env(self, name: str, value: Any, single: bool) -> np.ndarray:
+        values = np.full(self.num_envs, None, dtype=object)
+        values[:] = [value] * self.num_envs if single else list(value)
+        if not all(isinstance(entry, str) for entry in values):
+            raise ValueError(f"options[{name!r}]={value!r} must be a string, or {self.num_envs} strings")
+        return values
+
+    def _latents_given(self, latents: torch.Tensor) -> torch.Tensor:
+        shape = self.model.latent_shape
+        if tuple(latents.shape) not in (shape, (self.num_envs, *shape)):
+            raise ValueError(
+                f"options['latents'] has shape {tuple(latents.shape)}; give {shape} or {(self.num_envs, *shape)}"
+            )
+        return latents.expand(self.num_envs, *shape)
+
+    # --- order of calls ------------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise gym.error.ClosedEnvironmentError("the environment is closed; make a new one")
+
+    def _require_started(self) -> None:
+        if not self._started.all():
+            raise gym.error.ResetNeeded("step or render before reset; call env.reset() first")
+
+    def _require_running(self) -> None:
+        self._require_started()
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._done.any():
+            over = np.flatnonzero(self._done).tolist()
+            raise gym.error.ResetNeeded(
+                f"the episodes of env {over} are over; reset them first: env.reset(options={{'reset_mask': mask}})"
+            )

@@ -1,0 +1,15 @@
+"""The only place that converts between pictures for networks and pictures for people."""
+
+from __future__ import annotations
+
+import torch
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float `(N, 3, H, W)` in [0, 1] -> uint8 `(N, H, W, 3)` on the same device, rounded and clamped."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def to_float(pictures: torch.Tensor) -> torch.Tensor:
+    """Uint8 `(N, H, W, 3)` -> float32 `(N, 3, H, W)` in [0, 1] on the same device."""
+    return pictures.permute(0, 3, 1, 2).float().contiguous() / 255

@@ -1,0 +1,91 @@
+"""What the environment and the policy need of a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.registry import Registry
+from diffusion_gym.scheduling import StepTable
+
+
+class DenoisingModel(Protocol):
+    """A frozen, pretrained diffusion model; the environment decodes with it, the policy trains a copy of its UNet.
+
+    Attributes:
+        name: the name or path that it was loaded by.
+        unet: the frozen network.
+        device: where its weights are.
+        dtype: the type of its weights.
+        latent_shape: (C, H, W) of x_t.
+        image_shape: (H, W, 3) of a decoded picture.
+        prompt_length: L, tokens of a prompt; 0 for an unconditional model.
+        vocab_size: number of tokens; 0 for an unconditional model.
+        num_train_timesteps: length of the noise schedule.
+        sampler_defaults: the model's own defaults for `SamplerConfig`.
+        default_prompts: name of the prompt set to use when none is given.
+    """
+
+    name: str
+    unet: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    latent_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]
+    prompt_length: int
+    vocab_size: int
+    num_train_timesteps: int
+    sampler_defaults: Mapping[str, Any]
+    default_prompts: str
+
+    def step_table(self, config: SamplerConfig) -> StepTable:
+        """Coefficients of the T steps of `config`, float64 on the CPU.
+
+        Raises:
+            ValueError: T is larger than the schedule.
+        """
+        ...
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Token ids of prompts: int64 `(N, L)` on the CPU."""
+        ...
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text embeddings of token ids `(N, L)`: `(N, L, D)` on the model's device."""
+        ...
+
+    def predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Output `(N, C, H, W)` of `unet` (this model's, or a trained copy) in its own dtype.
+
+        Args:
+            unet: the network to run.
+            latents: x_t, float32 `(N, C, H, W)`.
+            timesteps: int64 `(N,)`, the scheduler's t.
+            embeddings: `(N, L, D)`, or None for an unconditional model.
+        """
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of finished latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
+        ...
+
+    def save_pipeline(self, folder: str, unet: nn.Module) -> None:
+        """Write a pipeline directory that plain diffusers loads, with `unet` in place of this model's."""
+        ...
+
+
+class ModelLoader(Protocol):
+    """Loads a model; heavy imports belong inside."""
+
+    def __call__(self, *, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
+        """Load the model to a device."""
+        ...
+
+
+MODELS: Registry[ModelLoader] = Registry("model")

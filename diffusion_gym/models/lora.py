@@ -1,0 +1,56 @@
+"""Trainable copies of a frozen UNet: low-rank adapters (LoRA) on shared weights, or a full copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
+
+
+def with_lora(unet: nn.Module, rank: int) -> nn.Module:
+    """A UNet that shares `unet`'s weights and adds trainable adapters of `rank`; `unet` stays as it was."""
+    weights: list[torch.Tensor] = [*unet.parameters(), *unet.buffers()]
+    shared = copy.deepcopy(unet, {id(tensor): tensor for tensor in weights})
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    inject_adapter_in_model(config, shared)
+    for name, parameter in shared.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()  # adapters train in float32 whatever the base's dtype
+    return shared.eval()
+
+
+def full_copy(unet: nn.Module) -> nn.Module:
+    """A trainable copy of `unet` with weights of its own."""
+    return copy.deepcopy(unet).requires_grad_(True).eval()
+
+
+@contextmanager
+def adapters_off(unet: nn.Module) -> Iterator[None]:
+    """Within this context the adapters of `unet` do nothing: it is the pretrained network."""
+    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True  # enable_adapters(False) would also freeze the adapters' gradients
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def save_lora(folder: str | Path, unet: nn.Module) -> None:
+    """Write the adapters so that diffusers' `pipe.load_lora_weights(folder)` reads them."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers, safe_serialization=True)

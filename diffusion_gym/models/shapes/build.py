@@ -1,0 +1,146 @@
+"""Makes the weights that ship in `weights/`: draw, train the autoencoder, train the denoiser, export, measure.
+
+Run `python -m diffusion_gym.models.shapes.build --help`. Stopped at any point, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import nn
+from transformers import CLIPTokenizer
+
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models.latent import LatentModel
+from diffusion_gym.models.shapes import SAMPLER_DEFAULTS, WEIGHTS
+from diffusion_gym.models.shapes.autoencoder import encode, reconstruct, train_autoencoder
+from diffusion_gym.models.shapes.data import make_pictures
+from diffusion_gym.models.shapes.denoiser import make_stage, tokenize, train_denoiser
+from diffusion_gym.models.shapes.measure import rate_table, success_rates, write_model_card
+from diffusion_gym.models.shapes.networks import make_scheduler
+from diffusion_gym.models.shapes.vocabulary import write_tokenizer
+from diffusion_gym.rewards import evaluate, make_reward
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Train the embedded `Shapes` model from scratch."""
+
+    out: Path = WEIGHTS
+    """Where the pipeline directory is written."""
+    work: Path = Path("runs/shapes-build")
+    """Where the state of the training is kept, to go on from."""
+    seed: int = 0
+    """Seed of the pictures and of the training."""
+    device: str = "cpu"
+    """Device to train on."""
+    threads: int = 1
+    """OpenMP threads; on a shared machine one is often faster than two."""
+    pictures: int = 60_000
+    """Pictures drawn to train on."""
+    autoencoder_steps: int = 7_000
+    """Steps of the autoencoder, 16 pictures each."""
+    denoiser_steps: int = 15_000
+    """Steps of the UNet and the text encoder, 32 latents each: the checkpoint is chosen for headroom."""
+    measure_every: int = 1_000
+    """Steps of the denoiser between two quick looks at the success rates."""
+    samples: int = 256
+    """Samples a family behind each number of the model card."""
+
+
+def export(
+    folder: Path, vae: AutoencoderKL, networks: nn.ModuleDict, weights: dict[str, torch.Tensor], tokenizer: CLIPTokenizer
+) -> None:
+    """Write a `StableDiffusionPipeline` directory in float16, the UNet and text encoder taken from `weights`."""
+    now = {key: value.clone() for key, value in networks.state_dict().items()}
+    networks.load_state_dict(weights)
+    half = nn.ModuleDict({"vae": vae, **networks}).to(torch.float16)
+    StableDiffusionPipeline(
+        vae=half["vae"],
+        text_encoder=half["text"],
+        tokenizer=tokenizer,
+        unet=half["unet"],
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    write_tokenizer(folder / "tokenizer")
+    half.to(torch.float32)
+    networks.load_state_dict(now)
+
+
+def load(folder: Path, device: torch.device) -> LatentModel:
+    """The exported model, for measuring."""
+    return LatentModel(folder, device=device, dtype=torch.float32, name="Shapes")
+
+
+def main(config: BuildConfig) -> None:
+    """Run all stages."""
+    torch.set_num_threads(config.threads)
+    device, started = torch.device(config.device), time.process_time()
+    captions, pictures = make_pictures(config.pictures, config.seed)
+    vae = train_autoencoder(
+        pictures, config.work, steps=config.autoencoder_steps, batch=16, seed=config.seed, device=device
+    )
+    quality = _autoencoder_quality(vae, config, device)
+    print("autoencoder:", quality, flush=True)
+    tokenizer = write_tokenizer(config.work / "tokenizer")
+    stage = make_stage(tokenizer, config.work, seed=config.seed, device=device)
+
+    def look(step: int) -> None:
+        if step % config.measure_every == 0:
+            export(config.work / "pipeline", vae, stage.modules, stage.average, tokenizer)
+            rates = success_rates(load(config.work / "pipeline", device), SamplerConfig(**SAMPLER_DEFAULTS), 64)
+            print(f"\nstep {step}: " + ", ".join(f"{k} {v[0]:.2f}" for k, v in rates.items()), flush=True)
+
+    train_denoiser(
+        stage,
+        encode(vae, pictures, device),
+        tokenize(tokenizer, [str(caption) for caption in captions]),
+        tokenize(tokenizer, [""]),
+        steps=config.denoiser_steps,
+        batch=32,
+        after=look,
+    )
+    export(config.out, vae, stage.modules, stage.average, tokenizer)
+    _write_card(config, device, quality, (time.process_time() - started) / 60)
+
+
+def _autoencoder_quality(vae: AutoencoderKL, config: BuildConfig, device: torch.device) -> str:
+    captions, fresh = make_pictures(1_024, config.seed + 1)
+    decoded = reconstruct(vae, fresh, device)
+    exact = torch.from_numpy(fresh).permute(0, 3, 1, 2) / 255
+    psnr = float((-10 * torch.log10(((decoded - exact) ** 2).mean((1, 2, 3)))).mean())
+    scores = evaluate(make_reward("Composition", strict=True), decoded, [str(c) for c in captions]).scores
+    families = sorted({caption.family for caption in captions})
+    shares = [float(scores[[c.family == family for c in captions]].mean()) for family in families]
+    return f"{psnr:.1f} dB; detector right on " + ", ".join(
+        f"{share:.3f} {family}" for family, share in zip(families, shares, strict=True)
+    )
+
+
+def _write_card(config: BuildConfig, device: torch.device, quality: str, minutes: float) -> None:
+    model = load(config.out, device)
+    settings = [(1.0, 20), (2.0, 20), (3.0, 10), (3.0, 20), (3.0, 50), (5.0, 20), (5.0, 50)]
+    sizes = {"UNet": model.unet, "text encoder": model.text_encoder, "autoencoder": model.vae}
+    parts = [f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for name, net in sizes.items()]
+    megabytes = sum(file.stat().st_size for file in config.out.rglob("*.safetensors")) / 1e6
+    facts = {
+        "parameters": ", ".join(parts),
+        "size": f"{megabytes:.1f} MB, float16 safetensors",
+        "training set": f"{config.pictures} pictures of 32x32, seed {config.seed}",
+        "autoencoder": f"{config.autoencoder_steps} steps of 16; reconstructions of 1,024 fresh pictures: {quality}",
+        "denoiser": f"{config.denoiser_steps} steps of 32, AdamW 1e-3 with cosine decay, averaged weights",
+        "time of the last run of the script": f"{minutes:.0f} CPU-minutes, {config.threads} thread(s)",
+    }
+    write_model_card(config.out / "README.md", rate_table(model, settings, config.samples), facts)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BuildConfig))

@@ -1,0 +1,28 @@
+"""Prompt sets of the `Shapes` model: one a caption family, each with a fifth of its combinations held out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from diffusion_gym.prompts.base import PROMPTS, PromptSet
+from diffusion_gym.prompts.shapes_captions import COLORS, FAMILIES, SHAPES, Caption, all_captions
+
+_EVERY: Final = 5
+
+
+def is_held_out(caption: Caption) -> bool:
+    """Whether policy training leaves `caption` out; the same for both orders of a pair and all its relations."""
+    colors, shapes = [None, *COLORS], list(SHAPES)
+    places = [colors.index(t.color) + shapes.index(t.shape) + (t.number - 1) for t in caption.things]
+    return sum(places) % _EVERY == 3
+
+
+def _family_set(family: str) -> PromptSet:
+    captions = all_captions(family)
+    seen = tuple(str(caption) for caption in captions if not is_held_out(caption))
+    unseen = tuple(str(caption) for caption in captions if is_held_out(caption))
+    return PromptSet(f"shapes-{family}", seen, unseen)
+
+
+for _family in FAMILIES:
+    PROMPTS.register(f"shapes-{_family}")(lambda family=_family: _family_set(family))

@@ -1,0 +1,124 @@
+"""What a reward is, and the one place that calls it and checks what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from diffusion_gym.registry import Registry
+
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Scores of a batch of images.
+
+    Attributes:
+        scores: float32 `(N,)`, larger is better; NaN or infinite marks a sample that could not be scored.
+        info: the reward's components by name, each `(N,)`.
+    """
+
+    scores: torch.Tensor
+    info: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Reward(Protocol):
+    """Scores finished images: `r(x_0, c)` of the DDPO paper, section C.3."""
+
+    def __call__(
+        self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> RewardOutput:
+        """Score `images`, float `(N, 3, H, W)` in [0, 1], made for `prompts` with their `metadata`."""
+        ...
+
+
+class RewardFactory(Protocol):
+    """Builds a reward from its keyword arguments; heavy imports belong inside."""
+
+    def __call__(self, **kwargs: Any) -> Reward:
+        """Build the reward."""
+        ...
+
+
+class RewardError(RuntimeError):
+    """A reward raised, or returned something that is no reward."""
+
+
+class RewardRegistry(Registry[RewardFactory]):
+    """Reward factories by name, with the models and prompts that each is meant for."""
+
+    def __init__(self) -> None:
+        super().__init__("reward")
+        self._models: dict[str, Collection[str] | None] = {}
+        self._prompts: dict[str, str | None] = {}
+
+    def register(
+        self, name: str, *, models: Collection[str] | None = None, prompts: str | None = None
+    ) -> Callable[[U], U]:
+        """Decorate a factory to enter it as `name`.
+
+        Args:
+            name: the reward's name, which becomes a part of environment ids.
+            models: the models whose pictures it can score; None for all.
+            prompts: the prompt set to use with it by default; None for the model's.
+
+        Raises:
+            ValueError: `name` is taken.
+        """
+        enter = super().register(name)
+        self._models[name], self._prompts[name] = models, prompts
+        return enter
+
+    def fits(self, name: str, model: str) -> bool:
+        """Whether reward `name` can score pictures of `model`."""
+        models = self._models[name]
+        return models is None or model in models
+
+    def default_prompts(self, name: str) -> str | None:
+        """The prompt set that goes with reward `name`."""
+        return self._prompts[name]
+
+
+REWARDS = RewardRegistry()
+
+
+def evaluate(
+    reward: Reward,
+    images: torch.Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+) -> RewardOutput:
+    """Call `reward` once on the whole batch and check its answer.
+
+    Args:
+        reward: the reward.
+        images: float `(N, 3, H, W)` in [0, 1].
+        prompts: N strings.
+        metadata: N mappings; empty ones where None.
+
+    Returns:
+        The reward's output with float32 `scores` on the images' device. Non-finite scores pass: the caller
+        drops those samples.
+
+    Raises:
+        RewardError: the reward raised, or returned no `(N,)` scores.
+    """
+    name = getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
+    try:
+        output = reward(images, prompts, metadata if metadata is not None else [{} for _ in prompts])
+    except Exception as error:
+        raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(output, RewardOutput):
+        output = RewardOutput(torch.as_tensor(output))
+    scores = torch.as_tensor(output.scores, dtype=torch.float32, device=images.device)
+    for part, value in {"scores": scores, **output.info}.items():
+        if tuple(value.shape) != (len(prompts),):
+            raise RewardError(
+                f"reward={name!r} returned {part} of shape {tuple(value.shape)} for {len(prompts)} images; "
+                f"return one number an image, shape ({len(prompts)},)"
+            )
+    return RewardOutput(scores.detach(), {k: v.detach().to(images.device) for k, v in output.info.items()})

@@ -1,0 +1,241 @@
+"""The maths of one denoising step, as pure tensor functions.
+
+A step turns a noisy `x_t` and the network's prediction into the Gaussian of `x_{t-1}`, the policy
+`pi(a|s) = N(mu, sigma_t^2 I)` of the DDPO paper (section C.3). Every sampler here has a mean of one form,
+
+    mu = coef_x0 * x0 + coef_eps * eps + coef_xt * x_t,
+
+with coefficients that are computed once, in float64, and looked up by step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+
+from diffusion_gym.config import Reduction
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+Variance = Literal["fixed_small", "fixed_large"]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """What a scheduler says of its noise; `alpha_bar` is the cumulative product of 1 - beta, float64 `(train steps,)`.
+
+    Attributes:
+        alpha_bar: float64, one value a training timestep.
+        final_alpha_bar: alpha-bar after the last step: 1, or `alpha_bar[0]` with `set_alpha_to_one=False`.
+        prediction: what the network predicts.
+        clip_x0: bound of the predicted x0 (`clip_sample`), None where it is not clamped.
+        variance: variance of the ancestral sampler.
+    """
+
+    alpha_bar: torch.Tensor
+    final_alpha_bar: float
+    prediction: Prediction = "epsilon"
+    clip_x0: float | None = None
+    variance: Variance = "fixed_small"
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """Coefficients of all T steps, in sampling order; each tensor is `(T,)`.
+
+    Attributes:
+        timesteps: int64, the scheduler's t that the network sees.
+        alpha_bar: cumulative alpha at t.
+        coef_x0: weight of the predicted x0 in the mean.
+        coef_eps: weight of the predicted noise in the mean.
+        coef_xt: weight of x_t in the mean.
+        sigma: standard deviation; 0 marks a deterministic step.
+        step_of: int64 `(train steps + 1,)`, the step at which a timestep is visited, -1 where it is not.
+        prediction: what the network predicts.
+        clip_x0: bound of the predicted x0, or None.
+    """
+
+    timesteps: torch.Tensor
+    alpha_bar: torch.Tensor
+    coef_x0: torch.Tensor
+    coef_eps: torch.Tensor
+    coef_xt: torch.Tensor
+    sigma: torch.Tensor
+    step_of: torch.Tensor
+    prediction: Prediction
+    clip_x0: float | None
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> StepTable:
+        """The table on a device, its coefficients in `dtype`."""
+        moved = {
+            field.name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def ddim_table(
+    schedule: NoiseSchedule,
+    timesteps: torch.Tensor,
+    previous: torch.Tensor,
+    *,
+    eta: float,
+    sigma_min: float = 0.0,
+) -> StepTable:
+    """Table of the DDIM sampler, formulas (12) and (16) of arXiv:2010.02502.
+
+    Args:
+        schedule: the noise schedule.
+        timesteps: int64 `(T,)`, descending.
+        previous: int64 `(T,)`, the timestep that each step leads to; negative at the end.
+        eta: 0 deterministic to 1 ancestral.
+        sigma_min: floor of sigma; the mean keeps the coefficients of the unfloored one.
+    """
+    now, then = _alpha_bars(schedule, timesteps, previous)
+    variance = (1 - then) / (1 - now) * (1 - now / then)
+    sigma = eta * variance.sqrt()
+    direction = (1 - then - sigma**2).clamp(min=0).sqrt()
+    zero = torch.zeros_like(sigma)
+    return _table(schedule, timesteps, now, then.sqrt(), direction, zero, sigma.clamp(min=sigma_min))
+
+
+def ddpm_table(
+    schedule: NoiseSchedule, timesteps: torch.Tensor, previous: torch.Tensor, *, sigma_min: float = 0.0
+) -> StepTable:
+    """Table of ancestral sampling, formula (7) of arXiv:2006.11239; the step at t = 0 adds no noise.
+
+    Args:
+        schedule: the noise schedule; its `variance` is the posterior's (`fixed_small`) or beta (`fixed_large`).
+        timesteps: int64 `(T,)`, descending.
+        previous: int64 `(T,)`, the timestep that each step leads to; negative at the end.
+        sigma_min: floor of sigma.
+    """
+    now, then = _alpha_bars(schedule, timesteps, previous, final=1.0)
+    beta = 1 - now / then
+    coef_x0 = then.sqrt() * beta / (1 - now)
+    coef_xt = (now / then).sqrt() * (1 - then) / (1 - now)
+    variance = beta if schedule.variance == "fixed_large" else (1 - then) / (1 - now) * beta
+    # diffusers clamps the variance at 1e-20 and adds no noise at t = 0
+    sigma = torch.where(timesteps > 0, variance.clamp(min=1e-20).sqrt(), 0.0)
+    zero = torch.zeros_like(sigma)
+    return _table(schedule, timesteps, now, coef_x0, zero, coef_xt, sigma.clamp(min=sigma_min))
+
+
+def _alpha_bars(
+    schedule: NoiseSchedule, timesteps: torch.Tensor, previous: torch.Tensor, final: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    bars = schedule.alpha_bar.double()
+    last = torch.tensor(schedule.final_alpha_bar if final is None else final, dtype=torch.float64)
+    # Choose the final alpha-bar first and clamp the index after: the other way round never reaches it.
+    return bars[timesteps], torch.where(previous < 0, last, bars[previous.clamp(min=0)])
+
+
+def _table(
+    schedule: NoiseSchedule,
+    timesteps: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    coef_x0: torch.Tensor,
+    coef_eps: torch.Tensor,
+    coef_xt: torch.Tensor,
+    sigma: torch.Tensor,
+) -> StepTable:
+    step_of = torch.full((len(schedule.alpha_bar) + 1,), -1, dtype=torch.int64)
+    step_of[timesteps] = torch.arange(len(timesteps))
+    clip, kind = schedule.clip_x0, schedule.prediction
+    return StepTable(timesteps, alpha_bar, coef_x0, coef_eps, coef_xt, sigma, step_of, kind, clip)
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance, w eps(x,t,c) + (1-w) eps(x,t,null): equation (5) of the DDPO paper."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def predict_x0(
+    output: torch.Tensor, x_t: torch.Tensor, alpha_bar: torch.Tensor, prediction: Prediction
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The denoised estimate x0 and the noise eps that a network's output stands for.
+
+    Args:
+        output: the network's output `(N, C, H, W)`.
+        x_t: the noisy sample `(N, C, H, W)`.
+        alpha_bar: cumulative alpha at t, broadcastable, such as `(N, 1, 1, 1)`.
+        prediction: what `output` is.
+    """
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    if prediction == "epsilon":
+        return (x_t - noise * output) / signal, output
+    if prediction == "sample":
+        return output, (x_t - signal * output) / noise
+    if prediction == "v_prediction":
+        return signal * x_t - noise * output, signal * output + noise * x_t
+    raise ValueError(f"prediction={prediction!r} must be one of epsilon, sample, v_prediction")
+
+
+def step_gaussian(
+    table: StepTable, steps: torch.Tensor, x_t: torch.Tensor, output: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `(N, C, H, W)` and standard deviation `(N, 1, 1, 1)` of `x_{t-1}`, for any mix of steps.
+
+    Args:
+        table: the step table, on the samples' device.
+        steps: int64 `(N,)`, the step of each sample, 0 being the first.
+        x_t: float `(N, C, H, W)`.
+        output: the (guided) network output, the same shape.
+    """
+    shape = (-1,) + (1,) * (x_t.ndim - 1)
+    x0, eps = predict_x0(output, x_t, table.alpha_bar[steps].view(shape), table.prediction)
+    if table.clip_x0 is not None:
+        x0 = x0.clamp(-table.clip_x0, table.clip_x0)  # its gradient is zero where it clamps
+    mean = table.coef_x0[steps].view(shape) * x0
+    mean = mean + table.coef_eps[steps].view(shape) * eps + table.coef_xt[steps].view(shape) * x_t
+    return mean, table.sigma[steps].view(shape)
+
+
+def gaussian_log_prob(
+    x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, reduction: Reduction = "mean"
+) -> torch.Tensor:
+    """Log-density `(N,)` of `x` under N(mean, std^2 I); 0 where `std` is 0, a deterministic step.
+
+    Args:
+        x: `(N, ...)`.
+        mean: `(N, ...)`.
+        std: `(N, 1, ...)`.
+        reduction: `mean` or `sum` over the dimensions.
+    """
+    stochastic = std > 0
+    safe = torch.where(stochastic, std, 1.0)  # no division by 0, also not in the gradient
+    density = -0.5 * ((x - mean) / safe) ** 2 - safe.log() - 0.5 * math.log(2 * math.pi)
+    return _reduce(torch.where(stochastic, density, 0.0), reduction)
+
+
+def gaussian_kl(
+    mean: torch.Tensor,
+    other: torch.Tensor,
+    std: torch.Tensor,
+    reduction: Reduction = "sum",
+    *,
+    denominator: bool = True,
+) -> torch.Tensor:
+    """KL divergence `(N,)` between two Gaussians of equal std, ||mean - other||^2 / (2 std^2); 0 where std is 0.
+
+    Args:
+        mean: `(N, ...)`, the mean of one.
+        other: `(N, ...)`, the mean of the other.
+        std: `(N, 1, ...)`, the standard deviation of both.
+        reduction: `sum` over the dimensions is the divergence; `mean` scales it like DDPO's log-probability.
+        denominator: False leaves out 2 std^2, as the DPOK code does.
+    """
+    stochastic = std > 0
+    scale = 2 * torch.where(stochastic, std, 1.0) ** 2 if denominator else 1.0
+    return _reduce(torch.where(stochastic, (mean - other) ** 2 / scale, 0.0), reduction)
+
+
+def _reduce(x: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+    flat = x.flatten(1)
+    return flat.mean(1) if reduction == "mean" else flat.sum(1)

@@ -1,0 +1,101 @@
+"""Files that are never half written: safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a temporary file beside `path`, then put it in place in one step.
+
+    Raises:
+        OSError: the disk is full or not writable; what was at `path` is still there, untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error}); it may be truncated or from another program") from error
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors, and strings in the header, as one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    # Serialised in memory: save_file would map the file, and a full disk would then kill the process.
+    data = save({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, dict(metadata or {}))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data) and None)
+
+
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read named tensors from a safetensors file, to the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(Path(path).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def tensors_metadata(path: str | Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file that `load_tensors` can read."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors `"<parameter index>.<name>"`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, row in state.items() for name, value in row.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; learning rates and the like stay the optimiser's own."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
