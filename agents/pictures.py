@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from diffusion_gym.storage import write_atomically
+from diffusion_gym.storage import write_bytes
 
 _LEAST_SIDE = 96  # small pictures are enlarged to this many pixels, so that a person can see them
 
@@ -39,4 +39,4 @@ def png_bytes(image: Image.Image) -> bytes:
 def save_grid(path: Path, pictures: torch.Tensor, columns: int | None = None) -> None:
     """Write a grid of uint8 `(N, H, W, 3)` pictures, atomically."""
     data = png_bytes(grid(pictures, columns))
-    write_atomically(path, lambda temporary: temporary.write_bytes(data) and None)
+    write_bytes(path, data)

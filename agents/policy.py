@@ -153,7 +153,9 @@ class DenoisingPolicy(nn.Module):
         steps = self.table.step_of[timesteps]
         if steps.device.type == "cpu" and bool((steps < 0).any()):
             strange = sorted(set(timesteps[steps < 0].tolist()))
-            raise ValueError(f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}")
+            raise ValueError(
+                f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}"
+            )
         output = self._guided_output(unet, latents, timesteps, observation.get("prompt"))
         mean, std = step_gaussian(self.table, steps, latents, output)
         return DenoisingDistribution(mean, std, self.config.log_prob_reduction)
@@ -171,7 +173,8 @@ class DenoisingPolicy(nn.Module):
             self._null = self.model.embed(self.model.tokenize([""]))
         both = torch.cat([conditional, self._null.expand_as(conditional)])
         output = self.model.predict(unet, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
-        return guide(*output.float().chunk(2), self.config.guidance_scale)
+        guided, unguided = output.float().chunk(2)
+        return guide(guided, unguided, self.config.guidance_scale)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Text embeddings `(N, L, D)`; each distinct prompt is encoded once in the policy's life."""

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
-
 from diffusion_gym.agents.policy import DenoisingPolicy
+from gymnasium.vector import VectorEnv
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
-from tqdm import tqdm
-
-from diffusion_gym.agents.algorithms import Agent
+from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from diffusion_gym.storage import write_atomically
+from gymnasium.vector import VectorEnv
+from tqdm import tqdm
+
+from diffusion_gym.rewards import RewardError
+from diffusion_gym.storage import write_text
 
 _TRAIN, _PICTURES = 0, 1  # first entry of a seed path: what the randomness is for
 
@@ -113,8 +114,12 @@ class Trainer:
         with board, bar, self._graceful_stop():
             if not resume:
                 self._pictures()
-            while not self.finished and not self._stop:
-                self._iterate(board, bar)
+            try:
+                while not self.finished and not self._stop:
+                    self._iterate(board, bar)
+            except (NoUsableReward, RewardError):  # raised before the agent has changed
+                self.checkpoints.save(self.agent, self.done)
+                raise
             self.checkpoints.save(self.agent, self.done)
             self._pictures()
         return self.done
@@ -154,13 +159,15 @@ class Trainer:
         path = self.out / "metrics.jsonl"
         kept = [json.dumps(row) for row in read_metrics(path) if row["iteration"] <= iteration]
         text = "".join(line + "\n" for line in kept)
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+        write_text(path, text)
 
     def _pictures(self) -> None:
         """A grid of pictures from noise that is the same at every call."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
         if self.pictures_env is not None and not path.exists():
-            shown = collect_many(self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES))
+            shown = collect_many(
+                self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES)
+            )
             save_grid(path, shown.images)
 
     @contextmanager

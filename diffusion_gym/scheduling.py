@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -72,7 +72,7 @@ class StepTable:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> StepTable:
         """The table on a device, its coefficients in `dtype`."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, dtype if value.is_floating_point() else value.dtype)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)

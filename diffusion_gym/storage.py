@@ -33,10 +33,23 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write bytes, atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomically(path, write)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -59,7 +72,7 @@ def save_tensors(
 
     # Serialised in memory: save_file would map the file, and a full disk would then kill the process.
     data = save({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, dict(metadata or {}))
-    write_atomically(path, lambda temporary: temporary.write_bytes(data) and None)
+    write_bytes(path, data)
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:

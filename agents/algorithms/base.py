@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-
 from diffusion_gym.agents.policy import DenoisingPolicy, Trainable
 from diffusion_gym.agents.rollout import Trajectories
+
 from diffusion_gym.registry import Registry
 from diffusion_gym.storage import optimizer_tensors, restore_optimizer
 
@@ -113,7 +113,9 @@ class Agent(ABC):
         parameters = self.policy.trainable_parameters()
         stored = {key.removeprefix("policy."): value for key, value in tensors.items() if key.startswith("policy.")}
         if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in parameters.items()}:
-            raise ValueError("the checkpoint holds the weights of another policy; check the model, trainable and lora_rank")
+            raise ValueError(
+                "the checkpoint holds the weights of another policy; check the model, trainable and lora_rank"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])
@@ -124,7 +126,7 @@ class Agent(ABC):
         """Everything else that a checkpoint stores, as JSON values."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - nothing to put back by default
         """Put back what `state` gave."""
 
 

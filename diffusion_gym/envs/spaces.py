@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from gymnasium import spaces
@@ -21,7 +21,7 @@ def make_spaces(model: DenoisingModel) -> tuple[spaces.Dict, spaces.Box]:
         is unconditional; and `Box float32 (C, H, W)`.
     """
     latents = spaces.Box(-LATENT_BOUND, LATENT_BOUND, model.latent_shape, np.float32)
-    parts: dict[str, spaces.Space] = {
+    parts: dict[str, spaces.Space[Any]] = {
         "timestep": spaces.Box(0, model.num_train_timesteps, (1,), np.int64),
         "latents": latents,
     }

@@ -86,6 +86,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
         self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), 0)  # t = 0 once x_0 is reached
         self.single_observation_space, self.single_action_space = make_spaces(self.model)
+        self._observed = list(self.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._forget()
@@ -258,7 +259,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         observation = {"timestep": self._out(timesteps), "latents": self._out(self._latents, copy=True)}
         if self.model.prompt_length:
             observation["prompt"] = self._out(self._tokens, copy=True)
-        return {key: observation[key] for key in self.single_observation_space}
+        return {key: observation[key] for key in self._observed}
 
     def _out(self, tensor: torch.Tensor, copy: bool = False) -> Any:
         tensor = tensor.clone() if copy else tensor

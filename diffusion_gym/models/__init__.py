@@ -12,7 +12,7 @@ import torch
 from diffusion_gym.models.base import MODELS, DenoisingModel
 from diffusion_gym.registry import unknown_name
 
-_HEAVY = {"latent", "lora"}  # these import diffusers or peft, so they wait for their first use
+_HEAVY = {"latent", "lora", "sampling"}  # these import diffusers or peft, so they wait for their first use
 
 for _module in pkgutil.iter_modules(__path__):
     if _module.name not in _HEAVY:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _HUB_SECONDS = 2.0  # patience with a hub that may not be there
 
@@ -37,7 +38,10 @@ def _from_hub(source: str, parts: Sequence[str]) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
-    options = {"allow_patterns": patterns, "ignore_patterns": ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*fp16*"]}
+    options: dict[str, Any] = {
+        "allow_patterns": patterns,
+        "ignore_patterns": ["*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*fp16*"],
+    }
     try:
         cached = snapshot_download(source, local_files_only=True, **options)
         if all((Path(cached) / part).is_dir() for part in parts):

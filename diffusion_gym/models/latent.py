@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.hub import located
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE
@@ -78,27 +79,31 @@ class LatentModel:
         folder = located(str(source), ("unet", "vae", "text_encoder", "tokenizer", "scheduler"))
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
-        self.sampler_defaults = dict(sampler_defaults or {})
+        self.sampler_defaults: Mapping[str, Any] = dict(sampler_defaults or {})
         self.default_prompts = default_prompts
-        place: dict[str, Any] = {"torch_dtype": dtype}
+        with quiet():
+            self._load(folder)
+        self._describe()
+
+    def _load(self, folder: str) -> None:
+        place: dict[str, Any] = {"torch_dtype": self.dtype}
         self.unet: nn.Module = self._frozen(UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **place))
         self.vae = self._frozen(AutoencoderKL.from_pretrained(folder, subfolder="vae", **place))
         self.text_encoder = self._frozen(
-            CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+            CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=self.dtype)
         )
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         self.scheduler_config = DDIMScheduler.load_config(folder, subfolder="scheduler")
-        self._describe()
 
     def _frozen(self, network: nn.Module) -> Any:
         return network.to(self.device).requires_grad_(False).eval()
 
     def _describe(self) -> None:
-        unet, vae = self.unet.config, self.vae.config
-        side = unet.sample_size
-        self.latent_shape = (unet.in_channels, side, side)
+        unet: Any = self.unet.config
+        vae, side = self.vae.config, int(unet.sample_size)
+        self.latent_shape: tuple[int, int, int] = (unet.in_channels, side, side)
         pixels = side * 2 ** (len(vae.block_out_channels) - 1)
-        self.image_shape = (pixels, pixels, 3)
+        self.image_shape: tuple[int, int, int] = (pixels, pixels, 3)
         self.prompt_length = self.tokenizer.model_max_length
         self.vocab_size = len(self.tokenizer)
         self.num_train_timesteps = self.scheduler_config["num_train_timesteps"]
@@ -135,15 +140,16 @@ class LatentModel:
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a `StableDiffusionPipeline` directory with `unet` in it, in the dtype of its weights."""
-        from diffusers import StableDiffusionPipeline
+        with quiet():
+            from diffusers import StableDiffusionPipeline
 
-        StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=unet,
-            scheduler=DDIMScheduler.from_config(self.scheduler_config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
+            StableDiffusionPipeline(
+                vae=self.vae,
+                text_encoder=self.text_encoder,
+                tokenizer=self.tokenizer,
+                unet=unet,
+                scheduler=DDIMScheduler.from_config(self.scheduler_config),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            ).save_pretrained(folder)

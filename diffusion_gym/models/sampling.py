@@ -24,7 +24,8 @@ def sample_images(
     for step in range(len(table)):
         steps = torch.full((number,), step, device=model.device)
         twice = model.predict(model.unet, torch.cat([x, x]), table.timesteps[steps].repeat(2), both).float()
-        output = guide(*twice.chunk(2), config.guidance_scale)
+        conditional, unconditional = twice.chunk(2)
+        output = guide(conditional, unconditional, config.guidance_scale)
         mean, std = step_gaussian(table, steps, x, output)
         x = mean + std * torch.randn(x.shape, generator=generator).to(model.device)
     return model.decode(x)

@@ -109,7 +109,9 @@ def _reduced(pictures: NDArray[np.uint8]) -> Floats:
             f"pictures={pictures.dtype} {shape} cannot be read; pass uint8 (N, S, S, 3) with S a multiple of {SIZE}"
         )
     factor = shape[1] // SIZE
-    return pictures.reshape(len(pictures), SIZE, factor, SIZE, factor, 3).mean((2, 4), dtype=np.float32)
+    cells = pictures.reshape(len(pictures), SIZE, factor, SIZE, factor, 3).astype(np.float32)
+    reduced: Floats = cells.mean((2, 4))
+    return reduced
 
 
 def _segment(pictures: Floats) -> tuple[Floats, Ints]:
@@ -231,7 +233,7 @@ def _split_touching(blobs: _Blobs, malformed: Masks, coverage: Floats) -> _Blobs
     whole = _pick(blobs, ~malformed)
     pieces = [whole]
     for i in np.flatnonzero(malformed):
-        blob = _pick(blobs, [i])
+        blob = _pick(blobs, np.array([i]))
         cover = coverage[blob.picture[0], blob.color[0]]
         good = (parts for parts in _splits(blob, cover) if (_match(_views(_weights(parts, coverage)))[0] >= 0).all())
         pieces.append(next(good, blob))
@@ -254,5 +256,5 @@ def _splits(blob: _Blobs, cover: Floats) -> Iterator[_Blobs]:
             yield _Blobs(blob.picture.repeat(len(parts)), blob.color.repeat(len(parts)), np.stack(parts))
 
 
-def _pick(blobs: _Blobs, chosen: Masks | list[int]) -> _Blobs:
+def _pick(blobs: _Blobs, chosen: Masks | Ints) -> _Blobs:
     return _Blobs(blobs.picture[chosen], blobs.color[chosen], blobs.mask[chosen])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from diffusion_gym.models.base import MODELS, DenoisingModel
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
-SAMPLER_DEFAULTS: Final = {"num_inference_steps": 20, "guidance_scale": 3.0}
+SAMPLER_DEFAULTS: Final[dict[str, Any]] = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 
 @MODELS.register("Shapes")

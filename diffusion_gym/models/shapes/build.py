@@ -54,7 +54,11 @@ class BuildConfig:
 
 
 def export(
-    folder: Path, vae: AutoencoderKL, networks: nn.ModuleDict, weights: dict[str, torch.Tensor], tokenizer: CLIPTokenizer
+    folder: Path,
+    vae: AutoencoderKL,
+    networks: nn.ModuleDict,
+    weights: dict[str, torch.Tensor],
+    tokenizer: CLIPTokenizer,
 ) -> None:
     """Write a `StableDiffusionPipeline` directory in float16, the UNet and text encoder taken from `weights`."""
     now = {key: value.clone() for key, value in networks.state_dict().items()}

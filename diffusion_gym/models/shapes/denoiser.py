@@ -27,7 +27,7 @@ def make_stage(tokenizer: CLIPTokenizer, folder: Path, *, seed: int, device: tor
     """The stage with freshly made networks `unet` and `text`, or those of the last saved state in `folder`."""
     torch.manual_seed(seed)
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id)
-    networks = nn.ModuleDict({"unet": make_unet(), "text": text}).to(device, memory_format=torch.channels_last)
+    networks = nn.ModuleDict({"unet": make_unet(), "text": text}).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Stage("denoiser", networks, folder, lr=1e-3, ema=0.999, seed=seed)
 
 

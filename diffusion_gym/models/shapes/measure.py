@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.base import DenoisingModel
@@ -14,15 +15,6 @@ from diffusion_gym.prompts.shapes_captions import FAMILIES, all_captions
 from diffusion_gym.rewards import evaluate, make_reward
 
 _BATCH = 64
-
-
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion."""
-    z = 1.96
-    share, spread = successes / trials, z * z / trials
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * np.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return float(centre - half), float(centre + half)
 
 
 def success_rates(
@@ -40,7 +32,8 @@ def success_rates(
         for start in range(0, samples, _BATCH):
             part = prompts[start : start + _BATCH]
             hits += float(evaluate(reward, sample_images(model, part, config, generator), part).scores.sum())
-        rates[family] = (hits / samples, *wilson(hits, samples))
+        interval = stats.binomtest(int(hits), samples).proportion_ci(0.95, method="wilson")
+        rates[family] = (hits / samples, float(interval.low), float(interval.high))
     return rates
 
 

@@ -114,4 +114,3 @@ def _related(caption: Caption, centres: NDArray[np.float64]) -> bool:
 def render(caption: Caption, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A random true picture of `caption`, uint8 (32, 32, 3)."""
     return draw(place(caption, rng), random_background(rng))
-

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from diffusion_gym.storage import load_tensors, optimizer_tensors, read_json, restore_optimizer, save_tensors, write_json
+from diffusion_gym.storage import (
+    load_tensors,
+    optimizer_tensors,
+    read_json,
+    restore_optimizer,
+    save_tensors,
+    write_json,
+)
 
 
 def warm_cosine(step: int, steps: int, warm_up: int = 100) -> float:

@@ -1,0 +1,253 @@
+"""The command `diffusion-gym`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+# Before diffusers and transformers are imported: the console shows our own lines only.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import gymnasium as gym
+import tyro
+
+from diffusion_gym.registry import unknown_name
+
+_USAGE: Final = """usage: diffusion-gym COMMAND [options]
+
+Reinforcement learning on the denoising process of a diffusion model.
+
+  envs      list the environments
+  presets   list the hyperparameter presets, side by side
+  train     train an agent on an environment
+  eval      compare a run's result with the pretrained model
+  report    write a run's page: curve, pictures, tables
+  demo      a complete small run on the embedded model, in minutes
+
+diffusion-gym COMMAND --help explains every option."""
+
+
+@dataclass(frozen=True)
+class EnvsOptions:
+    """List the environments."""
+
+
+@dataclass(frozen=True)
+class PresetsOptions:
+    """Print the hyperparameter presets side by side, with their sources."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Compare the newest checkpoint of a run with the pretrained model, from the same fresh noise."""
+
+    dir: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    samples: int = 256
+    """Pictures sampled from each of the two models, for the training prompts and again for held-out ones."""
+    seed: int = 1_000
+    """Seed of the noise; it never coincides with the noise of training."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write `report.html` of a run: one self-contained page."""
+
+    dir: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line on standard error and exit code 2."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE)
+        return
+    name, rest = args[0], args[1:]
+    warnings.filterwarnings("ignore", module="(diffusers|transformers|peft|torch).*")
+    try:
+        if name not in _COMMANDS:
+            raise ValueError(unknown_name("command", name, list(_COMMANDS)))
+        _COMMANDS[name](rest)
+    except KeyboardInterrupt:
+        _fail("stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint", 130)
+    except _mistakes() as error:
+        _fail(str(error), 2)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """The errors that a user can mend; anything else is a bug of ours and shows its traceback."""
+    from diffusion_gym.agents.algorithms import NoUsableReward
+
+    from diffusion_gym.rewards import RewardError
+
+    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _envs(args: list[str]) -> None:
+    from diffusion_gym.envs.registration import GENERIC_ID, environment_ids
+    from diffusion_gym.rewards import REWARDS
+
+    tyro.cli(EnvsOptions, args=args, prog="diffusion-gym envs")
+    print(f"{'environment':46}prompts, unless others are asked for")
+    for id_, kwargs in environment_ids().items():
+        print(f"{id_:46}{REWARDS.default_prompts(kwargs['reward']) or 'those of the model'}")
+    print(f"{GENERIC_ID:46}any: give --env.model, --env.reward and --env.prompts")
+
+
+def _presets(args: list[str]) -> None:
+    from diffusion_gym.agents.presets import PRESETS
+
+    tyro.cli(PresetsOptions, args=args, prog="diffusion-gym presets")
+    rows = {key for preset in PRESETS.values() for part in (preset.run, preset.env, preset.agent) for key in part}
+    print(f"{'':24}" + "".join(f"{name:>16}" for name in PRESETS))
+    for key in sorted(rows):
+        values = [{**p.run, **p.env, **p.agent}.get(key, "-") for p in PRESETS.values()]
+        print(f"{key:24}" + "".join(f"{value!s:>16}" for value in values))
+    for name, preset in PRESETS.items():
+        print(f"{name}: {preset.source}")
+
+
+def _train(args: list[str]) -> None:
+    from diffusion_gym.agents import runs
+
+    settings = parse_train(args)
+    print(
+        f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; run folder {settings.out}"
+    )
+    done, loading = runs.train(settings)
+    print(f"{done.iteration} iterations, {done.reward_queries} reward queries")
+    if done.reward_queries < settings.total_reward_queries:
+        print(f"Stopped early. Go on with: diffusion-gym train --resume --out {settings.out}")
+    else:
+        print(f"Next: diffusion-gym eval {settings.out}; diffusion-gym report {settings.out}")
+        print(f"In diffusers: {loading}")
+
+
+def parse_train(args: Sequence[str]) -> Any:
+    """The settings that a `train` command line stands for.
+
+    The options of the agent, and the defaults, depend on `--agent`, `--preset`, `--env` and `--resume`, so these are
+    looked at first.
+
+    Raises:
+        ValueError: with `--resume`, an option that differs from the run's own.
+    """
+    from diffusion_gym.agents.runs import load_settings
+    from diffusion_gym.agents.settings import RunSettings, starting_point
+
+    if "-h" in args or "--help" in args:
+        args = [*args, *(() if _option(args, "--env") else ("--env", "DiffusionDenoise-Shapes-Composition"))]
+    resume = "--resume" in args and _option(args, "--out") is not None
+    if resume:
+        start = replace(load_settings(Path(str(_option(args, "--out")))), resume=True)
+    else:
+        start = starting_point(
+            _option(args, "--env") or tyro.MISSING,
+            _option(args, "--agent") or "ddpo_is",
+            _option(args, "--preset"),
+            _option(args, "--env.model"),
+        )
+    settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
+    if resume:
+        _check_same(start, settings)
+    return settings
+
+
+def _option(args: Sequence[str], name: str) -> str | None:
+    for index, argument in enumerate(args):
+        if argument == name and index + 1 < len(args):
+            return args[index + 1]
+        if argument.startswith(name + "="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _check_same(stored: Any, asked: Any) -> None:
+    free = {
+        "total_reward_queries",
+        "checkpoint_every",
+        "pictures_every",
+        "keep_checkpoints",
+        "threads",
+        "resume",
+        "out",
+    }
+    for entry in fields(stored):
+        before, now = getattr(stored, entry.name), getattr(asked, entry.name)
+        if entry.name not in free and before != now:
+            raise ValueError(
+                f"{entry.name}={now!r} differs from the run's own {before!r}; leave it out with --resume, "
+                "or begin a new run in another --out"
+            )
+
+
+def _eval(args: list[str]) -> None:
+    from diffusion_gym.agents.runs import evaluate_run
+
+    options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
+    result = evaluate_run(options.dir, options.samples, options.seed)
+    print(json.dumps(result) if options.json else summary_text(result))
+
+
+def summary_text(result: dict[str, Any]) -> str:
+    """The numbers of `eval.json` in a few lines."""
+    lines = []
+    for name, part in (("training prompts", result), ("held-out prompts", result.get("held_out"))):
+        if part is None:
+            continue
+        lines.append(f"{name}, {part['samples']} samples of each model from the same noise:")
+        for key in ("reward_mean", "success"):
+            if key in part:
+                short = key.removesuffix("_mean")
+                before, after = part[f"base_{key}"], part[key]
+                lines.append(
+                    f"  {short:8} {before:.3f} {_interval(part[f'base_{short}_ci95'])} before, "
+                    f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
+                )
+        lines.append(f"  KL to the pretrained model: {part['kl_to_base']:.1f} nats a trajectory")
+    return "\n".join(lines)
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def _report(args: list[str]) -> None:
+    from diffusion_gym.agents.report import write_report
+
+    options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
+    print(f"report: {write_report(options.dir)}")
+
+
+def _demo(args: list[str]) -> None:
+    from diffusion_gym.agents.demo import DemoOptions, run_demo
+
+    run_demo(tyro.cli(DemoOptions, args=args, prog="diffusion-gym demo"))
+
+
+_COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
+    "envs": _envs,
+    "presets": _presets,
+    "train": _train,
+    "eval": _eval,
+    "report": _report,
+    "demo": _demo,
+}
+
+if __name__ == "__main__":
+    main()

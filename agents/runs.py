@@ -1,0 +1,114 @@
+"""Run folders: begin one, go on with one, load one, evaluate one."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusion_gym.agents.algorithms import AGENTS, Agent, NoUsableReward
+from diffusion_gym.agents.checkpoint import Checkpoints, Progress
+from diffusion_gym.agents.evaluation import compare, save_pictures
+from diffusion_gym.agents.export import export_policy
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.agents.trainer import Trainer
+
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.storage import read_json, write_json
+
+_LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "transformers", "peft")
+_PICTURES = 16
+
+
+def load_settings(folder: Path) -> RunSettings:
+    """The settings of a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its `config.json` is truncated or of something else.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no run (no config.json); pass the --out of a training run")
+    return RunSettings.from_json(read_json(path)["settings"], folder)
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder in which something is already.
+
+    Raises:
+        FileExistsError: it holds another run, or other files.
+    """
+    if (folder / "config.json").exists():
+        raise FileExistsError(f"out={str(folder)!r} already holds a run; go on with --resume, or choose another --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"out={str(folder)!r} is not empty and no run of diffusion-gym; choose another --out")
+
+
+def build_agent(settings: RunSettings, env: Any) -> Agent:
+    """The agent of a run, its weights being the pretrained model's."""
+    torch.manual_seed(settings.seed)  # LoRA adapters begin at random values
+    options = settings.agent_options
+    policy = DenoisingPolicy.from_env(env, trainable=options.trainable, lora_rank=options.lora_rank)
+    return AGENTS[settings.agent](policy, options)
+
+
+def train(settings: RunSettings) -> tuple[Progress, str]:
+    """Run or resume a training; returns how far it came and the line that loads the result in diffusers.
+
+    Raises:
+        FileExistsError: the run folder is taken.
+        NoUsableReward: an iteration without one finite reward; a checkpoint is kept.
+    """
+    if not settings.resume:
+        check_new(settings.out)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    env = make_env(settings, settings.rollout_batch)
+    agent = build_agent(settings, env)
+    pictures = make_env(settings, _PICTURES)
+    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures)
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": versions})
+    done = trainer.run(resume=settings.resume)
+    return done, export_policy(agent.policy, settings.out / "model")
+
+
+def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict[str, Any]:
+    """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
+
+    Args:
+        folder: the run folder.
+        samples: pictures of each model.
+        seed: seed of the noise, independent of the training's.
+        batch: pictures sampled at once.
+
+    Returns:
+        The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
+        prompt set has such.
+    """
+    settings = replace(load_settings(folder), rollout_batch=min(batch, samples))
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    env = make_env(settings, settings.rollout_batch)
+    agent = build_agent(settings, env)
+    progress = Checkpoints(folder / "checkpoints").load(agent)
+    result = {"env": settings.env, "agent": settings.agent, "seed": seed, **vars(progress)}
+    comparison = compare(env, agent.policy, samples, seed)
+    result |= comparison.summary()
+    save_pictures(folder / "images", comparison)
+    prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
+    if prompts.held_out:
+        other = make_env(settings, settings.rollout_batch, prompts.held_out_set())
+        comparison = compare(other, agent.policy, samples, seed)
+        result["held_out"] = comparison.summary()
+        save_pictures(folder / "images", comparison, "held-out-")
+    write_json(folder / "eval.json", result)
+    return result
+
+
+__all__ = ["NoUsableReward", "evaluate_run", "load_settings", "train"]

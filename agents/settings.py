@@ -1,0 +1,141 @@
+"""Everything that defines a training run: the command line, `config.json` and the presets are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import tyro
+from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
+from diffusion_gym.agents.presets import PRESETS, default_preset
+from diffusion_gym.agents.trainer import Schedule
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from diffusion_gym.prompts import PROMPTS, PromptSet
+from diffusion_gym.registry import unknown_name
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """Keyword arguments of the environment; those left at None keep the environment's own defaults."""
+
+    num_inference_steps: int | None = None
+    """T, the number of denoising steps."""
+    guidance_scale: float | None = None
+    """w of classifier-free guidance; 1 switches it off."""
+    eta: float | None = None
+    """Noise of the DDIM sampler; 1 is ancestral sampling."""
+    sigma_min: float | None = None
+    """Floor of a step's standard deviation."""
+    sampler: str | None = None
+    """`ddim` or `ddpm`."""
+    log_prob_reduction: str | None = None
+    """`mean` or `sum` over the dimensions of a step."""
+    model: str | None = None
+    """Another model: a name, a diffusers directory or a hub id."""
+    reward: str | None = None
+    """Another reward, by name."""
+    strict: bool | None = None
+    """Shapes rewards only: score success in {0, 1} in place of the share of facts."""
+    prompts: tuple[str, ...] | None = None
+    """A prompt set by name, a .txt file, or the prompts themselves."""
+    device: str | None = None
+    """Device of the model, the latents and the rewards."""
+    dtype: str | None = None
+    """Type of the model's weights: float32, bfloat16 or float16."""
+
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments for `gym.make` and `gym.make_vec`."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        if "strict" in given:
+            given["reward_kwargs"] = {"strict": given.pop("strict")}
+        if prompts := given.get("prompts"):
+            first = prompts[0]
+            named = len(prompts) == 1 and (first.split("/")[0] in PROMPTS or first.endswith(".txt"))
+            given["prompts"] = first if named else list(prompts)
+        return given
+
+
+@dataclass(frozen=True)
+class RunSettings(Schedule):
+    """Train an agent on a denoising environment and write a run folder."""
+
+    env: str = tyro.MISSING
+    """Environment id, such as DiffusionDenoise-Shapes-Composition; `diffusion-gym envs` lists them."""
+    out: Path = tyro.MISSING
+    """The run folder; it must be new, unless --resume is given."""
+    agent: str = "ddpo_is"
+    """The agent."""
+    seed: int = 0
+    """All randomness of the run derives from it."""
+    preset: str | None = None
+    """Hyperparameters to start from; `diffusion-gym presets` lists them. By default the one for the model."""
+    rollout_batch: int = 8
+    """Trajectories sampled at once; samples_per_iteration is a multiple of it."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's own choice."""
+    resume: bool = False
+    """Go on with the run in the run folder; its settings are taken over."""
+    env_options: Annotated[EnvOptions, tyro.conf.arg(name="env")] = field(default_factory=EnvOptions)
+    """Keyword arguments of the environment."""
+    agent_options: Annotated[AgentConfig, tyro.conf.arg(name="agent")] = field(default_factory=AgentConfig)
+    """Options of the agent."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How long the run goes on and what it writes."""
+        return Schedule(**{entry.name: getattr(self, entry.name) for entry in fields(Schedule)})
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `from_json` reads back."""
+        return {**asdict(self), "out": str(self.out), "resume": False}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], out: Path) -> RunSettings:
+        """The settings of a run folder's `config.json`.
+
+        Raises:
+            ValueError: the JSON is of something else.
+        """
+        try:
+            options = AGENTS[stored["agent"]].Config(**stored["agent_options"])
+            env = dict(stored["env_options"])
+            env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])
+            known = {entry.name: stored[entry.name] for entry in fields(cls)}
+            return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": options})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{out / 'config.json'} is no config of a diffusion-gym run ({error})") from error
+
+
+def starting_point(env: str, agent: str, preset: str | None, model: str | None) -> RunSettings:
+    """The settings before the command line: the agent's defaults, overlaid by the preset.
+
+    Raises:
+        ValueError: an unknown agent or preset.
+    """
+    config = AGENTS[agent].Config
+    name = preset or default_preset(env, model)
+    if name not in PRESETS:
+        raise ValueError(unknown_name("preset", name, list(PRESETS)))
+    chosen = PRESETS[name]
+    known = {entry.name for entry in fields(config)}
+    options = config(**{key: value for key, value in chosen.agent.items() if key in known})
+    start = RunSettings(env=env, agent=agent, preset=name, env_options=EnvOptions(**chosen.env), agent_options=options)
+    return replace(start, **chosen.run)
+
+
+def make_env(settings: RunSettings, num_envs: int, prompts: PromptSet | None = None) -> VectorEnv[Any, Any, Any]:
+    """The vector environment of a run, episodes reset by hand.
+
+    Args:
+        settings: the run's settings.
+        num_envs: batch of the environment.
+        prompts: other prompts than the run's.
+    """
+    keywords = settings.env_options.keywords()
+    if prompts is not None:
+        keywords["prompts"] = prompts
+    return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
