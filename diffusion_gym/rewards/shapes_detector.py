@@ -24,13 +24,11 @@ Ints = NDArray[np.int64]
 Masks = NDArray[np.bool_]
 
 _EDGE: Final = 0.5  # coverage from which a pixel belongs to an object
-_SPECK: Final = 8  # pixels; the smallest true object, a star of radius 4, has 20
 _MIN_RADIUS: Final = 3.0  # true objects have 4 and more; a much smaller blob looks like a circle, whatever it is
 # Blurred true shapes fit at 0.87 and more, half circles, bars, crescents and flat ellipses below 0.77. A square on its
 # corner would pass for a circle, at 0.86; no caption speaks of one.
 _MIN_FIT: Final = 0.8
-_CORE_COVERAGES: Final = (0.7, 0.8, 0.9)  # from which touching objects of one color may come apart
-_CORE_DEPTHS: Final = (1.5, 2.5, 3.5)  # the same by the distance from the edge in pixels
+_DEPTHS: Final = (1.1, 1.5, 2.1, 2.5, 3.1, 3.5)  # pixels from the edge, where touching objects may come apart
 _POINTS: Final = 28  # side of the normalised view of a blob
 _REACH: Final = 1.1  # half the width of that view, in units of the square root of the blob's area
 _TEMPLATE_RADII: Final = (4.0, 5.0, 6.5, 8.0)  # edges are softer, relative to the size, on small objects
@@ -146,21 +144,18 @@ def _connected(coverage: Floats, nearest: Ints) -> _Blobs:
 def _regions(layers: Masks) -> tuple[Masks, Ints]:
     """The connected regions (M, 32, 32) of K layers (K, 32, 32), and the layer (M,) of each.
 
-    Specks are left out: regions of a few pixels, and thin ones such as the seam between two touching objects, whose
-    mixed color can be nearest to a third.
+    Regions in which not even a plus of five pixels has room are left out: specks, and the seam between two touching
+    objects, whose mixed color can be nearest to a third.
     """
     from scipy import ndimage
 
-    flat = np.zeros((3, 3, 3), np.bool_)
-    flat[1] = ndimage.generate_binary_structure(2, 1)  # neighbours share a side: corners of squares can touch
-    labels, count = ndimage.label(layers, flat)
-    at = np.flatnonzero(labels)
-    label = labels.reshape(-1)[at]
-    layer = np.zeros(count + 1, np.int64)
-    layer[label] = at // SIZE**2
-    core = np.zeros(count + 1, np.bool_)
-    core[labels[ndimage.binary_erosion(layers, flat)]] = True
-    kept = np.flatnonzero(core & (np.bincount(label, minlength=count + 1) >= _SPECK))
+    plus = np.zeros((3, 3, 3), np.bool_)
+    plus[1] = ndimage.generate_binary_structure(2, 1)
+    labels, count = ndimage.label(layers, plus)  # neighbours share a side; the corners of two squares can touch
+    where = np.flatnonzero(ndimage.binary_erosion(layers, plus))
+    layer = np.full(count + 1, -1)
+    layer[labels.reshape(-1)[where]] = where // SIZE**2
+    kept = np.flatnonzero(layer >= 0)
     return labels[layer[kept]] == kept[:, None, None], layer[kept]
 
 
@@ -172,9 +167,9 @@ def _weights(blobs: _Blobs, coverage: Floats) -> Floats:
     from scipy import ndimage
 
     cover = coverage[blobs.picture, blobs.color]
-    taken = np.zeros((len(coverage), SIZE, SIZE), np.int64)
-    np.add.at(taken, blobs.picture, blobs.mask)
-    rim = ndimage.binary_dilation(blobs.mask, np.ones((1, 3, 3), np.bool_)) & (taken[blobs.picture] == 0)
+    free = np.ones((len(coverage), SIZE, SIZE), np.bool_)
+    np.logical_and.at(free, blobs.picture, ~blobs.mask)
+    rim = ndimage.binary_dilation(blobs.mask, np.ones((1, 3, 3), np.bool_)) & free[blobs.picture]
     ranked = np.sort(np.where(blobs.mask, -cover, np.inf).reshape(len(cover), -1), axis=1)
     level = -ranked[np.arange(len(cover)), blobs.mask.sum((1, 2)) // 4]
     return np.where(blobs.mask | rim, cover / level[:, None, None], 0).clip(0, 1).astype(np.float32)
@@ -234,26 +229,24 @@ def _split_touching(blobs: _Blobs, malformed: Masks, coverage: Floats) -> _Blobs
     pieces = [whole]
     for i in np.flatnonzero(malformed):
         blob = _pick(blobs, np.array([i]))
-        cover = coverage[blob.picture[0], blob.color[0]]
-        good = (parts for parts in _splits(blob, cover) if (_match(_views(_weights(parts, coverage)))[0] >= 0).all())
+        good = (parts for parts in _splits(blob) if (_match(_views(_weights(parts, coverage)))[0] >= 0).all())
         pieces.append(next(good, blob))
     return _Blobs(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("picture", "color", "mask")))
 
 
-def _splits(blob: _Blobs, cover: Floats) -> Iterator[_Blobs]:
-    """Ways to cut one blob (M = 1) with coverage (32, 32) into two or more, each pixel going to the nearest core."""
+def _splits(blob: _Blobs) -> Iterator[_Blobs]:
+    """Ways to cut one blob (M = 1) into two or more, each pixel going to the nearest core."""
     from scipy import ndimage
 
     mask = blob.mask[0]
     depth = ndimage.distance_transform_edt(mask)
-    cores = [mask & (cover >= level) for level in _CORE_COVERAGES] + [depth >= level for level in _CORE_DEPTHS]
-    for core in cores:
-        labels, count = ndimage.label(core)
+    for least in _DEPTHS:
+        labels, count = ndimage.label(depth >= least)
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
         owner = np.where(mask, labels[tuple(nearest)], 0)
-        parts = [owner == label for label in range(1, count + 1) if (owner == label).any()]
-        if len(parts) > 1:
-            yield _Blobs(blob.picture.repeat(len(parts)), blob.color.repeat(len(parts)), np.stack(parts))
+        if count > 1:
+            parts = owner == np.arange(1, count + 1)[:, None, None]
+            yield _Blobs(blob.picture.repeat(count), blob.color.repeat(count), parts)
 
 
 def _pick(blobs: _Blobs, chosen: Masks | Ints) -> _Blobs:

@@ -48,7 +48,8 @@ def false_captions(caption: Caption, objects: list[SceneObject]) -> list[Caption
         a, b = caption.things
         swapped = replace(a, color=b.color), replace(b, color=a.color)
         changed += [replace(caption, things=swapped), replace(caption, things=(b, a))]
-        changed += [replace(caption, relation=relation) for relation in RELATIONS]
+        if caption.relation:  # other scenes may lie on the diagonal, where centre and centroid can disagree
+            changed += [replace(caption, relation=relation) for relation in RELATIONS]
     return [c for c in changed if not is_true(c, objects)]
 
 
@@ -68,6 +69,11 @@ def softened(pictures: np.ndarray) -> np.ndarray:
     return (blurred + rng.normal(0, 6, pictures.shape)).round().clip(0, 255).astype(np.uint8)
 
 
+def blurred(pictures: np.ndarray) -> np.ndarray:
+    """Much less sharp than the autoencoder's reconstructions: 29 dB from blur alone."""
+    return ndimage.gaussian_filter(pictures, (0, 0.8, 0.8, 0))
+
+
 def score(pictures: np.ndarray, captions: list, family: str = "color", **kwargs) -> torch.Tensor:
     """Scores by the family's reward, through the checks of `evaluate`."""
     images = to_float(torch.from_numpy(pictures))
@@ -81,14 +87,14 @@ def picture(*objects: tuple[str, str, float, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("change, rate", [(np.copy, 0.998), (softened, 0.99)], ids=["drawn", "softened"])
+@pytest.mark.parametrize("change, rate", [(np.copy, 0.998), (softened, 0.99), (blurred, 0.99)])
 def test_true_captions_succeed(family, change, rate):
     captions, _, pictures = scenes(family)
     assert score(change(pictures), captions, family, strict=True).mean() >= rate
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("change", [np.copy, softened], ids=["drawn", "softened"])
+@pytest.mark.parametrize("change", [np.copy, softened])
 def test_false_captions_fail(family, change):
     captions, objects, pictures = scenes(family)
     rng = np.random.default_rng(5)
@@ -193,8 +199,29 @@ def test_a_two_colored_object_is_two_malformed_ones():
 def test_touching_objects_are_told_apart(first, second, shapes):
     reach = sum({"circle": 0.92 * 5, "square": 0.82 * 5}[shape] for shape in shapes)
     touching = picture((first, shapes[0], 10, 14), (second, shapes[1], 10 + reach, 17))
-    found = sorted((item.x, item.shape, item.color) for item in detect(touching)[0])
-    assert [item[1:] for item in found] == [(shapes[0], first), (shapes[1], second)]
+    found = sorted(detect(touching)[0], key=lambda item: item.x)
+    assert [(item.shape, item.color) for item in found] == [(shapes[0], first), (shapes[1], second)]
+    assert sum(item.radius for item in found) == pytest.approx(5 + 5, rel=0.025)  # no pixel counts twice
+
+
+def test_a_bar_is_not_taken_for_two_squares():
+    bar = np.full((1, 32, 32, 3), 128, np.uint8)
+    bar[:, 11:20, 6:25] = (214, 39, 40)
+    assert [item.shape for item in detect(bar)[0]] == [None]
+
+
+def test_a_dot_too_small_for_a_shape_still_counts():
+    dotted = picture(("red", "circle", 16, 16))
+    dotted[:, 2:6, 2:6] = (31, 80, 220)
+    assert sorted((item.color, item.shape) for item in detect(dotted)[0]) == [("blue", None), ("red", "circle")]
+
+
+def test_a_heap_of_stripes_counts_as_one_object():
+    striped = picture(("red", "circle", 8, 16))
+    for k, color in enumerate([(31, 80, 220), (240, 215, 30), (44, 160, 44), (140, 50, 190)]):
+        striped[:, 12 + 2 * k : 14 + 2 * k, 18:28] = color
+    assert sorted(str(item.shape) for item in detect(striped)[0]) == ["None", "circle"]
+    assert score(striped, ["a red circle"], strict=True).tolist() == [0.0]
 
 
 def test_specks_are_no_objects():
@@ -204,14 +231,13 @@ def test_specks_are_no_objects():
     assert score(dotted, ["a red circle"], strict=True).tolist() == [1.0]
 
 
-def test_an_object_between_two_colors_is_one_object():
-    between = np.array([(31 + 140) / 2, (80 + 50) / 2, (220 + 190) / 2])  # halfway from blue to purple
-    mixed = np.full((32, 32, 3), 128.0)
-    mixed[10:20, 12:22] = between
+def test_an_object_between_two_colors_does_not_crumble():
+    mixed = np.full((40, 32, 32, 3), 128.0)
+    mixed[:, 10:20, 12:22] = 0.45 * np.array([31, 80, 220]) + 0.55 * np.array([140, 50, 190])  # blue and purple
     noise = np.random.default_rng(0).normal(0, 6, mixed.shape)
-    (found,) = detect((mixed + noise).round().clip(0, 255).astype(np.uint8)[None])
-    assert [item.shape for item in found] == ["square"]
-    assert found[0].color in ("blue", "purple")
+    found = detect((mixed + noise).round().clip(0, 255).astype(np.uint8))
+    assert sum([item.shape for item in items] == ["square"] for items in found) >= 30
+    assert {item.color for items in found for item in items} <= {"blue", "purple"}
 
 
 def test_larger_pictures_are_read_at_the_scale_of_the_model():

@@ -1,0 +1,56 @@
+"""What the agents' tests share."""
+
+import pytest
+import torch
+
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.algorithms import DDPOIS
+from diffusion_gym.agents.rollout import collect
+
+
+@pytest.fixture
+def perturb():
+    """`perturb(policy, scale)` moves the trainable weights off the pretrained model; LoRA begins at no change."""
+
+    def move(policy, scale=0.05, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in policy.trainable_parameters().values():
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+        return policy
+
+    return move
+
+
+@pytest.fixture
+def make_policy(make_env, perturb):
+    """`make_policy(trainable)` on the environment `env`, away from the pretrained model."""
+
+    def make(env=None, trainable="lora", scale=0.05, **keywords):
+        torch.manual_seed(0)  # LoRA adapters begin at random values
+        policy = DenoisingPolicy.from_env(env if env is not None else make_env(), trainable=trainable, **keywords)
+        return perturb(policy, scale)
+
+    return make
+
+
+@pytest.fixture
+def make_agent(make_policy):
+    """`make_agent(env, trainable, **options of DDPO_IS)`, with a learning rate that one can see."""
+
+    def make(env=None, trainable="lora", scale=0.05, **options):
+        policy = make_policy(env, trainable, scale)
+        options = {"learning_rate": 1e-3, "clip_range": 0.2, "per_prompt": False, **options}
+        return DDPOIS(policy, DDPOIS.Config(trainable=trainable, **options))
+
+    return make
+
+
+@pytest.fixture
+def roll():
+    """`roll(env, policy, seed)`: one rollout."""
+
+    def rolled(env, policy, seed=0, **keywords):
+        return collect(env, policy, torch.Generator().manual_seed(seed), seed=seed, **keywords)
+
+    return rolled

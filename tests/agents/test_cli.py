@@ -1,0 +1,122 @@
+"""The command line as a user meets it: end to end, and its answers to mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diffusion_gym.agents.cli import main
+
+
+def train_arguments(tiny_pipeline, out, **extra):
+    options = {
+        "--env": "DiffusionDenoise-v0",
+        "--env.model": str(tiny_pipeline),
+        "--env.reward": "Compressibility",
+        "--env.num-inference-steps": 3,
+        "--env.guidance-scale": 2.0,
+        "--out": out,
+        "--total-reward-queries": 16,
+        "--samples-per-iteration": 8,
+        "--rollout-batch": 4,
+        "--agent.batch-size": 4,
+        **extra,
+    }
+    arguments = ["train", "--env.prompts", "a red circle", "two blue stars"]
+    return arguments + [str(part) for pair in options.items() for part in pair]
+
+
+def failure(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_train_eval_and_report(tiny_pipeline, tmp_path, capsys):
+    out = tmp_path / "run"
+    main(train_arguments(tiny_pipeline, out))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward_queries"] for row in rows] == [8, 16]
+    assert all({"iteration", "reward_queries", "reward_mean", "seconds"} <= set(row) for row in rows)
+    capsys.readouterr()
+    main(["eval", str(out), "--samples", "8", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    keys = {"reward_mean", "reward_ci95", "base_reward_mean", "base_reward_ci95", "kl_to_base"}
+    assert keys <= set(result)
+    assert result["reward_ci95"][0] <= result["reward_mean"] <= result["reward_ci95"][1]
+    main(["report", str(out)])
+    assert (out / "report.html").stat().st_size > 1000
+    assert {path.name for path in out.iterdir()} >= {"config.json", "checkpoints", "images", "model"}
+
+
+def test_resume_goes_on_with_the_settings_of_the_run(tiny_pipeline, tmp_path, capsys):
+    out = tmp_path / "run"
+    main(train_arguments(tiny_pipeline, out))
+    main(["train", "--resume", "--out", str(out), "--total-reward-queries", "24"])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward_queries"] for row in rows] == [8, 16, 24]
+    error = failure(["train", "--resume", "--out", str(out), "--seed", "5"], capsys)
+    assert "seed=5 differs from the run's own 0" in error
+
+
+def test_a_taken_run_folder_is_refused_and_left_alone(tiny_pipeline, tmp_path, capsys):
+    out = tmp_path / "run"
+    main(train_arguments(tiny_pipeline, out))
+    before = (out / "metrics.jsonl").read_bytes()
+    assert "already holds a run; go on with --resume" in failure(train_arguments(tiny_pipeline, out), capsys)
+    assert (out / "metrics.jsonl").read_bytes() == before
+    other = tmp_path / "notes"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    assert "is not empty" in failure(train_arguments(tiny_pipeline, other), capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--agent": "ddpo_si"}, "agent='ddpo_si' is unknown; did you mean 'ddpo_is'?"),
+        ({"--preset": "shape"}, "preset='shape' is unknown; did you mean 'shapes'?"),
+        ({"--env": "DiffusionDenoise-Shapes-Compositon"}, "DiffusionDenoise-Shapes-Composition"),
+        ({"--env.reward": "Compresibility"}, "reward='Compresibility' is unknown; did you mean 'Compressibility'?"),
+        ({"--env.eta": "0"}, "eta=0.0 makes every denoising step deterministic"),
+        ({"--env.eta": "1.5"}, "eta=1.5 must lie in [0, 1]"),
+        ({"--env.num-inference-steps": "2000"}, "num_inference_steps=2000 is larger than the model's schedule"),
+        ({"--rollout-batch": "3"}, "samples_per_iteration=8 must be a multiple of the rollout's batch, num_envs=3"),
+        ({"--agent.learning-rate": "-1"}, "learning_rate=-1.0 must be larger than 0"),
+        ({"--env.model": "nowhere/at-all/here"}, "model='nowhere/at-all/here' is no directory here"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(tiny_pipeline, tmp_path, capsys, change, message):
+    error = failure(train_arguments(tiny_pipeline, tmp_path / "run", **change), capsys)
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_of_a_folder_without_a_run(tmp_path, capsys):
+    assert "holds no run (no config.json)" in failure(["eval", str(tmp_path)], capsys)
+
+
+def test_a_foreign_config_is_named(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"settings": {"model": "bert"}}')
+    assert "is no config of a diffusion-gym run" in failure(["eval", str(tmp_path)], capsys)
+
+
+def test_the_console_shows_our_own_lines_only(tiny_pipeline, tmp_path):
+    command = [sys.executable, "-m", "diffusion_gym.agents.cli", *train_arguments(tiny_pipeline, tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert all("image" in line and "%" in line for line in lines), done.stderr  # the progress bar
+    assert done.stdout.startswith("ddpo_is on DiffusionDenoise-v0")
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--agent.clip-range" in text and "--env.guidance-scale" in text and "--total-reward-queries" in text

@@ -1,0 +1,43 @@
+"""What the tests share: a tiny random pipeline on disk, and environments on it. No network, no GPU, one thread."""
+
+import gymnasium as gym
+import pytest
+import torch
+
+import diffusion_gym
+from diffusion_gym.models.random_pipeline import write_random_pipeline
+
+torch.set_num_threads(1)
+gym.register_envs(diffusion_gym)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory):
+    """A pipeline directory whose every step is stochastic (`set_alpha_to_one=False`)."""
+    return write_random_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def exact_end_pipeline(tmp_path_factory):
+    """A pipeline directory whose last step is deterministic (`set_alpha_to_one=True`)."""
+    return write_random_pipeline(tmp_path_factory.mktemp("models") / "exact-end", set_alpha_to_one=True)
+
+
+def brightness(images, prompts, metadata):
+    return images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def make_env(tiny_pipeline):
+    """`make_env(num_envs, **keywords of gym.make_vec)` on the tiny pipeline, rewarded for brightness."""
+
+    def make(num_envs=4, **keywords):
+        defaults = {
+            "model": str(tiny_pipeline),
+            "reward": brightness,
+            "prompts": ["a red circle", "two blue stars", "a green square"],
+            "num_inference_steps": 4,
+        }
+        return gym.make_vec("DiffusionDenoise-v0", num_envs=num_envs, **{**defaults, **keywords})
+
+    return make

@@ -1,0 +1,187 @@
+"""Files are whole or absent: full disks, cut files, foreign files; and Adam goes on where it was."""
+
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_gym.storage import (
+    load_tensors,
+    optimizer_tensors,
+    read_json,
+    restore_optimizer,
+    save_tensors,
+    tensors_metadata,
+    write_atomically,
+    write_json,
+)
+
+
+def disk_full(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk that takes the first few bytes of a file and no more."""
+    genuine = Path.write_bytes
+
+    def write_some(self, data):
+        genuine(self, data[:10])
+        disk_full()
+
+    monkeypatch.setattr(Path, "write_bytes", write_some)
+
+
+def test_a_file_is_written_and_replaced(tmp_path):
+    path = tmp_path / "new" / "folder" / "value.json"
+    for value in ({"a": [1, 2.5, None]}, {"b": "ü"}):
+        write_json(path, value)
+        assert json.loads(path.read_text(encoding="utf-8")) == value == read_json(path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["value.json"]
+    assert path.stat().st_mode & 0o777 == 0o644  # not mkstemp's 0600
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", [b"precious", None])
+def test_a_write_that_raises_changes_nothing(tmp_path, error, before):
+    path = tmp_path / "file"
+    if before is not None:
+        path.write_bytes(before)
+
+    def half(temporary):
+        temporary.write_bytes(b"half of it")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, half)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == ({"file": before} if before else {})
+
+
+def test_a_full_disk_keeps_the_previous_tensors(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    save_tensors(path, {"w": torch.arange(5.0)}, {"step": "1"})
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save_tensors(path, {"w": torch.zeros(5)}, {"step": "2"})
+    assert load_tensors(path)["w"].tolist() == [0, 1, 2, 3, 4]
+    assert tensors_metadata(path) == {"step": "1"}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_fills_up_midway_leaves_nothing(tmp_path, full_disk):
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "value.json", list(range(100)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_found_full_when_flushing_keeps_the_previous_file(tmp_path, monkeypatch):
+    path = tmp_path / "value.json"
+    write_json(path, 1)
+    monkeypatch.setattr(os, "fsync", disk_full)  # where delayed allocation reports it
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, 2)
+    assert read_json(path) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_tensors_survive_bit_for_bit(tmp_path, dtype):
+    values = (torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    tensors = {"transposed": values.T, "view": values[1], "scalar": values[0, 0], "empty": values[:0]}
+    save_tensors(tmp_path / "t.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "t.safetensors")
+    assert loaded.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert loaded[name].dtype == dtype
+        assert torch.equal(loaded[name], value)
+    assert tensors_metadata(tmp_path / "t.safetensors") == {}
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 40, 0.5, 0.999, -1])
+def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
+    path = tmp_path / "weights.safetensors"
+    save_tensors(path, {"w": torch.arange(100.0), "b": torch.arange(3)}, {"format": "x"})
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=r"weights\.safetensors is truncated or not a safetensors file"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", pickle.dumps({"w": 1}), bytes(range(256)) * 8, b"\xff" * 100], ids=["json", "pickle", "0-255", "ff"]
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is truncated or not a safetensors file"):
+        load_tensors(path)
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("content", [b'{"a": [1, 2', b"", b"\xff\xfe{}", b"a: 1"])
+def test_broken_json_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is not a JSON file"):
+        read_json(tmp_path / "config.json")
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    layers = [torch.nn.Linear(4, 4) for _ in range(6)]  # 12 parameters: index "10" sorts before "2" as a string
+    return torch.nn.Sequential(*layers)
+
+
+def train(model, optimizer, steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+def adam(model, lr=1e-2):
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+
+
+def test_adam_goes_on_bit_for_bit(tmp_path):
+    model = network()
+    optimizer = adam(model)
+    train(model, optimizer, 3, seed=0)
+    save_tensors(tmp_path / "adam.safetensors", optimizer_tensors(optimizer))
+    copy, forgetful = network(1), network(1)
+    for other in (copy, forgetful):
+        other.load_state_dict(model.state_dict())
+    restored = adam(copy)
+    restore_optimizer(restored, load_tensors(tmp_path / "adam.safetensors"))
+    train(model, optimizer, 2, seed=1)
+    train(copy, restored, 2, seed=1)
+    train(forgetful, adam(forgetful), 2, seed=1)
+    pairs = list(zip(model.parameters(), copy.parameters(), forgetful.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not any(torch.equal(a, c) for a, _, c in pairs)  # the state does matter
+
+
+def test_a_restored_optimizer_keeps_its_own_learning_rate():
+    model = network()
+    optimizer = adam(model)
+    train(model, optimizer, 1, seed=0)
+    other = adam(network(1), lr=0.5)
+    restore_optimizer(other, optimizer_tensors(optimizer))
+    assert other.param_groups[0]["lr"] == 0.5
+    assert len(other.state) == 12
+
+
+def test_an_optimizer_that_never_stepped_has_nothing_to_store():
+    optimizer = adam(network())
+    assert optimizer_tensors(optimizer) == {}
+    restore_optimizer(optimizer, {})
+    assert len(optimizer.state) == 0
