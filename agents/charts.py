@@ -48,7 +48,7 @@ class Axis:
     def covering(cls, values: Sequence[float], number: int, *, rounded: bool) -> Axis:
         """An axis of about `number` ticks over `values`, which begins and ends at a tick if it is `rounded`."""
         low, high = min(values), max(values)
-        if not high > low:
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # flat, but for rounding errors: seen from zero
             low, high = min(low, 0.0), max(high, 0.0) if low else 1.0
         step = _round_step((high - low) / number)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -67,7 +67,7 @@ class Axis:
     def text(self, tick: float) -> str:
         """The label of a tick."""
         step = self.step / 10**self.exponent
-        decimals = next(places for places in range(12) if abs(round(step, places) - step) < step * 1e-6)
+        decimals = next(places for places in range(16) if abs(round(step, places) - step) < step * 1e-6)
         return f"{tick / 10**self.exponent:,.{decimals}f}".replace("-", "−")
 
     @property

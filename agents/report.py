@@ -16,7 +16,7 @@ from diffusion_gym.agents.runs import load_settings
 from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.agents.trainer import read_metrics
 
-from diffusion_gym.storage import read_json, write_atomically
+from diffusion_gym.storage import read_json, write_text
 
 _QUERIES: Final = "reward queries (images scored)"
 _DIAGNOSTICS: Final = {
@@ -92,14 +92,14 @@ def write_report(folder: Path) -> Path:
     title = f"{run.settings.agent} on {run.settings.env}, seed {run.settings.seed}"
     text = page(title, *(section(run) for section in sections))
     path = folder / "report.html"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_text(path, text)
     return path
 
 
 def _header(run: Run) -> Html:
     settings, options = run.settings, run.settings.env_options
-    facts = [settings.agent, f"seed {settings.seed}", f"preset {settings.preset}"]
-    facts += [f"{name} {value}" for name in ("model", "reward") if (value := getattr(options, name)) is not None]
+    named = {"seed": settings.seed, "preset": settings.preset, "model": options.model, "reward": options.reward}
+    facts = [settings.agent, *(f"{name} {value}" for name, value in named.items() if value is not None)]
     queries = run.metrics[-1]["reward_queries"] if run.metrics else 0
     progress = f"{len(run.metrics):,} iterations, {queries:,} of {settings.total_reward_queries:,} reward queries."
     parts = [element("h1", settings.env), element("p", " · ".join(facts), class_="lead")]

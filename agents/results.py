@@ -60,7 +60,9 @@ def prompt_table(label: str, part: Mapping[str, Any]) -> Html:
         part: the evaluation, or what it has under `held_out`.
     """
     measures = _measures(part)
-    head = ["Prompt", "Samples", *((measure.title, ("before", "after", "change")) for measure in measures)]
+    columns = ("before", "after", "change")
+    head: list[str | tuple[str, Sequence[str]]] = ["Prompt", "Samples"]
+    head += [(measure.title, columns) for measure in measures]
     groups = [_group(family, rows, measures) for family, rows in by_family(part["prompts"]).items()]
     return table(label, head, groups)
 
@@ -100,7 +102,8 @@ def _group(family: str, rows: Mapping[str, Any], measures: Sequence[_Measure]) -
     samples = sum(row["samples"] for row in rows.values())
     keys = [f"{prefix}{measure.key}" for measure in measures for prefix in ("", "base_")]
     means = {key: sum(row[key] * row["samples"] for row in rows.values()) / samples for key in keys}
-    return [("family", _cells(f"{family}, {len(rows):,} prompts", {"samples": samples, **means}, measures)), *lines]
+    name = f"{family}, {len(rows):,} prompt{'s' if len(rows) > 1 else ''}"
+    return [("family", _cells(name, {"samples": samples, **means}, measures)), *lines]
 
 
 def _cells(name: str, row: Mapping[str, Any], measures: Sequence[_Measure]) -> list[object]:

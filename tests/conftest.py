@@ -1,5 +1,7 @@
 """What the tests share: a tiny random pipeline on disk, and environments on it. No network, no GPU, one thread."""
 
+import warnings
+
 import gymnasium as gym
 import pytest
 import torch
@@ -20,7 +22,9 @@ def tiny_pipeline(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exact_end_pipeline(tmp_path_factory):
     """A pipeline directory whose last step is deterministic (`set_alpha_to_one=True`)."""
-    return write_random_pipeline(tmp_path_factory.mktemp("models") / "exact-end", set_alpha_to_one=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers would like every scheduler to be Stable Diffusion's
+        return write_random_pipeline(tmp_path_factory.mktemp("models") / "exact-end", set_alpha_to_one=True)
 
 
 def brightness(images, prompts, metadata):

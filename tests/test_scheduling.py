@@ -82,7 +82,7 @@ def ours(config, sampler, x, output):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("to_one", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps, eta", itertools.product([1, 5, 20, 50], [0.3, 1.0]))
+@pytest.mark.parametrize("steps, eta", list(itertools.product([1, 5, 20, 50], [0.3, 1.0])))
 def test_ddim_agrees_with_diffusers(prediction, clip, to_one, spacing, steps, eta):
     config = scheduler_config(
         prediction_type=prediction, clip_sample=clip, set_alpha_to_one=to_one, timestep_spacing=spacing
@@ -101,7 +101,7 @@ def test_ddim_agrees_with_diffusers(prediction, clip, to_one, spacing, steps, et
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps, offset", itertools.product([1, 5, 20, 50], [0, 1]))
+@pytest.mark.parametrize("steps, offset", list(itertools.product([1, 5, 20, 50], [0, 1])))
 def test_ddpm_agrees_with_diffusers(prediction, clip, variance, spacing, steps, offset):
     config = scheduler_config(
         prediction_type=prediction,
@@ -310,9 +310,10 @@ def test_the_three_predictions_stand_for_the_same_x0_and_noise(alpha_bar):
     signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
     outputs = {"epsilon": eps, "sample": x0, "v_prediction": signal * eps - noise * x0}
     for prediction, output in outputs.items():
-        found = predict_x0(output, signal * x0 + noise * eps, torch.full((3, 1, 1, 1), alpha_bar).double(), prediction)
-        torch.testing.assert_close(found[0], x0, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found[1], eps, rtol=1e-5, atol=1e-5)
+        bars = torch.full((3, 1, 1, 1), alpha_bar, dtype=torch.float64)
+        found = predict_x0(output, signal * x0 + noise * eps, bars, prediction)
+        torch.testing.assert_close(found[0], x0, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found[1], eps, rtol=1e-10, atol=1e-10)
 
 
 def test_an_unknown_prediction_is_named():

@@ -30,6 +30,31 @@ def check_options(options: dict[str, Any] | None) -> dict[str, Any]:
     return dict(options or {})
 
 
+def check_seeds(seed: Any, num_envs: int) -> list[int | None]:
+    """One seed an env: `seed + i`, or `seed[i]`; None for an env that goes on with its generator."""
+    if seed is None:
+        return [None] * num_envs
+    listed = not isinstance(seed, int | np.integer)
+    if listed and not isinstance(seed, Sequence | np.ndarray):
+        raise ValueError(f"seed={seed!r} must be None, a whole number, or a list with one for each of {num_envs} envs")
+    seeds = list(seed) if listed else [seed + index for index in range(num_envs)]
+    if len(seeds) != num_envs:
+        raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for num_envs={num_envs}; give one each")
+    for one in seeds:
+        if one is not None and (not isinstance(one, int | np.integer) or one < 0):
+            raise ValueError(f"seed={seed!r} holds {one!r}; a seed is None or a whole number of at least 0")
+    return [None if one is None else int(one) for one in seeds]
+
+
+def check_prompts(prompts: Any, num_envs: int) -> list[str]:
+    """One prompt an env from `options["prompt"]`, a string for all or one each."""
+    given = [prompts] * num_envs if isinstance(prompts, str) else prompts
+    listed = isinstance(given, Sequence | np.ndarray) and len(given) == num_envs
+    if not listed or not all(isinstance(entry, str) for entry in given):
+        raise ValueError(f"options['prompt']={prompts!r} must be a string, or a list of {num_envs}, one for each env")
+    return [str(entry) for entry in given]
+
+
 def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
     """A bool `(N,)` mask with at least one true entry; all true where None is given."""
     if mask is None:
@@ -60,7 +85,8 @@ def check_action(actions: Any, shape: tuple[int, ...], device: torch.device) -> 
     if actions.dtype not in (torch.float32, np.dtype(np.float32)):
         raise ValueError(f"actions have dtype {actions.dtype}; convert them to float32")
     if isinstance(actions, np.ndarray):
-        return torch.from_numpy(actions).to(device)
+        # A copy: PyTorch warns of arrays that are read-only, and refuses negative strides.
+        return torch.from_numpy(np.array(actions, order="C")).to(device)
     if actions.device.type != device.type:
         raise ValueError(f"actions are on {actions.device}, the environment is on {device}; move them there")
     return actions.detach()

@@ -17,7 +17,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.envs.checks import check_action, check_options, check_reset_mask, named_choice
+from diffusion_gym.envs.checks import (
+    check_action,
+    check_options,
+    check_prompts,
+    check_reset_mask,
+    check_seeds,
+    named_choice,
+)
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
 from diffusion_gym.models import DenoisingModel, load_model
@@ -67,8 +74,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         **sampler: Any,
     ) -> None:
         super().__init__()
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be at least 1")
+        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1")
         self.autoreset_mode = AutoresetMode(named_choice("autoreset_mode", autoreset_mode, list(AutoresetMode)))
         self.output = named_choice("output", output, ["torch", "numpy"])
         self.render_mode = named_choice("render_mode", render_mode, [None, "rgb_array"])
@@ -123,7 +130,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._require_open()
         options = check_options(options)
         mask = check_reset_mask(options.get("reset_mask"), self.num_envs)
-        self._seed(seed, mask)
+        self._seed(check_seeds(seed, self.num_envs), mask)
         self._begin(np.flatnonzero(mask), options)
         return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, mask)
 
@@ -153,7 +160,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         rewards = torch.zeros(self.num_envs, device=self.device)
         infos = self._with_masks({"prompt": self._prompts.copy()}, np.ones(self.num_envs, dtype=bool))
         if ended.any():
+            self._started[ended] = False  # a reward that raises leaves them to be reset
             infos.update(self._score(ended, rewards))
+            self._started[ended] = True
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 infos = self._restart(ended, infos)
         self._done = ended if self.autoreset_mode != AutoresetMode.SAME_STEP else np.zeros_like(ended)
@@ -174,13 +183,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
     # --- the parts of a step -------------------------------------------------------------------------------
 
-    def _seed(self, seed: int | Sequence[int | None] | None, mask: np.ndarray) -> None:
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for num_envs={self.num_envs}; give one each")
+    def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
         for index in np.flatnonzero(mask):
             if seeds[index] is not None or self._rngs[index] is None:
                 self._rngs[index], used = seeding.np_random(seeds[index])
@@ -198,7 +201,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             self._prompts[index] = self.prompt_set.draw(rng)
             noise[row] = rng.standard_normal(shape, dtype=np.float32)
         if (prompt := options.get("prompt")) is not None:
-            self._prompts[indices] = self._per_env("prompt", prompt, isinstance(prompt, str))[indices]
+            self._prompts[indices] = np.array(check_prompts(prompt, self.num_envs), dtype=object)[indices]
         start = torch.from_numpy(noise).to(self.device)
         if (latents := options.get("latents")) is not None:
             given = torch.as_tensor(latents, dtype=torch.float32, device=self.device)
@@ -223,6 +226,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         if self.device.type == "cpu" or (self._step == self.horizon).any():
             if not bool(self._finite.all()):
                 bad = np.flatnonzero(~self._finite.cpu().numpy()).tolist()
+                self._started[bad] = False
                 raise ValueError(f"actions hold NaN or infinite values in env {bad}; reset before going on")
 
     def _score(self, ended: np.ndarray, rewards: torch.Tensor) -> dict[str, Any]:
@@ -272,19 +276,14 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """Gymnasium's convention: `_key` says for which envs `key` holds something."""
         return {**infos, **{f"_{key}": mask.copy() for key in infos}}
 
-    def _per_env(self, name: str, value: Any, single: bool) -> np.ndarray:
-        values = np.full(self.num_envs, None, dtype=object)
-        values[:] = [value] * self.num_envs if single else list(value)
-        if not all(isinstance(entry, str) for entry in values):
-            raise ValueError(f"options[{name!r}]={value!r} must be a string, or {self.num_envs} strings")
-        return values
-
     def _latents_given(self, latents: torch.Tensor) -> torch.Tensor:
         shape = self.model.latent_shape
         if tuple(latents.shape) not in (shape, (self.num_envs, *shape)):
             raise ValueError(
                 f"options['latents'] has shape {tuple(latents.shape)}; give {shape} or {(self.num_envs, *shape)}"
             )
+        if not bool(latents.isfinite().all()):
+            raise ValueError("options['latents'] hold NaN or infinite values")
         return latents.expand(self.num_envs, *shape)
 
     # --- order of calls ------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def make_agent(make_policy):
 
     def make(env=None, trainable="lora", scale=0.05, **options):
         policy = make_policy(env, trainable, scale)
-        options = {"learning_rate": 1e-3, "clip_range": 0.2, "per_prompt": False, **options}
+        defaults = {"learning_rate": 1e-3, "clip_range": 0.2, "per_prompt": False, "micro_batch_size": 64}
+        options = {**defaults, **options}
         return DDPOIS(policy, DDPOIS.Config(trainable=trainable, **options))
 
     return make

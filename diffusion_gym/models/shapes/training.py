@@ -66,6 +66,7 @@ class Stage:
         steps: int,
         loss: Callable[[int, torch.Generator], torch.Tensor],
         after: Callable[[int], None] | None = None,
+        schedule: int | None = None,
     ) -> None:
         """Train up to `steps` steps.
 
@@ -73,6 +74,7 @@ class Stage:
             steps: the step to reach, counted from the very first.
             loss: step and generator -> the loss to differentiate.
             after: called with the step's number whenever the state is saved.
+            schedule: length of the learning-rate schedule; `steps` by default.
         """
         bar = tqdm(total=steps, initial=self.step, desc=self.name, mininterval=5)
         while self.step < steps:
@@ -82,7 +84,7 @@ class Stage:
             value.backward()
             nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * warm_cosine(self.step, steps)
+                group["lr"] = self.lr * warm_cosine(self.step, schedule or steps)
             self.optimizer.step()
             self._update_average()
             self.step += 1

@@ -1,0 +1,104 @@
+"""Advantages against hand calculations."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
+
+ROOT = 1.5**0.5  # 1, 2, 3 have standard deviation sqrt(2/3)
+
+
+def array(*values):
+    return np.array(values, dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    "rewards, expected",
+    [
+        (array(1, 2, 3), [-ROOT, 0, ROOT]),
+        (array(-5, 5), [-1, 1]),
+        (array(10, 10, 10, 14), [-1 / 3**0.5] * 3 + [3**0.5]),
+        (array(7), [0]),
+        (array(3, 3, 3), [0, 0, 0]),
+    ],
+)
+def test_batch_normalisation(rewards, expected):
+    np.testing.assert_allclose(batch_normalize(rewards), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_floor_of_the_standard_deviation():
+    np.testing.assert_allclose(batch_normalize(array(1, 3), std_floor=4.0), [-0.25, 0.25])
+    np.testing.assert_allclose(batch_normalize(array(0, 2e-9)), [-1e-3, 1e-3])
+
+
+def test_each_prompt_is_compared_with_itself():
+    statistics = PromptStatistics(buffer_size=8, min_count=2)
+    advantages = statistics.normalize(["a", "b", "a", "b", "a"], array(1, 100, 2, 300, 3))
+    np.testing.assert_allclose(advantages, [-ROOT, -1, 0, 1, ROOT], rtol=1e-12, atol=1e-12)
+
+
+def test_statistics_run_over_calls():
+    statistics = PromptStatistics(buffer_size=8, min_count=2)
+    statistics.normalize(["a", "a"], array(1, 2))
+    # the buffer holds 1, 2, 3 now
+    np.testing.assert_allclose(statistics.normalize(["a"], array(3)), [ROOT])
+
+
+def test_the_buffer_forgets_the_oldest():
+    statistics = PromptStatistics(buffer_size=2, min_count=2)
+    statistics.normalize(["a", "a"], array(1000, 2000))
+    np.testing.assert_allclose(statistics.normalize(["a", "a"], array(3, 5)), [-1, 1])
+    # of three new rewards the first is gone again: mean 6, standard deviation 1
+    np.testing.assert_allclose(statistics.normalize(["a", "a", "a"], array(1, 5, 7)), [-5, -1, 1])
+
+
+def test_below_the_minimum_count_the_batch_stands_in():
+    statistics = PromptStatistics(buffer_size=8, min_count=3)
+    rewards = array(1, 2, 3, 30, 50)
+    advantages = statistics.normalize(["a", "a", "a", "b", "b"], rewards)
+    np.testing.assert_allclose(advantages[:3], [-ROOT, 0, ROOT], rtol=1e-12, atol=1e-12)
+    mean = 86 / 5
+    std = (((1 - mean) ** 2 + (2 - mean) ** 2 + (3 - mean) ** 2 + (30 - mean) ** 2 + (50 - mean) ** 2) / 5) ** 0.5
+    np.testing.assert_allclose(advantages[3:], [(30 - mean) / std, (50 - mean) / std], rtol=1e-12)
+    # with a third reward, 40 +- sqrt(200/3), prompt b stands on its own
+    np.testing.assert_allclose(statistics.normalize(["b"], array(40)), [0], atol=1e-12)
+
+
+@pytest.mark.parametrize("floor, expected", [(1e-6, 0.5), (1e-3, 5e-4)])
+def test_equal_rewards_of_a_prompt_divide_by_the_floor(floor, expected):
+    statistics = PromptStatistics(buffer_size=4, min_count=2, std_floor=floor)
+    assert statistics.normalize(["a", "a"], array(5, 5)).tolist() == [0, 0]
+    advantages = PromptStatistics(buffer_size=4, min_count=2, std_floor=floor).normalize(["a", "a"], array(5, 5 + 1e-6))
+    np.testing.assert_allclose(advantages[1], min(1, expected), rtol=1e-3)
+
+
+def test_the_state_survives_a_checkpoint():
+    rng = np.random.default_rng(0)
+    statistics = PromptStatistics(buffer_size=3, min_count=2)
+    prompts = ["a", "b", "a", "c"] * 3
+    statistics.normalize(prompts, rng.normal(size=12))
+    restored = PromptStatistics(buffer_size=3, min_count=2)
+    restored.load(json.loads(json.dumps(statistics.state())))
+    for _ in range(2):  # twice: the restored buffer must also forget at the same length
+        rewards = rng.normal(size=12)
+        assert restored.normalize(prompts, rewards).tolist() == statistics.normalize(prompts, rewards).tolist()
+
+
+def test_loading_replaces_what_was_there():
+    statistics = PromptStatistics(buffer_size=4, min_count=1)
+    statistics.normalize(["a"], array(9))
+    statistics.load({"b": [1.0, 2.0]})
+    assert statistics.state() == {"b": [1.0, 2.0]}
+
+
+def test_prompts_and_rewards_of_unequal_length_are_refused():
+    with pytest.raises(ValueError):
+        PromptStatistics().normalize(["a"], array(1, 2))
+
+
+@pytest.mark.parametrize("buffer_size, min_count", [(4, 5), (4, 0), (0, 1)])
+def test_a_minimum_that_could_never_be_reached_is_refused(buffer_size, min_count):
+    with pytest.raises(ValueError, match=f"min_count={min_count} must lie between 1 and buffer_size={buffer_size}"):
+        PromptStatistics(buffer_size, min_count)
