@@ -197,34 +197,12 @@ def _check_same(stored: Any, asked: Any) -> None:
 
 
 def _eval(args: list[str]) -> None:
+    from diffusion_gym.agents.evaluation import summary_text
     from diffusion_gym.agents.runs import evaluate_run
 
     options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
     result = evaluate_run(options.dir, options.samples, options.seed)
     print(json.dumps(result) if options.json else summary_text(result))
-
-
-def summary_text(result: dict[str, Any]) -> str:
-    """The numbers of `eval.json` in a few lines."""
-    lines = []
-    for name, part in (("training prompts", result), ("held-out prompts", result.get("held_out"))):
-        if part is None:
-            continue
-        lines.append(f"{name}, {part['samples']} samples of each model from the same noise:")
-        for key in ("reward_mean", "success"):
-            if key in part:
-                short = key.removesuffix("_mean")
-                before, after = part[f"base_{key}"], part[key]
-                lines.append(
-                    f"  {short:8} {before:.3f} {_interval(part[f'base_{short}_ci95'])} before, "
-                    f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
-                )
-        lines.append(f"  KL to the pretrained model: {part['kl_to_base']:.1f} nats a trajectory")
-    return "\n".join(lines)
-
-
-def _interval(bounds: Sequence[float]) -> str:
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
 def _report(args: list[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from diffusion_gym.agents import runs
+from diffusion_gym.agents.evaluation import summary_text
 from diffusion_gym.agents.report import write_report
 from diffusion_gym.agents.settings import EnvOptions, starting_point
 
@@ -33,8 +34,6 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions) -> None:
     """Train, evaluate and report; prints the numbers and where the page is."""
-    from diffusion_gym.agents.cli import summary_text
-
     started = time.perf_counter()
     settings = starting_point(ENVIRONMENT, "ddpo_is", "shapes-demo", None)
     settings = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,29 @@ def trajectory_kl(policy: DenoisingPolicy, trajectories: Trajectories, number: i
         states = trajectories.states(samples, torch.full_like(samples, step))
         total += policy.distribution(states).kl(policy.reference_distribution(states))
     return total
+
+
+def summary_text(result: dict[str, Any]) -> str:
+    """The numbers of `eval.json` in a few lines."""
+    lines = []
+    for name, part in (("training prompts", result), ("held-out prompts", result.get("held_out"))):
+        if part is None:
+            continue
+        lines.append(f"{name}, {part['samples']} samples of each model from the same noise:")
+        for key in ("reward_mean", "success"):
+            if key in part:
+                short = key.removesuffix("_mean")
+                before, after = part[f"base_{key}"], part[key]
+                lines.append(
+                    f"  {short:8} {before:.3f} {_interval(part[f'base_{short}_ci95'])} before, "
+                    f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
+                )
+        lines.append(f"  KL to the pretrained model: {part['kl_to_base']:.1f} nats a trajectory")
+    return "\n".join(lines)
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
 def save_pictures(folder: Path, comparison: Comparison, prefix: str = "") -> None:

@@ -77,8 +77,9 @@ class DenoisingPolicy(nn.Module):
             raise ValueError(f"trainable={trainable!r} must be 'lora' or 'full'")
         if trainable == "lora" and lora_rank < 1:
             raise ValueError(f"lora_rank={lora_rank!r} must be at least 1")
-        if trainable == "full" and model.dtype == torch.float16:
-            raise ValueError("trainable='full' in float16 would lose the updates; use dtype='float32' or LoRA")
+        if trainable == "full" and model.dtype != torch.float32:
+            kind = str(model.dtype).removeprefix("torch.")
+            raise ValueError(f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32', or LoRA")
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
         self.table = model.step_table(config).to(model.device)

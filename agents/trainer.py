@@ -98,6 +98,7 @@ class Trainer:
             NoUsableReward: an iteration without one finite reward.
             RewardError: the reward failed. In both cases the newest checkpoint stands.
         """
+        self._stop = False  # of an earlier run that Ctrl-C ended
         if resume:
             self.done = self.checkpoints.load(self.agent)
         self._keep_metrics_up_to(self.done.iteration)

@@ -121,8 +121,9 @@ def ddpm_table(
     coef_x0 = then.sqrt() * beta / (1 - now)
     coef_xt = (now / then).sqrt() * (1 - then) / (1 - now)
     variance = beta if schedule.variance == "fixed_large" else (1 - then) / (1 - now) * beta
-    # diffusers clamps the variance at 1e-20 and adds no noise at t = 0
-    sigma = torch.where(timesteps > 0, variance.clamp(min=1e-20).sqrt(), 0.0)
+    # No noise at t = 0, as in diffusers. Where the variance itself is 0 diffusers adds noise of 1e-10, which no
+    # float32 latent can hold and no log-probability could score: such a step is deterministic here.
+    sigma = torch.where(timesteps > 0, variance.clamp(min=0).sqrt(), 0.0)
     zero = torch.zeros_like(sigma)
     return _table(schedule, timesteps, now, coef_x0, zero, coef_xt, sigma.clamp(min=sigma_min))
 

@@ -31,7 +31,7 @@ def brightness(images, prompts, metadata):
     return images.mean((1, 2, 3))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_env(tiny_pipeline):
     """`make_env(num_envs, **keywords of gym.make_vec)` on the tiny pipeline, rewarded for brightness."""
 

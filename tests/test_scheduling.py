@@ -207,7 +207,9 @@ def test_a_table_has_exactly_the_steps_asked_for(sampler, spacing, steps):
 
 
 def test_too_many_steps_are_refused():
-    with pytest.raises(ValueError, match="num_inference_steps=1001 is larger than the model's schedule; use at most 1000"):
+    with pytest.raises(
+        ValueError, match="num_inference_steps=1001 is larger than the model's schedule; use at most 1000"
+    ):
         step_table(scheduler_config(), SamplerConfig(num_inference_steps=1001))
 
 

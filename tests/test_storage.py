@@ -89,7 +89,9 @@ def test_a_disk_found_full_when_flushing_keeps_the_previous_file(tmp_path, monke
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+)
 def test_tensors_survive_bit_for_bit(tmp_path, dtype):
     values = (torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
     tensors = {"transposed": values.T, "view": values[1], "scalar": values[0, 0], "empty": values[:0]}
@@ -113,7 +115,9 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
 
 
 @pytest.mark.parametrize(
-    "content", [b"{}", pickle.dumps({"w": 1}), bytes(range(256)) * 8, b"\xff" * 100], ids=["json", "pickle", "0-255", "ff"]
+    "content",
+    [b"{}", pickle.dumps({"w": 1}), bytes(range(256)) * 8, b"\xff" * 100],
+    ids=["json", "pickle", "0-255", "ff"],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, content):
     path = tmp_path / "weights.safetensors"

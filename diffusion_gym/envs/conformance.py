@@ -256,7 +256,7 @@ def same_step_leaves_the_unfinished(make: Make) -> None:
     """`SAME_STEP`: envs that have not ended have no final data, and their episode goes on."""
     with opened(make, AutoresetMode.SAME_STEP) as probe, opened(make) as reference:
         if probe.lead == 0:
-            return  # episodes of one step all end together
+            return  # where episodes last one step, all end together
         probe.stagger()
         reference.stagger()
         results, wanted = _to_the_end(probe), _to_the_end(reference)
@@ -267,7 +267,7 @@ def same_step_leaves_the_unfinished(make: Make) -> None:
     require(infos["final_obs"][0] is None, f"final_obs of env 0, which goes on, is {infos['final_obs'][0]}, not None")
     for index in range(NUM_ENVS):
         change = difference(row(results["observations"], index), row(wanted["observations"], index))
-        require(bool(change) == ended[index], f"env {index} (ended: {ended[index]}) and its reset: {change or 'none'}")
+        require(bool(change) == ended[index], f"env {index} (ended: {ended[index]}) was reset: {bool(change)}")
 
 
 def next_step_resets_one_step_later(make: Make) -> None:
@@ -285,7 +285,7 @@ def next_step_leaves_the_unfinished(make: Make) -> None:
     """`NEXT_STEP`: while ended envs are reset, the others take their step."""
     with opened(make, AutoresetMode.NEXT_STEP) as probe, opened(make) as reference:
         if probe.lead == 0:
-            return  # episodes of one step all end together
+            return  # where episodes last one step, all end together
         for each in (probe, reference):
             each.stagger()
             ended = _to_the_end(each)["terminations"]

@@ -149,8 +149,14 @@ def difference(one: Any, other: Any, tolerance: float = 0.0, place: str = "") ->
     elif _equal(one, other, tolerance):
         return ""
     else:
-        return f"{place} {one!r} against {other!r}"
+        return f"{place} {brief(one)} against {brief(other)}"
     return next(filter(None, (difference(a, b, tolerance, name) for name, a, b in parts)), "")
+
+
+def brief(value: Any) -> str:
+    """The representation of `value`, with the middle of large arrays left out."""
+    with np.printoptions(threshold=8, edgeitems=1, precision=4):
+        return " ".join(repr(value).split())
 
 
 def _objects(value: Any) -> bool:
@@ -178,10 +184,10 @@ def check_fit(probe: Probe, results: Results) -> None:
     }
     same(_kinds(found), _kinds({name: empty[name] for name in found}), "dtype and shape (found, then wanted)")
     batch = found["observations"]
-    require(batch in env.observation_space, f"observations {batch} do not lie in {env.observation_space}")
+    require(batch in env.observation_space, f"observations {brief(batch)} do not lie in {env.observation_space}")
     for index, single in enumerate(iterate(env.observation_space, batch)):
         inside = single in env.single_observation_space
-        require(inside, f"observation {single} of env {index} does not lie in {env.single_observation_space}")
+        require(inside, f"observation {brief(single)} of env {index} does not lie in {env.single_observation_space}")
 
 
 def _check_container(probe: Probe, value: Any, place: str) -> None:

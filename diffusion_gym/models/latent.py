@@ -37,7 +37,7 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     if scheduler.config.thresholding:
         raise ValueError("the model's scheduler has thresholding=True, which has no Gaussian step; switch it off")
     scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps.to(torch.int64).cpu()
+    timesteps = scheduler.timesteps.to(torch.int64).cpu()[:steps]  # `trailing` can round to one more
     schedule = NoiseSchedule(
         alpha_bar=scheduler.alphas_cumprod.double(),
         final_alpha_bar=float(getattr(scheduler, "final_alpha_cumprod", 1.0)),

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.rollout import collect
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def perturb():
     """`perturb(policy, scale)` moves the trainable weights off the pretrained model; LoRA begins at no change."""
 
@@ -22,7 +21,7 @@ def perturb():
     return move
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_policy(make_env, perturb):
     """`make_policy(trainable)` on the environment `env`, away from the pretrained model."""
 
@@ -34,7 +33,7 @@ def make_policy(make_env, perturb):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_agent(make_policy):
     """`make_agent(env, trainable, **options of DDPO_IS)`, with a learning rate that one can see."""
 
@@ -47,7 +46,7 @@ def make_agent(make_policy):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def roll():
     """`roll(env, policy, seed)`: one rollout."""
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from diffusion_gym.agents.cli import main
 
 

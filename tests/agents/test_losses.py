@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from diffusion_gym.agents.losses import clipped_surrogate
 
 
