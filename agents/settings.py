@@ -138,4 +138,4 @@ def make_env(settings: RunSettings, num_envs: int, prompts: PromptSet | None = N
     keywords = settings.env_options.keywords()
     if prompts is not None:
         keywords["prompts"] = prompts
-    return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **keywords)
+    return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)

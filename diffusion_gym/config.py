@@ -35,6 +35,9 @@ class SamplerConfig:
     """`ddim` with `eta`, or `ddpm`, ancestral sampling with the variance that the model's scheduler names."""
 
     def __post_init__(self) -> None:
+        for name in ("guidance_scale", "eta", "sigma_min"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float), f"{name}={value!r} must be a number")
         _require(
             isinstance(self.num_inference_steps, int) and self.num_inference_steps >= 1,
             f"num_inference_steps={self.num_inference_steps!r} must be a whole number of at least 1",

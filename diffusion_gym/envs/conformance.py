@@ -194,7 +194,7 @@ def masked_reset_leaves_the_rest(make: Make) -> None:
             require(bool(change) == (index == 0), f"reset_mask of env 0 alone; env {index}: {change or 'no change'}")
         told = results["infos"].get("_prompt", only_first())
         require((told == only_first()).all(), f"reset_mask of env 0 alone; infos['_prompt'] is {told}")
-        ended = _to_the_end(probe)["terminations"]
+        ended = probe.to_the_end()["terminations"]
         wanted = ~only_first() | (probe.lead == 0)
         require((ended == wanted).all(), f"terminations are {ended} where envs {wanted} are {probe.horizon} steps old")
 
@@ -203,19 +203,12 @@ def step_after_the_end_is_refused(make: Make) -> None:
     """Without autoreset, `step` raises `ResetNeeded` from the end of any episode to its reset."""
     with opened(make) as probe:
         probe.stagger()
-        ended = _to_the_end(probe)["terminations"]
+        ended = probe.to_the_end()["terminations"]
         raises(gym.error.ResetNeeded, lambda: probe.step(0), f"step where envs {ended} have ended")
         probe.reset(options={"reset_mask": ended})
         after = probe.step(0)["terminations"]
         wanted = only_first() | (probe.horizon == 1)
         require((after == wanted).all(), f"terminations after the reset of {ended} are {after} instead of {wanted}")
-
-
-def _to_the_end(probe: Probe) -> Results:
-    """After `stagger`: the step at which the envs other than env 0 end."""
-    for number in range(probe.lead, probe.horizon):
-        results = probe.step(number)
-    return results
 
 
 def _reference(make: Make) -> tuple[Results, Results]:
@@ -259,11 +252,13 @@ def same_step_leaves_the_unfinished(make: Make) -> None:
             return  # where episodes last one step, all end together
         probe.stagger()
         reference.stagger()
-        results, wanted = _to_the_end(probe), _to_the_end(reference)
+        results, wanted = probe.to_the_end(), reference.to_the_end()
     infos, ended = results["infos"], wanted["terminations"]
     same(results["terminations"], ended, "terminations are not those with autoreset disabled")
     for key in ("_final_obs", "_final_info"):
         same(infos[key], ended, f"infos[{key!r}] must be the mask of the ended envs")
+    claimed = [key for key, mask in infos["final_info"].items() if key.startswith("_") and mask[0]]
+    require(not claimed, f"masks {claimed} in final_info claim something for env 0, which goes on")
     require(infos["final_obs"][0] is None, f"final_obs of env 0, which goes on, is {infos['final_obs'][0]}, not None")
     for index in range(NUM_ENVS):
         change = difference(row(results["observations"], index), row(wanted["observations"], index))
@@ -288,7 +283,7 @@ def next_step_leaves_the_unfinished(make: Make) -> None:
             return  # where episodes last one step, all end together
         for each in (probe, reference):
             each.stagger()
-            ended = _to_the_end(each)["terminations"]
+            ended = each.to_the_end()["terminations"]
         fresh = reference.reset(options={"reset_mask": ended})["observations"]
         results, wanted = probe.step(probe.horizon), reference.step(probe.horizon)
     for key in ("observations", "rewards", "terminations"):
@@ -314,18 +309,30 @@ def results_are_not_written_again(make: Make) -> None:
 
 
 def results_may_be_overwritten(make: Make) -> None:
-    """Writing into what a call returned, or into actions after their step, changes nothing that comes later."""
+    """Writing into what a call returned changes nothing that comes later."""
     for output in _OUTPUTS:
-        with opened(make, AutoresetMode.SAME_STEP, output) as probe:
-            wanted = probe.play(probe.horizon + 1)
-            returned: tuple[Any, ...] = probe.env.reset(seed=SEED)
-            for number, results in enumerate(wanted):
-                what = f"output={output!r}: overwriting earlier results or actions changed those of call {number}"
-                same(named(copied(returned)), results, what)
-                spoiled(returned)
-                actions = probe.actions(number)
-                returned = probe.env.step(actions)
-                spoiled(actions)
+        for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            with opened(make, mode, output) as probe:
+                wanted = probe.play(probe.horizon + 1)
+                returned: tuple[Any, ...] = probe.env.reset(seed=SEED)
+                for number, results in enumerate(wanted):
+                    what = f"output={output!r}, {mode}: overwriting earlier results changed those of call {number}"
+                    same(named(copied(returned)), results, what)
+                    spoiled(returned)
+                    returned = probe.env.step(probe.actions(number))
+
+
+def actions_may_be_overwritten(make: Make) -> None:
+    """Writing into actions after their step changes nothing: a reset of env 0 returns the others as they were."""
+    for output in _OUTPUTS:
+        with opened(make, output=output) as probe:
+            probe.reset(seed=SEED)
+            actions = probe.actions(0)
+            before = copied(probe.env.step(actions)[0])
+            spoiled(actions)
+            after = probe.reset(options={"reset_mask": only_first()})["observations"]
+        for index in range(1, NUM_ENVS):
+            same(row(after, index), row(before, index), f"output={output!r}: overwriting actions changed env {index}")
 
 
 # --- misuse ----------------------------------------------------------------------------------------------------
@@ -384,6 +391,7 @@ RULES: Final[tuple[Callable[[Make], None], ...]] = (
     next_step_leaves_the_unfinished,
     results_are_not_written_again,
     results_may_be_overwritten,
+    actions_may_be_overwritten,
     step_needs_a_reset,
     closed_is_closed,
     bad_actions_are_refused,

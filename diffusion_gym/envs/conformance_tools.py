@@ -64,6 +64,12 @@ class Probe:
         before = self.play(self.lead)[-1]
         return before, self.reset(options={"reset_mask": only_first()})
 
+    def to_the_end(self) -> Results:
+        """After `stagger`: the step at which the envs other than env 0 end."""
+        for number in range(self.lead, self.horizon):
+            results = self.step(number)
+        return results
+
 
 @contextmanager
 def opened(

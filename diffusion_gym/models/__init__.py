@@ -32,10 +32,15 @@ def load_model(model: str | DenoisingModel, device: str | torch.device, dtype: s
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
     if not isinstance(model, str | Path):
+        if not hasattr(model, "step_table"):
+            raise ValueError(f"model={model!r} is no name, directory, hub id or model object")
         return model
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} must be one of float32, bfloat16, float16")
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")
     return _load(str(model), place, getattr(torch, dtype))

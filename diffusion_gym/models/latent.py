@@ -32,8 +32,9 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     kind = DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler
     scheduler = kind.from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
-    if steps > total:
-        raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {total}")
+    most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
+    if steps > most:
+        raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {most}")
     if scheduler.config.thresholding:
         raise ValueError("the model's scheduler has thresholding=True, which has no Gaussian step; switch it off")
     scheduler.set_timesteps(steps)

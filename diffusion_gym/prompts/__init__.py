@@ -26,6 +26,8 @@ def make_prompts(prompts: str | Sequence[str] | PromptSet) -> PromptSet:
     """
     if isinstance(prompts, PromptSet):
         return prompts
+    if not isinstance(prompts, str | Sequence):
+        raise ValueError(f"prompts={prompts!r} must be a name, a .txt file, a list of strings or a PromptSet")
     if not isinstance(prompts, str):
         return PromptSet("custom", tuple(prompts))
     if prompts.endswith(".txt"):

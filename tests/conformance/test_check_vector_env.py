@@ -245,6 +245,14 @@ class MasksNothing(DenoisingVectorEnv):
         return {**infos, "_final_obs": np.ones(self.num_envs, bool), "_final_info": np.ones(self.num_envs, bool)}
 
 
+@breaks(conformance.same_step_leaves_the_unfinished)
+class ClaimsFinalInfoOfAll(DenoisingVectorEnv):
+    def _restart(self, ended, infos):
+        infos = super()._restart(ended, infos)
+        infos["final_info"]["_prompt"] = np.ones(self.num_envs, bool)
+        return infos
+
+
 @breaks(conformance.next_step_resets_one_step_later)
 class RewardsTheResetToo(DenoisingVectorEnv):
     def step(self, actions):
@@ -307,13 +315,16 @@ class HandsOutItsState(DenoisingVectorEnv):
 
 
 @breaks(conformance.results_may_be_overwritten)
+class HandsOutItsFlags(DenoisingVectorEnv):
+    def _flags(self, flags):
+        return flags if self.output == "numpy" else super()._flags(flags)
+
+
+@breaks(conformance.actions_may_be_overwritten)
 class KeepsTheActions(DenoisingVectorEnv):
-    def step(self, actions):
-        results = super().step(actions)
-        if hasattr(self, "_kept") and not self._ended_last:
-            results[0]["latents"][...] = self._kept
-        self._kept, self._ended_last = actions, bool(results[2].any())
-        return results
+    def _carry_over(self, latents, moving):
+        super()._carry_over(latents, moving)
+        self._latents = latents
 
 
 # --- misuse ---

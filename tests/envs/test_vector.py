@@ -194,13 +194,11 @@ def test_cuda_is_refused_where_there_is_none(make_env):
         make_env(device="cuda")
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="load_model lets torch's own error through")
 def test_unknown_device_is_refused(make_env):
     with pytest.raises(ValueError, match="device='gpu'"):
         make_env(device="gpu")
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="steps_offset=1 puts the first of 1000 steps at t = 1000")
 def test_number_of_steps_that_the_error_advises_is_taken(make_env):
     with pytest.raises(ValueError, match="use at most") as caught:
         make_env(1, num_inference_steps=1001)

@@ -44,7 +44,7 @@ PHASES: Final = (
     Phase(0),
     Phase(5_500, {"color": 0.2, "count": 0.2, "composition": 0.1, "location": 0.5}),
     Phase(8_000, {"color": 0.12, "count": 0.2, "composition": 0.03, "location": 0.5, "plain location": 0.15}, 20.0),
-    Phase(12_000, {"color": 0.2, "count": 0.3, "composition": 0.05, "location": 0.35, "plain location": 0.1}),
+    Phase(10_000, {"color": 0.2, "count": 0.3, "composition": 0.05, "location": 0.35, "plain location": 0.1}),
 )
 
 
