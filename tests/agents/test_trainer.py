@@ -204,6 +204,13 @@ def test_the_seed_decides(make_trainer, uninterrupted):
     assert rows(other)[0]["reward_mean"] != rows(again)[0]["reward_mean"]
 
 
+def test_every_iteration_samples_anew(make_trainer):
+    trainer = make_trainer(3)
+    trainer.agent.optimizer.param_groups[0]["lr"] = 0.0  # the same policy throughout: only the noise can differ
+    trainer.run()
+    assert len({row["reward_mean"] for row in rows(trainer)}) == 3
+
+
 @pytest.mark.parametrize("keep, every, expected", [(1, 1, [4]), (3, 1, [2, 3, 4]), (2, 3, [3, 4]), (5, 10, [4])])
 def test_the_newest_checkpoints_are_kept(make_trainer, keep, every, expected):
     trainer = make_trainer(keep_checkpoints=keep, checkpoint_every=every)

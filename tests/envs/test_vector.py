@@ -176,7 +176,7 @@ BAD_KEYWORDS = {
     "eta": ({"eta": 1.5}, ValueError, r"eta=1.5 must lie in \[0, 1\]"),
     "eta-negative": ({"eta": -0.1}, ValueError, r"eta=-0.1 must lie in \[0, 1\]"),
     "eta-nan": ({"eta": float("nan")}, ValueError, r"eta=nan must lie in \[0, 1\]"),
-    "steps": ({"num_inference_steps": 1001}, ValueError, "num_inference_steps=1001 is larger .* at most 1000"),
+    "steps": ({"num_inference_steps": 1001}, ValueError, "num_inference_steps=1001 is larger .* at most 999"),
     "steps-0": ({"num_inference_steps": 0}, ValueError, "num_inference_steps=0 must be"),
     "sampler": ({"sampler": "euler"}, ValueError, "sampler='euler' must be one of ddim, ddpm"),
 }
