@@ -206,11 +206,14 @@ def test_a_table_has_exactly_the_steps_asked_for(sampler, spacing, steps):
     assert table.step_of.tolist() == [visited.get(t, -1) for t in range(1001)]
 
 
-def test_too_many_steps_are_refused():
-    with pytest.raises(
-        ValueError, match="num_inference_steps=1001 is larger than the model's schedule; use at most 1000"
-    ):
-        step_table(scheduler_config(), SamplerConfig(num_inference_steps=1001))
+@pytest.mark.parametrize(
+    "spacing, offset, most", [("leading", 0, 1000), ("leading", 1, 999), ("trailing", 1, 1000), ("linspace", 1, 1000)]
+)
+def test_too_many_steps_are_refused(spacing, offset, most):
+    config = scheduler_config(timestep_spacing=spacing, steps_offset=offset)
+    assert step_table(config, SamplerConfig(num_inference_steps=most)).timesteps.max() == 999
+    with pytest.raises(ValueError, match=f"={most + 1} is larger than the model's schedule; use at most {most}$"):
+        step_table(config, SamplerConfig(num_inference_steps=most + 1))
 
 
 def test_thresholding_is_refused():

@@ -26,3 +26,13 @@ def _family_set(family: str) -> PromptSet:
 
 for _family in FAMILIES:
     PROMPTS.register(f"shapes-{_family}")(lambda family=_family: _family_set(family))
+
+
+@PROMPTS.register("shapes-demo")
+def shapes_demo() -> PromptSet:
+    """Few prompts that the embedded model gets wrong more often than right, so that minutes of training show."""
+    return PromptSet(
+        "shapes-demo",
+        ("a red star left of a blue circle", "a green square above a yellow triangle"),
+        ("a cyan triangle left of a purple square", "a yellow circle above a red star"),
+    )

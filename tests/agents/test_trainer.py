@@ -191,9 +191,9 @@ def test_the_reward_in_the_metrics_is_that_of_the_pictures(make_trainer):
 
 
 def test_pictures_do_not_change_the_run(make_trainer, uninterrupted):
-    trainer = make_trainer(pictures=True, pictures_every=1)
+    trainer = make_trainer(2, pictures=True, pictures_every=1)
     trainer.run()
-    assert_equals(trainer, uninterrupted())
+    assert rows(trainer) == uninterrupted().rows[:2]
 
 
 def test_the_seed_decides(make_trainer, uninterrupted):
@@ -211,18 +211,26 @@ def test_every_iteration_samples_anew(make_trainer):
     assert len({row["reward_mean"] for row in rows(trainer)}) == 3
 
 
-@pytest.mark.parametrize("keep, every, expected", [(1, 1, [4]), (3, 1, [2, 3, 4]), (2, 3, [3, 4]), (5, 10, [4])])
-def test_the_newest_checkpoints_are_kept(make_trainer, keep, every, expected):
-    trainer = make_trainer(keep_checkpoints=keep, checkpoint_every=every)
+def test_checkpoints_come_in_their_rhythm_and_at_the_end(make_trainer):
+    trainer = make_trainer(3, checkpoint_every=2)
     trainer.run()
-    assert names(trainer.out / "checkpoints") == [f"iteration-{i:06d}.safetensors" for i in expected]
+    assert names(trainer.out / "checkpoints") == ["iteration-000002.safetensors", "iteration-000003.safetensors"]
+
+
+@pytest.mark.parametrize("keep, expected", [(1, [12]), (3, [10, 11, 12]), (20, list(range(1, 13)))])
+def test_the_newest_checkpoints_are_kept(make_agent, tmp_path, keep, expected):
+    agent, checkpoints = make_agent(), Checkpoints(tmp_path, keep)
+    for iteration in range(1, 13):
+        checkpoints.save(agent, Progress(iteration, iteration * SAMPLES))
+    assert names(tmp_path) == [f"iteration-{i:06d}.safetensors" for i in expected]
+    assert checkpoints.load(agent) == Progress(12, 12 * SAMPLES)
 
 
 # --- resuming --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
-@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("first", [1, 3])
 def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, uninterrupted, trainable, first):
     make_trainer(first, trainable=trainable).run()
     resumed = make_trainer(trainable=trainable, init=5)
@@ -251,15 +259,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(make_trainer, uninterrupt
     assert_equals(resumed, uninterrupted())
 
 
-def test_a_finished_run_resumes_to_the_same(make_trainer, uninterrupted):
-    make_trainer().run()
-    again = make_trainer(init=5)
+def test_a_finished_run_resumes_to_the_same(make_trainer):
+    finished, again = make_trainer(1), make_trainer(1, init=5)
+    finished.run()
     again.run(resume=True)
-    assert_equals(again, uninterrupted())
+    assert same_agent(Snapshot.of(again), Snapshot.of(finished))
+    assert rows(again) == rows(finished) and again.done == Progress(1, SAMPLES)
 
 
-def test_a_longer_schedule_goes_on(make_trainer, uninterrupted):
-    make_trainer(2).run()
+def test_a_run_may_be_resumed_twice(make_trainer, uninterrupted):
+    make_trainer(1).run()
     make_trainer(3, init=3).run(resume=True)
     last = make_trainer(4, init=4)
     last.run(resume=True)
@@ -267,13 +276,13 @@ def test_a_longer_schedule_goes_on(make_trainer, uninterrupted):
 
 
 def test_pictures_of_a_resumed_run(make_trainer):
-    whole, part = make_trainer(3, "whole", pictures=True, pictures_every=1), make_trainer(2, pictures=True)
+    whole, part = make_trainer(2, "whole", pictures=True, pictures_every=1), make_trainer(1, pictures=True)
     whole.run()
     part.run()
-    resumed = make_trainer(3, pictures=True, pictures_every=1)
+    resumed = make_trainer(2, pictures=True, init=5)
     resumed.run(resume=True)
-    assert names(resumed.out / "images") == [f"iteration-{i:06d}.png" for i in (0, 2, 3)]
-    for i in (0, 2, 3):
+    assert names(resumed.out / "images") == [f"iteration-{i:06d}.png" for i in (0, 1, 2)]
+    for i in (0, 1, 2):
         name = f"iteration-{i:06d}.png"
         assert (resumed.out / "images" / name).read_bytes() == (whole.out / "images" / name).read_bytes()
 
@@ -317,11 +326,11 @@ def test_the_same_trainer_goes_on_after_ctrl_c(make_trainer, uninterrupted):
 
 
 def test_training_outside_the_main_thread(make_trainer, uninterrupted):
-    trainer = make_trainer()
+    trainer = make_trainer(1)
     thread = threading.Thread(target=trainer.run)
     thread.start()
     thread.join()
-    assert_equals(trainer, uninterrupted())
+    assert rows(trainer) == uninterrupted().rows[:1]
 
 
 # --- failures --------------------------------------------------------------------------------------------------
