@@ -70,7 +70,7 @@ def test_the_ratio_of_a_fresh_rollout_is_1(make_env, make_policy, roll, trainabl
 @pytest.mark.parametrize("trainable", TRAINABLE)
 def test_the_ratio_stays_1_in_other_batches(make_env, make_policy, roll, trainable, sampler):
     """Kernels round by batch; what is left is far inside DDPO's clip range of 1e-4."""
-    env = make_env(6, num_inference_steps=10, sampler=sampler)
+    env = make_env(5, num_inference_steps=5, sampler=sampler)
     policy = make_policy(env, trainable)
     rolled = roll(env, policy)
     for batch in (1, 7, 64):
@@ -269,7 +269,7 @@ def test_full_training_in_half_precision_does_not_lose_the_updates(make_env, dty
 
 
 @pytest.mark.parametrize("trainable", TRAINABLE)
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5, 7.0])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 7.0])
 @torch.no_grad()
 def test_the_guided_mean_by_two_calls_of_the_network_and_diffusers(make_env, make_policy, roll, trainable, guidance):
     env = make_env(guidance_scale=guidance)

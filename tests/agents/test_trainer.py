@@ -240,7 +240,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, uninterrupted,
 
 @pytest.mark.parametrize("dies_in", [2, 3, 4])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(make_trainer, uninterrupted, dies_in):
-    """Killed in the middle of an iteration, with metrics newer than the checkpoint and a half-written line."""
+    """Killed in mid-iteration, with metrics newer than the checkpoint (in 4) and a half-written line."""
     first_call_of = 2 * (dies_in - 1) + 1
     killed = make_trainer(reward=when(first_call_of, raising(SystemExit(1))), checkpoint_every=2)
     with pytest.raises(SystemExit):
