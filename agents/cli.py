@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     name, rest = args[0], args[1:]
     warnings.filterwarnings("ignore", module="(diffusers|transformers|peft|torch).*")
+    warnings.filterwarnings("ignore", message=".*Using the latest versioned environment.*")
     try:
         if name not in _COMMANDS:
             raise ValueError(unknown_name("command", name, list(_COMMANDS)))

@@ -10,10 +10,10 @@ from typing import Final
 from diffusion_gym.agents import runs
 from diffusion_gym.agents.evaluation import summary_text
 from diffusion_gym.agents.report import write_report
-from diffusion_gym.agents.settings import EnvOptions, starting_point
+from diffusion_gym.agents.settings import starting_point
 
-ENVIRONMENT: Final = "DiffusionDenoise-Shapes-Composition-v0"
-PROMPTS: Final = "shapes-demo"
+ENVIRONMENT: Final = "DiffusionDenoise-Shapes-Location-v0"
+PRESET: Final = "shapes-demo"
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,15 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> None:
     """Train, evaluate and report; prints the numbers and where the page is."""
     started = time.perf_counter()
-    settings = starting_point(ENVIRONMENT, "ddpo_is", "shapes-demo", None)
+    settings = starting_point(ENVIRONMENT, "ddpo_is", PRESET, None)
     settings = replace(
         settings,
         out=options.out or _free_folder(),
         seed=options.seed,
         threads=options.threads,
         total_reward_queries=options.total_reward_queries or settings.total_reward_queries,
-        env_options=replace(settings.env_options or EnvOptions(), prompts=(PROMPTS,)),
     )
-    print(f"DDPO_IS on {ENVIRONMENT}, prompts {PROMPTS}, seed {settings.seed}; run folder {settings.out}")
+    print(f"DDPO_IS on {ENVIRONMENT}, preset {PRESET}, seed {settings.seed}, into {settings.out}")
     done, loading = runs.train(settings)
     trained = time.perf_counter()
     if done.reward_queries < settings.total_reward_queries:

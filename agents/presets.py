@@ -24,6 +24,15 @@ class Preset:
     agent: Mapping[str, Any] = field(default_factory=dict)
 
 
+_SHAPES_AGENT: Final[dict[str, Any]] = {
+    "trainable": "full",
+    "learning_rate": 1e-4,
+    "batch_size": 32,
+    "clip_range": 1e-2,
+    "trained_steps": (0.0, 0.5),
+    "micro_batch_size": 128,
+}
+
 PRESETS: Final[dict[str, Preset]] = {
     "ddpo-paper": Preset(
         "DDPO, arXiv:2305.13301, tables F.1 and F.6",
@@ -43,15 +52,15 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "shapes": Preset(
         "tuned on the embedded model, docs/shapes-preset.md",
-        run={"samples_per_iteration": 64, "total_reward_queries": 4_096, "rollout_batch": 64},
-        env={},
-        agent={
-            "trainable": "full",
-            "learning_rate": 5e-4,
-            "batch_size": 32,
-            "clip_range": 1e-2,
-            "micro_batch_size": 128,
-        },
+        run={"samples_per_iteration": 128, "total_reward_queries": 6_400, "rollout_batch": 128},
+        env={"guidance_scale": 1.0},
+        agent=_SHAPES_AGENT,
+    ),
+    "shapes-demo": Preset(
+        "`shapes` at T = 10 on four location prompts, docs/shapes-preset.md",
+        run={"samples_per_iteration": 128, "total_reward_queries": 6_400, "rollout_batch": 128},
+        env={"guidance_scale": 1.0, "num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)},
+        agent=_SHAPES_AGENT,
     ),
 }
 

@@ -101,7 +101,8 @@ class RunSettings(Schedule):
             ValueError: the JSON is of something else.
         """
         try:
-            options = AGENTS[stored["agent"]].Config(**stored["agent_options"])
+            chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()}
+            options = AGENTS[stored["agent"]].Config(**chosen)
             env = dict(stored["env_options"])
             env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])
             known = {entry.name: stored[entry.name] for entry in fields(cls)}

@@ -28,6 +28,14 @@ class PolicyGradientConfig(AgentConfig):
     """Rewards a prompt needs before its own statistics are used; until then the batch's are."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this."""
+    trained_steps: tuple[float, float] = (0.0, 1.0)
+    """Part of the trajectory whose steps are trained on, as fractions of T, 0 being the noise and 1 the picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first, last = self.trained_steps
+        if not 0 <= first < last <= 1:
+            raise ValueError(f"trained_steps={self.trained_steps!r} must be two fractions of T, 0 <= first < last <= 1")
 
 
 class PolicyGradientAgent(Agent):
@@ -39,6 +47,11 @@ class PolicyGradientAgent(Agent):
     def __init__(self, policy: DenoisingPolicy, config: PolicyGradientConfig) -> None:
         super().__init__(policy, config)
         self.statistics = PromptStatistics(config.statistics_buffer, config.statistics_min_count)
+        steps, total = policy.stochastic_steps, len(policy.table)  # a deterministic step has no gradient
+        first, last = config.trained_steps
+        self.steps = steps[(steps >= first * total) & (steps < last * total)]
+        if len(self.steps) == 0:
+            raise ValueError(f"trained_steps={config.trained_steps!r} leaves no stochastic step of T={total}; widen it")
 
     @abstractmethod
     def surrogate(self, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor) -> Surrogate:
@@ -80,8 +93,8 @@ class PolicyGradientAgent(Agent):
         self, trajectories: Trajectories, advantages: torch.Tensor, samples: torch.Tensor, rng: np.random.Generator
     ) -> dict[str, torch.Tensor]:
         """One optimiser step on all transitions of `samples`."""
-        steps = self.policy.stochastic_steps  # a deterministic step has no gradient
-        pairs = torch.cartesian_prod(samples, steps)[torch.from_numpy(rng.permutation(len(samples) * len(steps)))]
+        order = torch.from_numpy(rng.permutation(len(samples) * len(self.steps)))
+        pairs = torch.cartesian_prod(samples, self.steps)[order]
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
         for part in pairs.to(self.policy.device).split(self.config.micro_batch_size):

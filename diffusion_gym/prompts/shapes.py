@@ -33,6 +33,16 @@ def shapes_demo() -> PromptSet:
     """Few prompts that the embedded model gets wrong more often than right, so that minutes of training show."""
     return PromptSet(
         "shapes-demo",
-        ("a red star left of a blue circle", "a green square above a yellow triangle"),
-        ("a cyan triangle left of a purple square", "a yellow circle above a red star"),
+        (
+            "a red star left of a blue circle",
+            "a green square above a yellow triangle",
+            "a purple circle below a cyan star",
+            "a blue triangle right of a red square",
+        ),
+        (
+            "a cyan triangle left of a purple square",
+            "a yellow circle above a red star",
+            "a red square below a green triangle",
+            "a green star right of a blue circle",
+        ),
     )
