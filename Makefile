@@ -40,7 +40,7 @@ type: $(STAMP) $(COPY)
 FORCE:
 
 docs: $(STAMP)
-	$(BIN)/python docs/make_tables.py
+	$(BIN)/python docs/make_results.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/iteration.py

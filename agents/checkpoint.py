@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_gym.agents.algorithms import Agent
-
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-checkpoint-1"

@@ -88,7 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _mistakes() -> tuple[type[Exception], ...]:
     """The errors that a user can mend; anything else is a bug of ours and shows its traceback."""
     from diffusion_gym.agents.algorithms import NoUsableReward
-
     from diffusion_gym.rewards import RewardError
 
     return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
+
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from gymnasium.vector import VectorEnv
 
 _EVALUATION = 2  # first entry of a seed path; training and picture grids have their own
 _SHOWN = 16

@@ -15,7 +15,6 @@ from diffusion_gym.agents.results import arrow, by_family, number, prompt_table,
 from diffusion_gym.agents.runs import load_settings
 from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.agents.trainer import read_metrics
-
 from diffusion_gym.storage import read_json, write_text
 
 _QUERIES: Final = "reward queries (images scored)"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from diffusion_gym.agents.markup import Html, card, element, join, table
-
 from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusion_gym.agents.policy import DenoisingPolicy
 from gymnasium.vector import VectorEnv
+
+from diffusion_gym.agents.policy import DenoisingPolicy
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def collect_many(
     *,
     reference: bool = False,
 ) -> Trajectories:
-    """At least `number` trajectories, in batches of `env.num_envs`, cut to `number`.
+    """`number` trajectories, a multiple of `env.num_envs`, in batches of that size.
 
     The randomness depends on `seed_path`, such as (seed, iteration), and on nothing that happened before: that is
     what lets a resumed run equal the uninterrupted one.

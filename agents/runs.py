@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+
 from diffusion_gym.agents.algorithms import AGENTS, Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.evaluation import compare, save_pictures
@@ -16,7 +17,6 @@ from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.agents.trainer import Trainer
-
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.storage import read_json, write_json
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import tyro
+from gymnasium.vector import AutoresetMode, VectorEnv
+
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
 from diffusion_gym.agents.presets import PRESETS, default_preset
 from diffusion_gym.agents.trainer import Schedule
-from gymnasium.vector import AutoresetMode, VectorEnv
-
 from diffusion_gym.prompts import PROMPTS, PromptSet
 from diffusion_gym.registry import unknown_name
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
+from tqdm import tqdm
+
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from gymnasium.vector import VectorEnv
-from tqdm import tqdm
-
 from diffusion_gym.rewards import RewardError
 from diffusion_gym.storage import write_text
 

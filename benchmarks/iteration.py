@@ -13,12 +13,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.algorithms import DDPOIS
-from diffusion_gym.agents.rollout import collect_many
 from gymnasium.vector import AutoresetMode
 
 import diffusion_gym
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.algorithms import DDPOIS
+from diffusion_gym.agents.rollout import collect_many
 
 gym.register_envs(diffusion_gym)
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+
 from diffusion_gym.agents.policy import DenoisingPolicy, Trainable
 from diffusion_gym.agents.rollout import Trajectories
-
 from diffusion_gym.registry import Registry
 from diffusion_gym.storage import optimizer_tensors, restore_optimizer
 

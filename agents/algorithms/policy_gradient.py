@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
 from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, Metrics, NoUsableReward
 from diffusion_gym.agents.losses import Surrogate

@@ -80,7 +80,7 @@ def write_random_pipeline(
         prediction_type=prediction_type,
         clip_sample=clip_sample,
         set_alpha_to_one=set_alpha_to_one,
-        steps_offset=0 if set_alpha_to_one else 1,
+        steps_offset=1,
     )
     with quiet():
         StableDiffusionPipeline(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.rollout import collect

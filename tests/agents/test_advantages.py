@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
 
 ROOT = 1.5**0.5  # 1, 2, 3 have standard deviation sqrt(2/3)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from diffusion_gym.agents.cli import main
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import AGENTS, DDPOIS, NoUsableReward
 
@@ -56,6 +57,30 @@ def log_probs(policy, rolled, steps=range(4)):
         at = torch.full_like(number, step)
         rows.append(policy(rolled.states(number, at), rolled.actions(number, at)))
     return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("part", "steps"), [((0.0, 0.5), [0, 1]), ((0.5, 1.0), [2, 3]), ((0.25, 0.5), [1])])
+def test_trained_steps_are_the_only_ones_with_a_gradient(env, make_agent, roll, part, steps):
+    agent = make_agent(env, batch_size=NUMBER, max_grad_norm=1e9, trained_steps=part)
+    rolled = rewarded(roll(env, agent.policy))
+    rewards = rolled.rewards.double()
+    advantages = ((rewards - rewards.mean()) / rewards.std(correction=0)).float()
+    objective = (advantages * log_probs(agent.policy, rolled, steps)).mean()
+    ascent = torch.cat([part.flatten() for part in torch.autograd.grad(objective, agent.parameters)])
+    update(agent, rolled)
+    assert ascent.norm() > 0.01
+    assert (gradients(agent) + ascent).norm() <= 1e-4 * ascent.norm()
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2)])
+def test_trained_steps_must_be_a_part_of_the_trajectory(part):
+    with pytest.raises(ValueError, match=r"trained_steps=.* must be two fractions of T"):
+        DDPOIS.Config(trained_steps=part)
+
+
+def test_trained_steps_without_a_step_are_refused(make_agent, env):
+    with pytest.raises(ValueError, match=r"trained_steps=\(0.3, 0.4\) leaves no stochastic step of T=4; widen it"):
+        make_agent(env, trained_steps=(0.3, 0.4))
 
 
 @pytest.mark.parametrize("trainable", TRAINABLE)

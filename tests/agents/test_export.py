@@ -3,10 +3,10 @@
 import gymnasium as gym
 import pytest
 import torch
-from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.export import export_policy
 
 import diffusion_gym
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.export import export_policy
 
 gym.register_envs(diffusion_gym)
 

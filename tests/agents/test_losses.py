@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from diffusion_gym.agents.losses import clipped_surrogate
 
 

@@ -4,6 +4,7 @@ import gymnasium as gym
 import pytest
 import torch
 from diffusers import DDIMScheduler
+
 from diffusion_gym.agents import DenoisingDistribution, DenoisingPolicy
 
 TRAINABLE = ["lora", "full"]

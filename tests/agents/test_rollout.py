@@ -6,9 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import RewardOutput
 

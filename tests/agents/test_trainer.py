@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from diffusion_gym.agents.algorithms import NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.trainer import Schedule, Trainer, read_metrics
-
 from diffusion_gym.rewards import RewardError, RewardOutput
 from diffusion_gym.storage import save_tensors
 

@@ -4,10 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.rollout import collect
 
 import diffusion_gym
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.rollout import collect
 from diffusion_gym.models import load_model
 
 gym.register_envs(diffusion_gym)

@@ -1,0 +1,89 @@
+"""Puts measured results into the README: run it after the demo, or alone to write the tables again.
+
+    python docs/make_results.py runs/demo-seed-0 runs/demo-seed-1 runs/demo-seed-2   # take the runs' numbers over
+    python docs/make_results.py                                                      # only write the tables again
+
+The numbers are kept in `docs/results/`; a test checks that the README agrees with them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+CARD = ROOT / "diffusion_gym" / "models" / "shapes" / "weights" / "README.md"
+
+
+def take_over(runs: list[Path]) -> None:
+    """Copy the runs' evaluations and the first one's pictures."""
+    for run in runs:
+        result = json.loads((run / "eval.json").read_text())
+        config = json.loads((run / "config.json").read_text())["settings"]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        seconds = sum(row["seconds"] for row in rows)
+        kept = {key: value for key, value in result.items() if key not in ("prompts",)}
+        kept["held_out"] = {key: value for key, value in result["held_out"].items() if key != "prompts"}
+        kept |= {"train_seed": config["seed"], "minutes": seconds / 60}
+        kept["images_per_second"] = result["reward_queries"] / seconds
+        (RESULTS / f"demo-seed-{config['seed']}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    sheets = [Image.open(runs[0] / "images" / f"{name}.png") for name in ("before", "after")]
+    gap = 24
+    picture = Image.new("RGB", (sum(s.width for s in sheets) + gap, sheets[0].height), "white")
+    picture.paste(sheets[0], (0, 0))
+    picture.paste(sheets[1], (sheets[0].width + gap, 0))
+    picture.save(ROOT / "docs" / "images" / "demo.png", optimize=True)
+
+
+def demo_table() -> str:
+    """One row a seed of the demo."""
+    lines = [
+        "| seed | strict success before | after | held-out before | after | KL to base, nats | minutes | images/s |",
+        "|---" * 8 + "|",
+    ]
+    for path in sorted(RESULTS.glob("demo-seed-*.json")):
+        result = json.loads(path.read_text())
+        held = result["held_out"]
+        cells = [
+            str(result["train_seed"]),
+            *(_share(result, key) for key in ("base_success", "success")),
+            *(_share(held, key) for key in ("base_success", "success")),
+            f"{result['kl_to_base']:.0f}",
+            f"{result['minutes']:.1f}",
+            f"{result['images_per_second']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _share(result: dict[str, Any], key: str) -> str:
+    low, high = result[f"{key}_ci95"]
+    return f"{result[key]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def model_table() -> str:
+    """The table of success rates in the model card."""
+    lines = [line for line in CARD.read_text().splitlines() if line.startswith("|")]
+    start = next(index for index, line in enumerate(lines) if line.startswith("| guidance"))
+    return "\n".join(lines[start:])
+
+
+def fill(text: str) -> str:
+    """`text` with each marked block written anew."""
+    for name, table in {"demo": demo_table(), "model": model_table()}.items():
+        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
+    return text
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        take_over([Path(argument) for argument in sys.argv[1:]])
+    readme = ROOT / "README.md"
+    readme.write_text(fill(readme.read_text()))

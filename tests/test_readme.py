@@ -1,0 +1,45 @@
+"""The README must agree with the results in the repository, and its code must run."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def make_results():
+    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_agree_with_the_stored_results():
+    module = make_results()
+    assert module.fill(README) == README
+    assert module.demo_table() in README and module.model_table() in README
+    assert module.demo_table().count("\n") == 4  # three seeds
+
+
+def test_the_python_of_the_readme_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(blocks) == 2
+    scope = {}
+    for block in blocks:
+        exec(block, scope)
+    assert scope["done"] and scope["info"]["image"].shape == (32, 32, 3)
+    assert scope["action"].shape == (64, 4, 8, 8)
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_every_environment_of_the_table_is_registered():
+    from diffusion_gym.envs.registration import environment_ids
+
+    named = set(re.findall(r"`((?:Shapes|SD1[45])-\w+)`", README))
+    assert named == {id_.removeprefix("DiffusionDenoise-").removesuffix("-v0") for id_ in environment_ids()}
