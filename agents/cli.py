@@ -206,7 +206,7 @@ def _eval(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
-    from diffusion_gym.agents.report import write_report
+    from diffusion_gym.agents.reporting.page import write_report
 
     options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
     print(f"report: {write_report(options.dir)}")

@@ -101,7 +101,9 @@ class RunSettings(Schedule):
             ValueError: the JSON is of something else.
         """
         try:
-            chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()}
+            chosen: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()
+            }
             options = AGENTS[stored["agent"]].Config(**chosen)
             env = dict(stored["env_options"])
             env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_gym.agents.charts import Axis, Curve, line_chart, running_mean
 from diffusion_gym.agents.cli import parse_train
-from diffusion_gym.agents.commands import train_command
 from diffusion_gym.agents.pictures import save_grid
-from diffusion_gym.agents.report import write_report
-from diffusion_gym.agents.results import number, percent
+from diffusion_gym.agents.reporting.charts import Axis, Curve, line_chart, running_mean
+from diffusion_gym.agents.reporting.commands import train_command
+from diffusion_gym.agents.reporting.page import write_report
+from diffusion_gym.agents.reporting.results import number, percent
 from diffusion_gym.agents.settings import EnvOptions, starting_point
 from diffusion_gym.storage import write_json
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from diffusion_gym.agents.markup import Html, card, element, join, table
+from diffusion_gym.agents.reporting.markup import Html, card, element, join, table
 from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from diffusion_gym.agents.charts import Curve, line_chart, running_mean, window_for
-from diffusion_gym.agents.commands import quoted, train_command
-from diffusion_gym.agents.markup import Html, card, definitions, element, join, note, page, picture
-from diffusion_gym.agents.results import arrow, by_family, number, prompt_table, result_cards
+from diffusion_gym.agents.reporting.charts import Curve, line_chart, running_mean, window_for
+from diffusion_gym.agents.reporting.commands import quoted, train_command
+from diffusion_gym.agents.reporting.markup import Html, card, definitions, element, join, note, page, picture
+from diffusion_gym.agents.reporting.results import arrow, by_family, number, prompt_table, result_cards
 from diffusion_gym.agents.runs import load_settings
 from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.agents.trainer import read_metrics

@@ -1,0 +1,1 @@
+"""The page of a run: `page` puts together what the other files draw."""
