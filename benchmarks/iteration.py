@@ -53,7 +53,7 @@ def fastest(work: Callable[[], object], rounds: int) -> float:
 def measure(options: Options, guidance: float) -> str:
     """One row of the table."""
     env = gym.make_vec(
-        "DiffusionDenoise-Shapes-Composition",
+        "DiffusionDenoise-Shapes-Composition-v0",
         num_envs=options.samples,
         num_inference_steps=options.steps,
         guidance_scale=guidance,
