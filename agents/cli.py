@@ -156,8 +156,11 @@ def parse_train(args: Sequence[str]) -> Any:
     if resume:
         start = replace(load_settings(Path(str(_option(args, "--out")))), resume=True)
     else:
+        env = _option(args, "--env")
+        if env is None:
+            raise ValueError("--env is missing; give an environment id, `diffusion-gym envs` lists them")
         start = starting_point(
-            _option(args, "--env") or tyro.MISSING,
+            env,
             _option(args, "--agent") or "ddpo_is",
             _option(args, "--preset"),
             _option(args, "--env.model"),

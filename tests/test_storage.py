@@ -115,7 +115,12 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
 
 @pytest.mark.parametrize(
     "content",
-    [b"{}", b"\x80\x04\x95\n\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01w\x94K\x01s.", bytes(range(256)) * 8, b"\xff" * 100],
+    [
+        b"{}",
+        b"\x80\x04}\x94\x8c\x01w\x94K\x01s.",
+        bytes(range(256)) * 8,
+        b"\xff" * 100,
+    ],
     ids=["json", "pickle", "0-255", "ff"],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, content):

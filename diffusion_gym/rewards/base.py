@@ -113,8 +113,13 @@ def evaluate(
     except Exception as error:
         raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(output, RewardOutput):
-        output = RewardOutput(torch.as_tensor(output))
-    scores = torch.as_tensor(output.scores, dtype=torch.float32, device=images.device)
+        output = RewardOutput(output)
+    try:
+        scores = torch.as_tensor(output.scores, dtype=torch.float32, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward={name!r} returned {output.scores!r}; return one number an image, shape ({len(prompts)},)"
+        ) from error
     for part, value in {"scores": scores, **output.info}.items():
         if tuple(value.shape) != (len(prompts),):
             raise RewardError(

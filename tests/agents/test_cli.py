@@ -96,6 +96,10 @@ def test_a_mistake_gets_one_clear_line(tiny_pipeline, tmp_path, capsys, change, 
     assert not (tmp_path / "run").exists()
 
 
+def test_train_without_an_environment(tmp_path, capsys):
+    assert "--env is missing" in failure(["train", "--out", str(tmp_path / "run")], capsys)
+
+
 def test_eval_of_a_folder_without_a_run(tmp_path, capsys):
     assert "holds no run (no config.json)" in failure(["eval", str(tmp_path)], capsys)
 
