@@ -15,7 +15,7 @@ from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 
-_EVALUATION = 2  # first entry of a seed path; training and picture grids have their own
+_EVALUATION = 2  # second entry of a seed path, after the seed; training and picture grids have their own
 _SHOWN = 16
 
 

@@ -24,7 +24,7 @@ from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.rewards import RewardError
 from diffusion_gym.storage import write_text
 
-_TRAIN, _PICTURES = 0, 1  # first entry of a seed path: what the randomness is for
+_TRAIN, _PICTURES = 0, 1  # second entry of a seed path, after the seed: what it is for
 
 
 @dataclass(frozen=True)
