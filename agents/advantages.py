@@ -1,9 +1,10 @@
-"""From rewards to advantages: normalisation by prompt (DDPO, appendix F.3) or by batch. Pure NumPy."""
+"""From rewards to advantages or weights: by prompt (DDPO, appendix F.3), by group (GRPO), by batch. Pure NumPy."""
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,50 @@ Floats = NDArray[np.float64]
 def batch_normalize(rewards: Floats, std_floor: float = 1e-6) -> Floats:
     """Rewards `(N,)` to zero mean and unit standard deviation over the batch."""
     return (rewards - rewards.mean()) / max(float(rewards.std()), std_floor)
+
+
+def group_normalize(rewards: Floats, group_size: int, std_floor: float = 1e-6) -> Floats:
+    """Rewards `(N,)` to zero mean and unit deviation within each run of `group_size` (GRPO, arXiv:2402.03300).
+
+    Rewards that are not finite stay so and do not count in their group.
+    """
+    groups = np.where(np.isfinite(rewards), rewards, np.nan).reshape(-1, group_size)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a group without any finite reward
+        mean, std = np.nanmean(groups, 1, keepdims=True), np.nanstd(groups, 1, keepdims=True)
+    return ((groups - mean) / np.maximum(std, std_floor)).reshape(-1)
+
+
+def softmax_weights(prompts: Sequence[str], rewards: Floats, beta: float) -> Floats:
+    """RWR's weights `(N,)`, softmax(beta r) over the samples of each prompt (DDPO, sections C.2 and F.2).
+
+    Rewards that are not finite get weight 0.
+    """
+    weights = np.zeros(len(rewards))
+    for own in _by_prompt(prompts, rewards):
+        scaled = beta * (rewards[own] - rewards[own].max())
+        weights[own] = np.exp(scaled) / np.exp(scaled).sum()
+    return weights
+
+
+def threshold_weights(prompts: Sequence[str], rewards: Floats, percentile: float) -> Floats:
+    """Sparse RWR's weights `(N,)`: 1 where a reward reaches its prompt's `percentile` quantile, else 0.
+
+    Rewards that are not finite get weight 0 (DDPO, sections C.2 and F.2).
+    """
+    weights = np.zeros(len(rewards))
+    for own in _by_prompt(prompts, rewards):
+        weights[own] = rewards[own] >= np.quantile(rewards[own], percentile)
+    return weights
+
+
+def _by_prompt(prompts: Sequence[str], rewards: Floats) -> Iterator[NDArray[np.int64]]:
+    """Indices of the finite rewards, prompt by prompt."""
+    names, usable = np.array(prompts, dtype=object), np.isfinite(rewards)
+    for prompt in dict.fromkeys(prompts):
+        own = np.flatnonzero((names == prompt) & usable)
+        if len(own):
+            yield own
 
 
 class PromptStatistics:

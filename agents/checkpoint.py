@@ -39,14 +39,17 @@ class Checkpoints:
         return sorted(self.folder.glob("iteration-*.safetensors"))
 
     def save(self, agent: Agent, progress: Progress) -> Path:
-        """Write a checkpoint, then remove those beyond `keep`.
+        """Write a checkpoint, then remove those beyond `keep`; every process calls it, the main one writes.
 
         Raises:
             OSError: the disk is full or not writable; the earlier checkpoints are as they were.
         """
         path = self.folder / f"iteration-{progress.iteration:06d}.safetensors"
         content = {**vars(progress), "agent": agent.state()}
-        save_tensors(path, agent.tensors(), {"format": _FORMAT, "state": json.dumps(content)})
+        tensors = agent.tensors()  # in every process: what is spread over them is gathered
+        if not agent.processes.main:
+            return path
+        save_tensors(path, tensors, {"format": _FORMAT, "state": json.dumps(content)})
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path

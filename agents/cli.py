@@ -88,9 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _mistakes() -> tuple[type[Exception], ...]:
     """The errors that a user can mend; anything else is a bug of ours and shows its traceback."""
     from diffusion_gym.agents.algorithms import NoUsableReward
+    from diffusion_gym.agents.processes import PeerFailed
     from diffusion_gym.rewards import RewardError
 
-    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward)
+    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward, PeerFailed)
 
 
 def _fail(message: str, code: int) -> None:
@@ -124,12 +125,18 @@ def _presets(args: list[str]) -> None:
 
 def _train(args: list[str]) -> None:
     from diffusion_gym.agents import runs
+    from diffusion_gym.agents.processes import Processes
 
     settings = parse_train(args)
-    print(
-        f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; run folder {settings.out}"
-    )
+    main = Processes.launched().main
+    if main:
+        print(
+            f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; "
+            f"run folder {settings.out}"
+        )
     done, loading = runs.train(settings)
+    if not main:
+        return
     print(f"{done.iteration} iterations, {done.reward_queries} reward queries")
     if done.reward_queries < settings.total_reward_queries:
         print(f"Stopped early. Go on with: diffusion-gym train --resume --out {settings.out}")

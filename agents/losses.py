@@ -1,10 +1,16 @@
-"""The losses of the policy-gradient agents, as pure functions of log-probabilities."""
+"""The losses of the agents, as pure functions of log-probabilities and distributions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+from diffusion_gym.agents.policy import DenoisingDistribution
+from diffusion_gym.scheduling import gaussian_kl
+
+KLForm = Literal["squared_log_ratio", "closed_form", "unscaled"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,42 @@ class Surrogate:
     ratio: torch.Tensor
     clipped: torch.Tensor
     approx_kl: torch.Tensor
+
+    def rows(self) -> dict[str, torch.Tensor]:
+        """The loss and what goes to the metrics, each `(N,)`."""
+        return {"loss": self.loss, "clip_fraction": self.clipped, "approx_kl": self.approx_kl}
+
+
+def score_function_loss(log_prob: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    """REINFORCE: -A log pi, `(N,)`, whose gradient is the score-function estimator of DDPO, equation (3).
+
+    Args:
+        log_prob: of the actions under the policy that sampled them, `(N,)`.
+        advantage: `(N,)`.
+    """
+    return -advantage * log_prob
+
+
+def kl_penalty(
+    policy: DenoisingDistribution, reference: DenoisingDistribution, action: torch.Tensor, form: KLForm
+) -> torch.Tensor:
+    """How far the policy's step is from the pretrained model's, `(N,)`, with gradient.
+
+    Dimensions are reduced as log-probabilities are: with `mean` it is a divergence per dimension.
+
+    Args:
+        policy: pi_theta(.|s).
+        reference: the pretrained model's distribution for the same states, without gradient.
+        action: the actions x_{t-1} that were taken, `(N, C, H, W)`.
+        form: `squared_log_ratio`, (l_theta - l_ref)^2 / 2 (DDPO_ISKL, algorithm 5, here for each step);
+            `closed_form`, ||mu - mu_ref||^2 / (2 sigma^2) (DPOK, lemma 4.2); `unscaled`, ||mu - mu_ref||^2.
+    """
+    if form == "squared_log_ratio":
+        return 0.5 * (policy.log_prob(action) - reference.log_prob(action)) ** 2
+    if form not in ("closed_form", "unscaled"):
+        raise ValueError(f"kl_form={form!r} must be one of squared_log_ratio, closed_form, unscaled")
+    scaled = form == "closed_form"
+    return gaussian_kl(policy.mean, reference.mean, policy.std, policy.reduction, denominator=scaled)
 
 
 def clipped_surrogate(

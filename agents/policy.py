@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from diffusion_gym.config import Reduction, SamplerConfig
 from diffusion_gym.models import DenoisingModel
-from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, step_gaussian
+from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
+Precision = Literal["no", "bf16", "fp16"]
+
+_COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class DenoisingPolicy(nn.Module):
     Attributes:
         unet: the network that trains; `parameters()` of the policy are its parameters.
         table: the step table, float32 on the model's device.
+        cfg_training: whether gradients flow through both branches of the guided prediction; without it the
+            unconditional branch is held fixed (the ablation of DDPO, appendix G.1). Set by `set_training`.
+        mixed_precision: what the UNet computes in, `no` for the type of its weights. Set by `set_training`.
     """
 
     def __init__(
@@ -79,10 +85,15 @@ class DenoisingPolicy(nn.Module):
             raise ValueError(f"lora_rank={lora_rank!r} must be at least 1")
         if trainable == "full" and model.dtype != torch.float32:
             kind = str(model.dtype).removeprefix("torch.")
-            raise ValueError(f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32', or LoRA")
+            raise ValueError(
+                f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32' with "
+                "mixed_precision='bf16', or LoRA"
+            )
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
         self.table = model.step_table(config).to(model.device)
+        self.cfg_training = True
+        self.mixed_precision: Precision = "no"
         self._embeddings: dict[bytes, torch.Tensor] = {}
         self._null: torch.Tensor | None = None
         self.eval()
@@ -105,6 +116,25 @@ class DenoisingPolicy(nn.Module):
             raise ValueError(f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...')")
         return cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
 
+    def set_training(
+        self, *, cfg_training: bool = True, mixed_precision: Precision = "no", gradient_checkpointing: bool = False
+    ) -> None:
+        """Choose how the network computes; an agent does this from its options.
+
+        Args:
+            cfg_training: let gradients flow through both branches of the guided prediction.
+            mixed_precision: `bf16` or `fp16` runs the UNet under autocast, in rollouts and in training alike; latents,
+                step maths and log-probabilities stay float32.
+            gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        """
+        if mixed_precision not in ("no", *_COMPUTE):
+            raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
+        self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
+        if gradient_checkpointing:
+            cast(Any, self.unet).enable_gradient_checkpointing()
+        else:
+            cast(Any, self.unet).disable_gradient_checkpointing()
+
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -122,6 +152,18 @@ class DenoisingPolicy(nn.Module):
     def train(self, mode: bool = True) -> DenoisingPolicy:
         """Stay in eval mode, whatever `mode` says: dropout would break ratio = 1."""
         return super().train(False)
+
+    def observation(self, latents: torch.Tensor, step: int, tokens: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """The observation of states at one step, for sampling without an environment.
+
+        Args:
+            latents: x_t, float32 `(N, C, H, W)`.
+            step: 0 is the first, noisiest one.
+            tokens: token ids `(N, L)`; None for an unconditional model.
+        """
+        timestep = self.table.timesteps[step].expand(len(latents), 1)
+        states = {"timestep": timestep, "latents": latents}
+        return states if tokens is None else {"prompt": tokens, **states}
 
     def distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
         """The Gaussian over x_{t-1}, for any mix of timesteps in one call.
@@ -148,7 +190,29 @@ class DenoisingPolicy(nn.Module):
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
         return self.distribution(observation).log_prob(action)
 
+    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
+        """The guided prediction of the noise in x_t, `(N, C, H, W)`: what reward-weighted regression fits.
+
+        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8). Observations as in
+        `distribution`.
+        """
+        latents, timesteps, steps = self._read(observation)
+        tokens = observation.get("prompt")
+        if self.cfg_training or tokens is None:
+            output = self._guided_output(self.unet, latents, timesteps, tokens)
+        else:
+            output = self._predict(self.unet, latents, timesteps, self.embed(torch.as_tensor(tokens)))
+        alpha_bar = self.table.alpha_bar[steps].view(-1, 1, 1, 1)
+        return predict_x0(output, latents, alpha_bar, self.table.prediction)[1]
+
     def _distribution(self, unet: nn.Module, observation: Mapping[str, Any]) -> DenoisingDistribution:
+        latents, timesteps, steps = self._read(observation)
+        output = self._guided_output(unet, latents, timesteps, observation.get("prompt"))
+        mean, std = step_gaussian(self.table, steps, latents, output)
+        return DenoisingDistribution(mean, std, self.config.log_prob_reduction)
+
+    def _read(self, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents `(N, C, H, W)`, timesteps `(N,)` and the steps `(N,)` at which the sampler visits them."""
         latents = torch.as_tensor(observation["latents"], device=self.device)
         timesteps = torch.as_tensor(observation["timestep"], device=self.device).reshape(-1)
         steps = self.table.step_of[timesteps]
@@ -157,28 +221,39 @@ class DenoisingPolicy(nn.Module):
             raise ValueError(
                 f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}"
             )
-        output = self._guided_output(unet, latents, timesteps, observation.get("prompt"))
-        mean, std = step_gaussian(self.table, steps, latents, output)
-        return DenoisingDistribution(mean, std, self.config.log_prob_reduction)
+        return latents, timesteps, steps
 
     def _guided_output(
         self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, tokens: Any
     ) -> torch.Tensor:
         """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
         if tokens is None:
-            return self.model.predict(unet, latents, timesteps, None).float()
-        conditional = self._embed(torch.as_tensor(tokens))
+            return self._predict(unet, latents, timesteps, None)
+        conditional = self.embed(torch.as_tensor(tokens))
         if self.config.guidance_scale == 1:
-            return self.model.predict(unet, latents, timesteps, conditional).float()
+            return self._predict(unet, latents, timesteps, conditional)
         if self._null is None:
             self._null = self.model.embed(self.model.tokenize([""]))
-        both = torch.cat([conditional, self._null.expand_as(conditional)])
-        output = self.model.predict(unet, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
-        guided, unguided = output.float().chunk(2)
+        null = self._null.expand_as(conditional)
+        if torch.is_grad_enabled() and not self.cfg_training:
+            with torch.no_grad():
+                unguided = self._predict(unet, latents, timesteps, null)
+            return guide(self._predict(unet, latents, timesteps, conditional), unguided, self.config.guidance_scale)
+        both = torch.cat([conditional, null])
+        output = self._predict(unet, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
+        guided, unguided = output.chunk(2)
         return guide(guided, unguided, self.config.guidance_scale)
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)`; each distinct prompt is encoded once in the policy's life."""
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The network's output in float32, computed in the precision that was chosen."""
+        compute = _COMPUTE.get(self.mixed_precision)
+        with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
+            return self.model.predict(unet, latents, timesteps, embeddings).float()
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text embeddings `(N, L, D)` of token ids `(N, L)`; each distinct prompt is encoded once in the policy's life."""
         rows = tokens.cpu().contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
         missing = {key: index for index, key in enumerate(keys) if key not in self._embeddings}

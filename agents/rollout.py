@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
+from diffusion_gym.prompts import PromptSet
+from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Trajectories:
     Attributes:
         prompts: the N prompts.
         tokens: their token ids, int64 `(N, L)`; None for an unconditional model.
-        timesteps: the scheduler's t of each step, int64 `(T,)`.
+        timesteps: the scheduler's t of each step, int64 `(T,)`; empty in the one-step view, which keeps x_0 alone.
         latents: x_T to x_0, float32 `(T + 1, N, C, H, W)`: step k goes from `latents[k]` to `latents[k + 1]`.
         log_probs: of the actions under the policy that sampled them, float32 `(T, N)`.
         rewards: r(x_0, c), float32 `(N,)`; NaN or infinite where the reward failed.
@@ -38,6 +41,11 @@ class Trajectories:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def finished(self) -> torch.Tensor:
+        """x_0, float32 `(N, C, H, W)`."""
+        return self.latents[-1]
 
     def states(self, samples: torch.Tensor, steps: torch.Tensor) -> dict[str, torch.Tensor]:
         """Observations of the pairs (samples[i], steps[i]), both int64 `(M,)`."""
@@ -81,7 +89,8 @@ def collect(
     """One episode of every sub-environment.
 
     Args:
-        env: a denoising vector environment, in any autoreset mode.
+        env: a denoising vector environment in any autoreset mode, or its one-step view (`OneStepVectorEnv`), for
+            which x_0 alone is kept.
         policy: the policy that acts.
         generator: noise of the actions, on the policy's device.
         seed: passed to `env.reset`.
@@ -90,25 +99,31 @@ def collect(
     """
     act = policy.reference_distribution if reference else policy.distribution
     observation, infos = env.reset(seed=seed, options=options)
-    prompts = tuple(infos["prompt"])
-    steps = len(policy.table)
-    start = torch.as_tensor(observation["latents"], device=policy.device)
-    latents = torch.empty(steps + 1, *start.shape, device=policy.device)
-    log_probs = torch.empty(steps, len(start), device=policy.device)
-    tokens = observation.get("prompt")
-    latents[0] = start
-    for step in range(steps):
-        distribution = act(observation)
-        latents[step + 1] = distribution.sample(generator)
-        # Scored on the stored value, which makes the ratio of a fresh rollout 1.
-        log_probs[step] = distribution.log_prob(latents[step + 1])
-        observation, rewards, _, _, infos = env.step(latents[step + 1])
+    prompts, tokens = tuple(infos["prompt"]), observation.get("prompt")
+    tokens = None if tokens is None else torch.as_tensor(tokens, device=policy.device)
+    if isinstance(env, OneStepVectorEnv):
+        x = torch.as_tensor(infos["latents"], device=policy.device)
+        for step in range(len(policy.table)):
+            x = act(policy.observation(x, step, tokens)).sample(generator)
+        _, rewards, _, _, infos = env.step(x)
+        timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
+    else:
+        timesteps, start = policy.table.timesteps, torch.as_tensor(observation["latents"], device=policy.device)
+        latents = torch.empty(len(timesteps) + 1, *start.shape, device=policy.device)
+        log_probs = torch.empty(len(timesteps), len(start), device=policy.device)
+        latents[0] = start
+        for step in range(len(timesteps)):
+            distribution = act(observation)
+            latents[step + 1] = distribution.sample(generator)
+            # Scored on the stored value, which makes the ratio of a fresh rollout 1.
+            log_probs[step] = distribution.log_prob(latents[step + 1])
+            observation, rewards, _, _, infos = env.step(latents[step + 1])
     final = infos.get("final_info", infos)
     components = {k: v for k, v in final["reward_components"].items() if not k.startswith("_")}
     return Trajectories(
         prompts=prompts,
-        tokens=None if tokens is None else torch.as_tensor(tokens, device=policy.device),
-        timesteps=policy.table.timesteps,
+        tokens=tokens,
+        timesteps=timesteps,
         latents=latents,
         log_probs=log_probs,
         rewards=torch.as_tensor(rewards, dtype=torch.float32, device=policy.device),
@@ -124,17 +139,42 @@ def collect_many(
     seed_path: tuple[int, ...],
     *,
     reference: bool = False,
+    group_size: int = 1,
+    processes: Processes | None = None,
 ) -> Trajectories:
     """`number` trajectories, a multiple of `env.num_envs`, in batches of that size.
 
     The randomness depends on `seed_path`, such as (seed, iteration), and on nothing that happened before: that is
-    what lets a resumed run equal the uninterrupted one.
+    what lets a resumed run equal the uninterrupted one. It does not depend on the number of processes either.
+
+    Args:
+        env: a denoising vector environment, or its one-step view.
+        policy: the policy that acts.
+        number: trajectories, of all processes together.
+        seed_path: where the randomness comes from.
+        reference: act with the pretrained model instead of the policy.
+        group_size: each prompt is drawn for this many trajectories in a row (GRPO's groups).
+        processes: the processes that share the work; the result is this one's part.
+
+    Raises:
+        ValueError: `number`, the groups or the processes do not fit the batches.
     """
     if number % env.num_envs:
         raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
+    if env.num_envs % group_size:
+        raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
     parts = []
-    for batch in range(number // env.num_envs):
-        env_seed, noise_seed = np.random.SeedSequence([*seed_path, batch]).generate_state(2, np.uint64)
+    for batch in (processes or Processes()).share(number // env.num_envs):
+        env_seed, noise_seed, prompt_seed = np.random.SeedSequence([*seed_path, batch]).generate_state(3, np.uint64)
         generator = torch.Generator(policy.device).manual_seed(int(noise_seed >> np.uint64(1)))
-        parts.append(collect(env, policy, generator, seed=int(env_seed >> np.uint64(1)), reference=reference))
+        options = None if group_size == 1 else {"prompt": _in_groups(env, group_size, int(prompt_seed))}
+        seed = int(env_seed >> np.uint64(1))
+        parts.append(collect(env, policy, generator, seed=seed, options=options, reference=reference))
     return Trajectories.join(parts)
+
+
+def _in_groups(env: VectorEnv[Any, Any, Any], group_size: int, seed: int) -> list[str]:
+    """Prompts of one batch, each drawn once and repeated `group_size` times."""
+    rng = np.random.default_rng(seed)
+    prompts: PromptSet = cast(Any, env.unwrapped).prompt_set
+    return [prompt for _ in range(env.num_envs // group_size) for prompt in [prompts.draw(rng)] * group_size]

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import torch
 
-from diffusion_gym.agents.algorithms import AGENTS, Agent, NoUsableReward
+from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.evaluation import compare, save_pictures
 from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.envs.vector import DenoisingVectorEnv
@@ -49,33 +50,48 @@ def check_new(folder: Path) -> None:
         raise FileExistsError(f"out={str(folder)!r} is not empty and no run of diffusion-gym; choose another --out")
 
 
-def build_agent(settings: RunSettings, env: Any) -> Agent:
-    """The agent of a run, its weights being the pretrained model's."""
+def build_agent(settings: RunSettings, env: Any, processes: Processes | None = None) -> Agent:
+    """The agent of a run, its weights being the pretrained model's; the same in every process."""
     torch.manual_seed(settings.seed)  # LoRA adapters begin at random values
     options = settings.agent_options
     policy = DenoisingPolicy.from_env(env, trainable=options.trainable, lora_rank=options.lora_rank)
-    return AGENTS[settings.agent](policy, options)
+    return agent_class(settings.agent)(policy, options, processes)
 
 
 def train(settings: RunSettings) -> tuple[Progress, str]:
     """Run or resume a training; returns how far it came and the line that loads the result in diffusers.
 
+    Under `accelerate launch` every process calls it; the main one writes the run folder.
+
     Raises:
         FileExistsError: the run folder is taken.
         NoUsableReward: an iteration without one finite reward; a checkpoint is kept.
     """
+    processes = Processes.launched()
     if not settings.resume:
-        check_new(settings.out)
+        processes.agree(_new_folder_error(settings.out) if processes.main else None)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    env = make_env(settings, settings.rollout_batch)
-    agent = build_agent(settings, env)
-    pictures = make_env(settings, _PICTURES)
+    env = make_env(settings, settings.rollout_batch, processes=processes)
+    agent = build_agent(settings, env, processes)
+    pictures = make_env(settings, _PICTURES, processes=processes)
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures)
     versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
-    write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": versions})
+    if processes.main:
+        write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": versions})
     done = trainer.run(resume=settings.resume)
-    return done, export_policy(agent.policy, settings.out / "model")
+    if not processes.main:
+        return done, ""
+    with agent.averaged():
+        return done, export_policy(agent.policy, settings.out / "model")
+
+
+def _new_folder_error(folder: Path) -> FileExistsError | None:
+    try:
+        check_new(folder)
+    except FileExistsError as error:
+        return error
+    return None
 
 
 def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict[str, Any]:
@@ -98,15 +114,16 @@ def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict
     agent = build_agent(settings, env)
     progress = Checkpoints(folder / "checkpoints").load(agent)
     result = {"env": settings.env, "agent": settings.agent, "seed": seed, **vars(progress)}
-    comparison = compare(env, agent.policy, samples, seed)
-    result |= comparison.summary()
-    save_pictures(folder / "images", comparison)
-    prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
-    if prompts.held_out:
-        other = make_env(settings, settings.rollout_batch, prompts.held_out_set())
-        comparison = compare(other, agent.policy, samples, seed)
-        result["held_out"] = comparison.summary()
-        save_pictures(folder / "images", comparison, "held-out-")
+    with agent.averaged():
+        comparison = compare(env, agent.policy, samples, seed)
+        result |= comparison.summary()
+        save_pictures(folder / "images", comparison)
+        prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
+        if prompts.held_out:
+            other = make_env(settings, settings.rollout_batch, prompts.held_out_set())
+            comparison = compare(other, agent.policy, samples, seed)
+            result["held_out"] = comparison.summary()
+            save_pictures(folder / "images", comparison, "held-out-")
     write_json(folder / "eval.json", result)
     return result
 

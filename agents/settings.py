@@ -11,8 +11,9 @@ import gymnasium as gym
 import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
+from diffusion_gym.agents.algorithms import AgentConfig, agent_class
 from diffusion_gym.agents.presets import PRESETS, default_preset
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.trainer import Schedule
 from diffusion_gym.prompts import PROMPTS, PromptSet
 from diffusion_gym.registry import unknown_name
@@ -104,7 +105,7 @@ class RunSettings(Schedule):
             chosen: dict[str, Any] = {
                 key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()
             }
-            options = AGENTS[stored["agent"]].Config(**chosen)
+            options = agent_class(stored["agent"]).Config(**chosen)
             env = dict(stored["env_options"])
             env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])
             known = {entry.name: stored[entry.name] for entry in fields(cls)}
@@ -119,7 +120,7 @@ def starting_point(env: str, agent: str, preset: str | None, model: str | None) 
     Raises:
         ValueError: an unknown agent or preset.
     """
-    config = AGENTS[agent].Config
+    config = agent_class(agent).Config
     name = preset or default_preset(env, model)
     if name not in PRESETS:
         raise ValueError(unknown_name("preset", name, list(PRESETS)))
@@ -130,15 +131,20 @@ def starting_point(env: str, agent: str, preset: str | None, model: str | None) 
     return replace(start, **chosen.run)
 
 
-def make_env(settings: RunSettings, num_envs: int, prompts: PromptSet | None = None) -> VectorEnv[Any, Any, Any]:
+def make_env(
+    settings: RunSettings, num_envs: int, prompts: PromptSet | None = None, processes: Processes | None = None
+) -> VectorEnv[Any, Any, Any]:
     """The vector environment of a run, episodes reset by hand.
 
     Args:
         settings: the run's settings.
         num_envs: batch of the environment.
         prompts: other prompts than the run's.
+        processes: the processes of the run; of several, each has a device of its own.
     """
     keywords = settings.env_options.keywords()
+    if processes is not None and processes.count > 1 and keywords.get("device", "cuda") == "cuda":
+        keywords["device"] = str(processes.device)
     if prompts is not None:
         keywords["prompts"] = prompts
     return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)

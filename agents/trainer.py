@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.pictures import save_grid
+from diffusion_gym.agents.processes import PeerFailed, Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.rewards import RewardError
 from diffusion_gym.storage import write_text
@@ -78,6 +79,8 @@ class Trainer:
             )
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
         self.done = Progress()
+        self.processes = self.agent.processes
+        self.processes.share(self.schedule.samples_per_iteration // self.env.num_envs)
         self._stop = False
 
     @property
@@ -96,29 +99,29 @@ class Trainer:
 
         Raises:
             NoUsableReward: an iteration without one finite reward.
-            RewardError: the reward failed. In both cases the newest checkpoint stands.
+            RewardError: the reward failed.
+            PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
         """
         self._stop = False  # of an earlier run that Ctrl-C ended
         if resume:
             self.done = self.checkpoints.load(self.agent)
-        self._keep_metrics_up_to(self.done.iteration)
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.done.reward_queries + 1)
+        if self.processes.main:
+            self._keep_metrics_up_to(self.done.iteration)
+        board = self._board()
         bar = tqdm(
             total=self.schedule.total_reward_queries,
             initial=self.done.reward_queries,
             unit="image",
-            disable=not self.progress,
+            disable=not (self.progress and self.processes.main),
             dynamic_ncols=True,
         )
         with board, bar, self._graceful_stop():
             if not resume:
                 self._pictures()
             try:
-                while not self.finished and not self._stop:
+                while not self.finished and not self._asked_to_stop():
                     self._iterate(board, bar)
-            except (NoUsableReward, RewardError):  # raised before the agent has changed
+            except (NoUsableReward, RewardError, PeerFailed):  # raised before the agent has changed
                 self.checkpoints.save(self.agent, self.done)
                 raise
             self.checkpoints.save(self.agent, self.done)
@@ -128,26 +131,51 @@ class Trainer:
     def _iterate(self, board: Any, bar: Any) -> None:
         started = time.perf_counter()
         path = (self.seed, _TRAIN, self.done.iteration)
-        trajectories = collect_many(self.env, self.agent.policy, self.schedule.samples_per_iteration, path)
+        trajectories = self._sample(path)
         sampled = time.perf_counter() - started
+        self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
         updated = self.agent.update(trajectories, np.random.default_rng(path))
-        self.done = Progress(self.done.iteration + 1, self.done.reward_queries + len(trajectories))
+        number = self.schedule.samples_per_iteration
+        self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)
         seconds = time.perf_counter() - started
         record = {
             **vars(self.done),
-            **reward_metrics(trajectories),
+            **reward_metrics(trajectories, self.processes),
             **updated,
             "seconds": round(seconds, 3),
             "rollout_seconds": round(sampled, 3),
-            "images_per_second": round(len(trajectories) / seconds, 3),
+            "images_per_second": round(number / seconds, 3),
         }
-        self._write_metrics(record, board)
-        bar.update(len(trajectories))
+        if self.processes.main:
+            self._write_metrics(record, board)
+        bar.update(number)
         bar.set_postfix_str(f"reward {record['reward_mean']:.3f}, {record['images_per_second']:.1f} images/s")
         if self.done.iteration % self.schedule.checkpoint_every == 0:
             self.checkpoints.save(self.agent, self.done)
         if self.schedule.pictures_every and self.done.iteration % self.schedule.pictures_every == 0:
             self._pictures()
+
+    def _sample(self, path: tuple[int, ...]) -> Trajectories:
+        """This process's trajectories; when one process fails, all of them raise instead of waiting for it."""
+        trajectories: Trajectories | None = None
+        failure: Exception | None = None
+        try:
+            trajectories = self.agent.sample(self.env, self.schedule.samples_per_iteration, path)
+        except Exception as error:
+            failure = error
+        self.processes.agree(failure)
+        assert trajectories is not None
+        return trajectories
+
+    def _asked_to_stop(self) -> bool:
+        return any(self.processes.gather_json(self._stop))
+
+    def _board(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not self.processes.main:
+            return nullcontext()
+        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.done.reward_queries + 1)
 
     def _write_metrics(self, record: dict[str, Any], board: Any) -> None:
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -165,10 +193,11 @@ class Trainer:
     def _pictures(self) -> None:
         """A grid of pictures from noise that is the same at every call."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
-        if self.pictures_env is not None and not path.exists():
-            shown = collect_many(
-                self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES)
-            )
+        if self.processes.main and self.pictures_env is not None and not path.exists():
+            with self.agent.averaged():
+                shown = collect_many(
+                    self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES)
+                )
             save_grid(path, shown.images)
 
     @contextmanager
@@ -192,13 +221,14 @@ class Trainer:
             signal.signal(signal.SIGINT, before)
 
 
-def reward_metrics(trajectories: Trajectories) -> dict[str, float]:
-    """Mean and standard deviation of the finite rewards, and the means of their components."""
-    usable = torch.isfinite(trajectories.rewards)
-    rewards = trajectories.rewards[usable].double()
+def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str, float]:
+    """Mean and standard deviation of all processes' finite rewards, and the means of their components."""
+    rewards = processes.gather(trajectories.rewards).double()
+    usable = torch.isfinite(rewards)
+    rewards = rewards[usable]
     metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
     for name, value in trajectories.components.items():
-        metrics[f"{name}_mean"] = float(value[usable].double().mean())
+        metrics[f"{name}_mean"] = float(processes.gather(value)[usable].double().mean())
     return metrics
 
 

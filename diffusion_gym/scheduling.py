@@ -178,6 +178,17 @@ def predict_x0(
     raise ValueError(f"prediction={prediction!r} must be one of epsilon, sample, v_prediction")
 
 
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    """x_t of a clean sample, formula (4) of arXiv:2006.11239.
+
+    Args:
+        x0: `(N, C, H, W)`.
+        noise: drawn from N(0, I), the same shape.
+        alpha_bar: cumulative alpha at t, broadcastable.
+    """
+    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+
+
 def step_gaussian(
     table: StepTable, steps: torch.Tensor, x_t: torch.Tensor, output: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 
-from diffusion_gym.agents.policy import DenoisingPolicy, Trainable
-from diffusion_gym.agents.rollout import Trajectories
+from diffusion_gym.agents.optimization import (
+    AccumulatingOptimizer,
+    LearningRateSchedule,
+    Losses,
+    OptimizerOptions,
+    WeightAverage,
+)
+from diffusion_gym.agents.policy import DenoisingPolicy, Precision, Trainable
+from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.registry import Registry
-from diffusion_gym.storage import optimizer_tensors, restore_optimizer
 
 Metrics = dict[str, float]
 
@@ -27,7 +38,15 @@ class AgentConfig:
     lora_rank: int = 4
     """Rank of the adapters."""
     learning_rate: float = 1e-5
-    """Learning rate of AdamW."""
+    """Learning rate of AdamW; its peak where a schedule moves it."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """Constant, or a linear warm-up followed by half a cosine (thesis, figure 5.7)."""
+    warmup_fraction: float = 0.25
+    """Part of the training that warms up, with `warmup_cosine`."""
+    first_learning_rate: float = 0.0
+    """Where the warm-up begins."""
+    last_learning_rate: float = 0.0
+    """Where the cosine ends."""
     adam_beta1: float = 0.9
     """First-moment decay of AdamW."""
     adam_beta2: float = 0.999
@@ -38,17 +57,62 @@ class AgentConfig:
     """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
     """Largest gradient norm; a longer gradient is scaled down to it."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights that evaluation and export use; 0 uses the weights themselves."""
     batch_size: int = 64
     """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
-    inner_epochs: int = 1
-    """Passes over the trajectories of an iteration."""
-    micro_batch_size: int = 8
-    """Transitions in one forward and backward pass; changes speed and memory, not the result."""
+    micro_batch_size: int = 0
+    """Transitions in one forward and backward pass; changes speed and memory, not the result. 0 finds the largest
+    that fits."""
+    trained_steps: tuple[float, float] = (0.0, 1.0)
+    """Part of the trajectory whose steps are trained on, as fractions of T, 0 being the noise and 1 the picture."""
+    timestep_fraction: float = 1.0
+    """Share of those steps that an update uses, drawn anew for each trajectory."""
+    cfg_training: bool = True
+    """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
+    mixed_precision: Precision = "no"
+    """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm", "batch_size", "inner_epochs", "micro_batch_size"):
+        for name in ("learning_rate", "max_grad_norm", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
+        if self.micro_batch_size < 0:
+            raise ValueError(f"micro_batch_size={self.micro_batch_size!r} must be 0 (automatic) or larger")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay!r} must be at least 0 and less than 1")
+        if not 0 < self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction={self.warmup_fraction!r} must lie between 0 and 1")
+        if not 0 < self.timestep_fraction <= 1:
+            raise ValueError(f"timestep_fraction={self.timestep_fraction!r} must be larger than 0 and at most 1")
+        first, last = self.trained_steps
+        if not 0 <= first < last <= 1:
+            raise ValueError(f"trained_steps={self.trained_steps!r} must be two fractions of T, 0 <= first < last <= 1")
+        for name, choices in (
+            ("learning_rate_schedule", ("constant", "warmup_cosine")),
+            ("mixed_precision", ("no", "bf16", "fp16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
+
+    def optimizer_options(self, **changed: Any) -> OptimizerOptions:
+        """The optimiser's part of the options, for one that differs in `changed`."""
+        options: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "schedule": self.learning_rate_schedule,
+            "warmup_fraction": self.warmup_fraction,
+            "first_learning_rate": self.first_learning_rate,
+            "last_learning_rate": self.last_learning_rate,
+            "betas": (self.adam_beta1, self.adam_beta2),
+            "epsilon": self.adam_epsilon,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "micro_batch_size": self.micro_batch_size,
+            "loss_scaling": self.mixed_precision == "fp16",
+        }
+        return OptimizerOptions(**{**options, **changed})
 
 
 class NoUsableReward(RuntimeError):
@@ -61,36 +125,82 @@ class Agent(ABC):
     Args:
         policy: the policy to train.
         config: the agent's options, an instance of its `Config`.
+        processes: the processes that train together; by default this one alone.
+
+    Attributes:
+        needs_stochastic_steps: whether the agent uses log-probabilities, which a deterministic step does not have.
+        optimizer: takes the gradient steps; see `AccumulatingOptimizer.step`.
+        steps: the steps of a trajectory that are trained on, int64.
 
     Raises:
-        ValueError: the sampler has no stochastic step, so that there is no policy gradient.
+        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    needs_stochastic_steps: ClassVar[bool] = True
 
-    def __init__(self, policy: DenoisingPolicy, config: AgentConfig) -> None:
-        if len(policy.stochastic_steps) == 0:
+    def __init__(self, policy: DenoisingPolicy, config: AgentConfig, processes: Processes | None = None) -> None:
+        if self.needs_stochastic_steps and len(policy.stochastic_steps) == 0:
             raise ValueError(
                 f"eta={policy.config.eta} makes every denoising step deterministic, so that a policy gradient does "
                 "not exist; use eta=1 (ancestral sampling) or sigma_min > 0"
             )
         self.policy, self.config = policy, config
-        self.parameters = list(policy.trainable_parameters().values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
+        self.processes = processes or Processes()
+        policy.set_training(
+            cfg_training=config.cfg_training,
+            mixed_precision=config.mixed_precision,
+            gradient_checkpointing=config.gradient_checkpointing,
         )
+        self.steps = self._trained_steps()
+        self.optimizer = AccumulatingOptimizer(
+            policy.trainable_parameters(), config.optimizer_options(), self.processes
+        )
+        self.average = WeightAverage(self.parameters, config.ema_decay)
+
+    def _trained_steps(self) -> torch.Tensor:
+        total = len(self.policy.table)
+        # The score function of a deterministic step does not exist.
+        steps = self.policy.stochastic_steps if self.needs_stochastic_steps else torch.arange(total)
+        first, last = self.config.trained_steps
+        chosen = steps[(steps >= first * total) & (steps < last * total)]
+        if len(chosen) == 0:
+            kind = "stochastic step" if self.needs_stochastic_steps else "step"
+            raise ValueError(f"trained_steps={self.config.trained_steps!r} leaves no {kind} of T={total}; widen it")
+        return chosen
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The weights that train."""
+        return self.optimizer.parameters
+
+    @property
+    def fraction_done(self) -> float:
+        """How much of the training is over, 0 to 1; the trainer says so before each iteration."""
+        return self.optimizer.fraction_done
+
+    @fraction_done.setter
+    def fraction_done(self, fraction: float) -> None:
+        self.optimizer.fraction_done = fraction
+
+    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
+        """This process's share of an iteration's `number` trajectories, sampled with the current policy.
+
+        Args:
+            env: a denoising vector environment.
+            number: trajectories of all processes together.
+            seed_path: where the randomness comes from; see `collect_many`.
+        """
+        return collect_many(env, self.policy, number, seed_path, processes=self.processes)
 
     @abstractmethod
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """Learn from one iteration's trajectories.
 
         Args:
-            trajectories: sampled with the current policy.
-            rng: the only source of randomness, so that a resumed run equals the uninterrupted one.
+            trajectories: sampled with the current policy, this process's share.
+            rng: the only source of randomness, the same in every process, so that a resumed run equals the
+                uninterrupted one and several processes equal one.
 
         Returns:
             Numbers for the metrics file.
@@ -99,10 +209,64 @@ class Agent(ABC):
             NoUsableReward: no reward is finite.
         """
 
+    def rewards(self, trajectories: Trajectories) -> tuple[tuple[str, ...], np.ndarray]:
+        """Prompts and rewards `(N,)` of all processes' trajectories, float64; the rewards that failed are not finite.
+
+        Raises:
+            NoUsableReward: no reward is finite.
+        """
+        prompts = [prompt for part in self.processes.gather_json(trajectories.prompts) for prompt in part]
+        rewards = self.processes.gather(trajectories.rewards).double().cpu().numpy()
+        if not np.isfinite(rewards).any():
+            raise NoUsableReward(f"all {len(rewards)} rewards of the iteration are NaN or infinite; check the reward")
+        return tuple(prompts), rewards
+
+    def transitions(self, samples: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """Pairs (sample, step) to train on, int64 `(M, 2)`, in random order.
+
+        Args:
+            samples: indices of trajectories, counted over all processes.
+            rng: draws the steps, where `timestep_fraction` leaves some out, and the order.
+        """
+        count = max(1, round(self.config.timestep_fraction * len(self.steps)))
+        columns = np.tile(np.arange(len(self.steps)), (len(samples), 1))
+        if count < len(self.steps):
+            columns = rng.permuted(columns, axis=1)[:, :count]
+        pairs = np.stack([np.repeat(samples, count), self.steps.numpy()[columns].ravel()], axis=1)
+        return torch.from_numpy(pairs[rng.permutation(len(pairs))])
+
+    def local(self, items: torch.Tensor, number: int) -> torch.Tensor:
+        """Those rows of `items` whose first entry is a sample of this process, counted from its own first one.
+
+        Args:
+            items: int64 `(M, 2)`, the first column counting samples over all processes.
+            number: samples of one process.
+        """
+        first = self.processes.index * number
+        own = items[(items[:, 0] >= first) & (items[:, 0] < first + number)].clone()
+        own[:, 0] -= first
+        return own.to(self.policy.device)
+
+    def minimize(
+        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
+    ) -> dict[str, torch.Tensor]:
+        """One gradient step on the policy; arguments and result as `AccumulatingOptimizer.step`."""
+        metrics = self.optimizer.step(items, losses, count)
+        self.average.update()
+        return metrics
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within this context the policy acts with the moving average of its weights, where the options ask for it."""
+        return self.average.applied()
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything of the agent that a checkpoint stores as tensors."""
-        weights = {f"policy.{name}": value.detach() for name, value in self.policy.trainable_parameters().items()}
-        return weights | {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        names = list(self.policy.trainable_parameters())
+        stored = dict(zip(_prefixed("policy", names), (value.detach() for value in self.parameters), strict=True))
+        stored |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
+        if self.config.ema_decay:
+            stored |= dict(zip(_prefixed("average", names), self.average.average, strict=True))
+        return stored
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `tensors` gave.
@@ -111,7 +275,7 @@ class Agent(ABC):
             ValueError: the tensors are of another policy.
         """
         parameters = self.policy.trainable_parameters()
-        stored = {key.removeprefix("policy."): value for key, value in tensors.items() if key.startswith("policy.")}
+        stored = part_of(tensors, "policy")
         if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in parameters.items()}:
             raise ValueError(
                 "the checkpoint holds the weights of another policy; check the model, trainable and lora_rank"
@@ -119,15 +283,57 @@ class Agent(ABC):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])
-        adam = {key.removeprefix("optimizer."): v for key, v in tensors.items() if key.startswith("optimizer.")}
-        restore_optimizer(self.optimizer, adam)
+            if self.config.ema_decay:
+                averages = part_of(tensors, "average")
+                for name, average in zip(parameters, self.average.average, strict=True):
+                    average.copy_(averages[name])
+        self.optimizer.load_tensors(part_of(tensors, "optimizer"))
 
     def state(self) -> dict[str, Any]:
         """Everything else that a checkpoint stores, as JSON values."""
-        return {}
+        return {"optimizer": self.optimizer.state()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - nothing to put back by default
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
+        self.optimizer.load_state(state["optimizer"])
+
+
+def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
+    """Means over the updates of an iteration."""
+    return {key: float(torch.stack([row[key].cpu() for row in rows]).mean()) for key in rows[0]}
+
+
+def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix.`, without it."""
+    return {key.removeprefix(f"{prefix}."): v for key, v in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def _prefixed(prefix: str, names: list[str]) -> list[str]:
+    return [f"{prefix}.{name}" for name in names]
 
 
 AGENTS: Registry[type[Agent]] = Registry("agent")
+
+
+def agent_class(name: str) -> type[Agent]:
+    """The agent called `name`: a registered one, or `module:Class` of a module that Python can import.
+
+    The current directory counts, as for `python -m`.
+
+    Raises:
+        ValueError: there is no such agent, or it is no agent.
+    """
+    if ":" not in name:
+        return AGENTS[name]
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"agent={name!r} cannot be imported ({error}); give module:Class, as Python finds it"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Agent)):
+        raise ValueError(f"agent={name!r} is no subclass of diffusion_gym.agents.algorithms.Agent")
+    return found

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
-from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
-from diffusion_gym.agents.losses import Surrogate, clipped_surrogate
+from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
+from diffusion_gym.agents.losses import clipped_surrogate
+from diffusion_gym.agents.optimization import Losses
 
 
 @dataclass(frozen=True)
-class DDPOISConfig(PolicyGradientConfig):
-    """Options of DDPO_IS."""
+class ClippedConfig(PolicyGradientConfig):
+    """Options of the agents that clip importance ratios: DDPO_IS and those with a KL term."""
 
     clip_range: float = 1e-4
     """The ratio pi/pi_old counts within 1 +- this; goes with `mean` log-probabilities of 16,384 dimensions."""
@@ -29,9 +28,10 @@ class DDPOISConfig(PolicyGradientConfig):
 class DDPOIS(PolicyGradientAgent):
     """Several clipped updates on each batch of trajectories."""
 
-    Config: ClassVar[type[AgentConfig]] = DDPOISConfig
-    config: DDPOISConfig
+    Config: ClassVar[type[AgentConfig]] = ClippedConfig
+    config: ClippedConfig
 
-    def surrogate(self, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor) -> Surrogate:
-        """The clipped surrogate loss of M transitions."""
-        return clipped_surrogate(log_prob, old_log_prob, advantage, self.config.clip_range)
+    def losses(self, batch: Transitions) -> Losses:
+        """The clipped surrogate of M transitions."""
+        log_prob = self.policy(batch.observation, batch.action)
+        return clipped_surrogate(log_prob, batch.old_log_prob, batch.advantage, self.config.clip_range).rows()

@@ -1,127 +1,162 @@
-"""What DDPO's policy gradients have in common: advantages, minibatches, accumulation over time steps."""
+"""What the policy gradients have in common: groups, advantages, minibatches over all time steps."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 
-from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
-from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, Metrics, NoUsableReward
-from diffusion_gym.agents.losses import Surrogate
+from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
+from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, Metrics, averages
+from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.rollout import Trajectories
+from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.rollout import Trajectories, collect_many
+
+Normalization = Literal["prompt", "batch", "group", "none"]
 
 
 @dataclass(frozen=True)
 class PolicyGradientConfig(AgentConfig):
     """Options of the policy-gradient agents."""
 
-    per_prompt: bool = True
-    """Normalise rewards by each prompt's running statistics, or else by the batch."""
+    normalization: Normalization = "prompt"
+    """What rewards are normalised by to give advantages: each prompt's running statistics, the batch, the group of
+    samples that share a prompt (GRPO), or nothing."""
+    group_size: int = 1
+    """Samples in a row that share a prompt; with `normalization=group`, the group."""
     statistics_buffer: int = 32
     """Rewards kept a prompt for its running statistics."""
     statistics_min_count: int = 16
     """Rewards a prompt needs before its own statistics are used; until then the batch's are."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this."""
-    trained_steps: tuple[float, float] = (0.0, 1.0)
-    """Part of the trajectory whose steps are trained on, as fractions of T, 0 being the noise and 1 the picture."""
+    inner_epochs: int = 1
+    """Passes over the trajectories of an iteration."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        first, last = self.trained_steps
-        if not 0 <= first < last <= 1:
-            raise ValueError(f"trained_steps={self.trained_steps!r} must be two fractions of T, 0 <= first < last <= 1")
+        for name in ("advantage_clip", "group_size", "inner_epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
+        if self.normalization not in ("prompt", "batch", "group", "none"):
+            raise ValueError(f"normalization={self.normalization!r} must be one of prompt, batch, group, none")
+        if self.normalization == "group" and self.group_size < 2:
+            raise ValueError(f"normalization='group' needs group_size={self.group_size!r} to be at least 2")
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """M transitions of an update, which come from any trajectories and steps.
+
+    Attributes:
+        observation: the states, as `DenoisingPolicy.distribution` takes them.
+        action: x_{t-1}, float32 `(M, C, H, W)`.
+        old_log_prob: log-probabilities under the policy that sampled them, `(M,)`.
+        advantage: `(M,)`.
+    """
+
+    observation: dict[str, torch.Tensor]
+    action: torch.Tensor
+    old_log_prob: torch.Tensor
+    advantage: torch.Tensor
+
+    @classmethod
+    def at(cls, trajectories: Trajectories, advantages: torch.Tensor, pairs: torch.Tensor) -> Transitions:
+        """The transitions at `pairs` (sample, step), int64 `(M, 2)`; advantages `(N,)` are those of the samples."""
+        samples, steps = pairs.unbind(1)
+        return cls(
+            trajectories.states(samples, steps),
+            trajectories.actions(samples, steps),
+            trajectories.log_probs[steps, samples],
+            advantages[samples],
+        )
 
 
 class PolicyGradientAgent(Agent):
-    """Gradient ascent on the clipped or plain surrogate of a subclass."""
+    """Gradient steps on the loss of a subclass, over minibatches of whole trajectories."""
 
     Config: ClassVar[type[AgentConfig]] = PolicyGradientConfig
     config: PolicyGradientConfig
 
-    def __init__(self, policy: DenoisingPolicy, config: PolicyGradientConfig) -> None:
-        super().__init__(policy, config)
+    def __init__(
+        self, policy: DenoisingPolicy, config: PolicyGradientConfig, processes: Processes | None = None
+    ) -> None:
+        super().__init__(policy, config, processes)
         self.statistics = PromptStatistics(config.statistics_buffer, config.statistics_min_count)
-        steps, total = policy.stochastic_steps, len(policy.table)  # a deterministic step has no gradient
-        first, last = config.trained_steps
-        self.steps = steps[(steps >= first * total) & (steps < last * total)]
-        if len(self.steps) == 0:
-            raise ValueError(f"trained_steps={config.trained_steps!r} leaves no stochastic step of T={total}; widen it")
 
     @abstractmethod
-    def surrogate(self, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor) -> Surrogate:
-        """The loss of M transitions; every argument is `(M,)`."""
+    def losses(self, batch: Transitions) -> Losses:
+        """What to minimise for M transitions, `loss` `(M,)`, and other entries `(M,)` for the metrics."""
+
+    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
+        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`."""
+        group = self.config.group_size
+        return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
 
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
-        """Clipped advantages `(N,)`; NaN for the samples whose reward failed.
+        """Normalised rewards `(N,)`, clipped; see `normalized_rewards`."""
+        bound = self.config.advantage_clip
+        return np.clip(self.normalized_rewards(trajectories), -bound, bound)
+
+    def normalized_rewards(self, trajectories: Trajectories) -> np.ndarray:
+        """Normalised rewards `(N,)` of all processes' trajectories; NaN for the samples whose reward failed.
 
         Raises:
             NoUsableReward: no reward is finite.
         """
-        rewards = trajectories.rewards.double().cpu().numpy()
+        prompts, rewards = self.rewards(trajectories)
         usable = np.isfinite(rewards)
-        if not usable.any():
-            raise NoUsableReward(f"all {len(rewards)} rewards of the iteration are NaN or infinite; check the reward")
         advantages = np.full(len(rewards), np.nan)
-        if self.config.per_prompt:
-            prompts = [prompt for prompt, good in zip(trajectories.prompts, usable, strict=True) if good]
-            advantages[usable] = self.statistics.normalize(prompts, rewards[usable])
-        else:
+        kind = self.config.normalization
+        if kind == "prompt":
+            known = [prompt for prompt, good in zip(prompts, usable, strict=True) if good]
+            advantages[usable] = self.statistics.normalize(known, rewards[usable])
+        elif kind == "batch":
             advantages[usable] = batch_normalize(rewards[usable])
-        return np.clip(advantages, -self.config.advantage_clip, self.config.advantage_clip)
+        elif kind == "group":
+            advantages = group_normalize(rewards, self.config.group_size)
+        else:
+            advantages[usable] = rewards[usable]
+        return advantages
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """Minibatch updates on one iteration's trajectories; see `Agent.update`."""
         advantages = self.advantages(trajectories)
         usable = np.flatnonzero(np.isfinite(advantages))
-        device_advantages = torch.as_tensor(advantages, dtype=torch.float32, device=self.policy.device)
+        size = self.minibatch(len(usable))
+        own = self.own(advantages, trajectories)
         rows: list[dict[str, torch.Tensor]] = []
         for _ in range(self.config.inner_epochs):
             order = rng.permutation(usable)
-            for start in range(0, len(order), self.config.batch_size):
-                samples = torch.from_numpy(order[start : start + self.config.batch_size])
-                rows.append(self._minibatch(trajectories, device_advantages, samples, rng))
-        means = {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]}
-        return {**means, "updates": len(rows), "samples_dropped": len(advantages) - len(usable)}
+            for start in range(0, len(order), size):
+                pairs = self.transitions(order[start : start + size], rng)
+                local = self.local(pairs, len(trajectories))
+                rows.append(
+                    self.minimize(local, lambda part: self.losses(Transitions.at(trajectories, own, part)), len(pairs))
+                )
+        return {**averages(rows), "updates": len(rows), "samples_dropped": len(advantages) - len(usable)}
 
-    def _minibatch(
-        self, trajectories: Trajectories, advantages: torch.Tensor, samples: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
-        """One optimiser step on all transitions of `samples`."""
-        order = torch.from_numpy(rng.permutation(len(samples) * len(self.steps)))
-        pairs = torch.cartesian_prod(samples, self.steps)[order]
-        self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, torch.Tensor] = {}
-        for part in pairs.to(self.policy.device).split(self.config.micro_batch_size):
-            surrogate = self._transitions(trajectories, advantages, part)
-            (surrogate.loss.sum() / len(pairs)).backward()
-            for key, value in _sums(surrogate):
-                totals[key] = totals.get(key, 0.0) + value / len(pairs)
-        totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
-        return totals
+    def minibatch(self, usable: int) -> int:
+        """Trajectories behind one update, of `usable` ones."""
+        return self.config.batch_size
 
-    def _transitions(self, trajectories: Trajectories, advantages: torch.Tensor, pairs: torch.Tensor) -> Surrogate:
-        samples, steps = pairs.unbind(1)
-        log_prob = self.policy(trajectories.states(samples, steps), trajectories.actions(samples, steps))
-        return self.surrogate(log_prob, trajectories.log_probs[steps, samples], advantages[samples])
+    def own(self, advantages: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
+        """The advantages of this process's trajectories, on the device."""
+        first = self.processes.index * len(trajectories)
+        part = advantages[first : first + len(trajectories)]
+        return torch.as_tensor(part, dtype=torch.float32, device=self.policy.device)
 
     def state(self) -> dict[str, Any]:
-        """The per-prompt statistics."""
-        return {"prompt_statistics": self.statistics.state()}
+        """The per-prompt statistics too."""
+        return {**super().state(), "prompt_statistics": self.statistics.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
+        super().load_state(state)
         self.statistics.load(state["prompt_statistics"])
-
-
-def _sums(surrogate: Surrogate) -> Iterator[tuple[str, torch.Tensor]]:
-    yield "loss", surrogate.loss.detach().sum()
-    yield "clip_fraction", surrogate.clipped.sum()
-    yield "approx_kl", surrogate.approx_kl.sum()

@@ -1,5 +1,7 @@
 """What the agents' tests share."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -36,13 +38,14 @@ def make_policy(make_env, perturb):
 
 @pytest.fixture(scope="session")
 def make_agent(make_policy):
-    """`make_agent(env, trainable, **options of DDPO_IS)`, with a learning rate that one can see."""
+    """`make_agent(env, trainable, agent=..., **options)`, with a learning rate that one can see."""
 
-    def make(env=None, trainable="lora", scale=0.05, **options):
+    def make(env=None, trainable="lora", scale=0.05, agent=DDPOIS, **options):
         policy = make_policy(env, trainable, scale)
-        defaults = {"learning_rate": 1e-3, "clip_range": 0.2, "per_prompt": False, "micro_batch_size": 64}
-        options = {**defaults, **options}
-        return DDPOIS(policy, DDPOIS.Config(trainable=trainable, **options))
+        defaults = {"learning_rate": 1e-3, "clip_range": 0.2, "normalization": "batch", "micro_batch_size": 64}
+        known = {entry.name for entry in fields(agent.Config)}
+        chosen = {**{key: value for key, value in defaults.items() if key in known}, **options}
+        return agent(policy, agent.Config(trainable=trainable, **chosen))
 
     return make
 

@@ -77,7 +77,7 @@ def test_a_taken_run_folder_is_refused_and_left_alone(tiny_pipeline, tmp_path, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--agent": "ddpo_si"}, "agent='ddpo_si' is unknown; did you mean 'ddpo_is'?"),
+        ({"--agent": "ddpo_iss"}, "agent='ddpo_iss' is unknown; did you mean 'ddpo_is'?"),
         ({"--preset": "shape"}, "preset='shape' is unknown; did you mean 'shapes'?"),
         ({"--env": "DiffusionDenoise-Shapes-Compositon"}, "DiffusionDenoise-Shapes-Composition"),
         ({"--env.reward": "Compresibility"}, "reward='Compresibility' is unknown; did you mean 'Compressibility'?"),

@@ -124,9 +124,9 @@ def test_the_result_does_not_depend_on_the_micro_batch(make_env, make_agent, rol
 
 
 @pytest.mark.parametrize("missing", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("per_prompt", [False, True])
-def test_a_missing_reward_leaves_the_gradient_as_if_absent(env, make_agent, roll, missing, per_prompt):
-    options = {"batch_size": NUMBER, "per_prompt": per_prompt, "statistics_min_count": 2, "max_grad_norm": 1e9}
+@pytest.mark.parametrize("normalization", ["batch", "prompt"])
+def test_a_missing_reward_leaves_the_gradient_as_if_absent(env, make_agent, roll, missing, normalization):
+    options = {"batch_size": NUMBER, "normalization": normalization, "statistics_min_count": 2, "max_grad_norm": 1e9}
     agent, other = make_agent(env, **options), make_agent(env, **options)
     rolled = rewarded(roll(env, agent.policy))
     rolled.rewards[[1, 4, 9]] = missing
@@ -139,7 +139,7 @@ def test_a_missing_reward_leaves_the_gradient_as_if_absent(env, make_agent, roll
 
 
 def test_without_one_usable_reward_nothing_is_learned(env, make_agent, roll):
-    agent = make_agent(env, per_prompt=True)
+    agent = make_agent(env, normalization="prompt")
     rolled = roll(env, agent.policy)
     rolled.rewards[:] = float("nan")
     rolled.rewards[0] = float("inf")
@@ -223,7 +223,7 @@ def test_advantages_are_clipped(env, make_agent, roll):
 
 
 def test_advantages_by_prompt_use_the_prompts(env, make_agent, roll):
-    agent = make_agent(env, per_prompt=True, statistics_min_count=2)
+    agent = make_agent(env, normalization="prompt", statistics_min_count=2)
     rolled = replace(roll(env, agent.policy), prompts=("a", "b") * 6)
     rolled.rewards[:] = torch.tensor([1.0, 100.0, 3.0, 300.0]).repeat(3)
     assert agent.advantages(rolled) == pytest.approx([-1.0, -1.0, 1.0, 1.0] * 3)
@@ -248,7 +248,7 @@ def test_the_same_random_numbers_give_the_same_weights(env, make_agent, roll):
         ("learning_rate", float("nan")),
         ("batch_size", 0),
         ("inner_epochs", 0),
-        ("micro_batch_size", -1),
+        ("group_size", 0),
         ("max_grad_norm", 0.0),
     ],
 )

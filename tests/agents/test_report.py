@@ -267,7 +267,7 @@ def test_a_truncated_evaluation_is_named(folder):
     "env, prompts, agent",
     [
         (ENV, None, {}),
-        (ENV, ("shapes-color",), {"per_prompt": False, "learning_rate": 3e-5, "trainable": "lora"}),
+        (ENV, ("shapes-color",), {"normalization": "batch", "learning_rate": 3e-5, "trainable": "lora"}),
         ("DiffusionDenoise-v0", ("a 'quoted' \"dog\" & $HOME", "two\tstars"), {"clip_range": 0.5, "lora_rank": 8}),
     ],
 )

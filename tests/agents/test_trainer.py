@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def build(make_env, make_agent):
         env = make_env(BATCH, num_inference_steps=3, reward=reward, autoreset_mode="Disabled")
         # batches of 4 of 8 samples, two passes: the order of the samples and Adam's memory both matter
         agent = make_agent(
-            env, trainable, scale=0.02, batch_size=4, inner_epochs=2, per_prompt=True, statistics_min_count=2
+            env, trainable, scale=0.02, batch_size=4, inner_epochs=2, normalization="prompt", statistics_min_count=2
         )
         if init:  # other weights than those of the run: a resumed run must not depend on them
             generator = torch.Generator().manual_seed(init)
@@ -162,7 +162,8 @@ def test_the_metrics(make_trainer):
     assert [record["iteration"] for record in records] == [1, 2, 3]
     assert [record["reward_queries"] for record in records] == [8, 16, 24]
     expected = {"iteration", "reward_queries", "reward_mean", "reward_std", "red_mean", "seconds", "rollout_seconds"}
-    expected |= {"images_per_second", "loss", "clip_fraction", "approx_kl", "grad_norm", "updates", "samples_dropped"}
+    expected |= {"images_per_second", "loss", "clip_fraction", "approx_kl", "grad_norm", "learning_rate"}
+    expected |= {"updates", "samples_dropped"}
     for record in records:
         assert record.keys() == expected
         assert all(math.isfinite(value) for value in record.values())
@@ -206,7 +207,9 @@ def test_the_seed_decides(make_trainer, uninterrupted):
 
 def test_every_iteration_samples_anew(make_trainer):
     trainer = make_trainer(3)
-    trainer.agent.optimizer.param_groups[0]["lr"] = 0.0  # the same policy throughout: only the noise can differ
+    trainer.agent.optimizer.options = replace(
+        trainer.agent.optimizer.options, learning_rate=0.0
+    )  # the same policy throughout: only the noise can differ
     trainer.run()
     assert len({row["reward_mean"] for row in rows(trainer)}) == 3
 

@@ -1,0 +1,50 @@
+"""DDPO_ISKL: DDPO_IS with a penalty on the distance to the pretrained model (the replication, algorithm 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
+from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
+from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
+from diffusion_gym.agents.losses import KLForm, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.optimization import Losses
+
+
+@dataclass(frozen=True)
+class DDPOISKLConfig(ClippedConfig):
+    """Options of DDPO_ISKL."""
+
+    kl_weight: float = 0.1
+    """lambda, the weight of the penalty; the replication does not give its value."""
+    kl_form: KLForm = "squared_log_ratio"
+    """The penalty of a step: (l_theta - l_ref)^2 / 2 as in the replication, the closed form of the Gaussians, or the
+    closed form without its denominator. Reduced over dimensions as log-probabilities are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_weight < 0:
+            raise ValueError(f"kl_weight={self.kl_weight!r} must not be negative")
+
+
+@AGENTS.register("ddpo_iskl")
+class DDPOISKL(PolicyGradientAgent):
+    """Several clipped updates on each batch of trajectories, held near the pretrained model."""
+
+    Config: ClassVar[type[AgentConfig]] = DDPOISKLConfig
+    config: DDPOISKLConfig
+
+    def losses(self, batch: Transitions) -> Losses:
+        """The clipped surrogate of M transitions plus the weighted penalty."""
+        policy = self.policy.distribution(batch.observation)
+        reference = self.policy.reference_distribution(batch.observation)
+        surrogate = clipped_surrogate(
+            policy.log_prob(batch.action), batch.old_log_prob, batch.advantage, self.config.clip_range
+        )
+        penalty = kl_penalty(policy, reference, batch.action, self.config.kl_form)
+        return {
+            **surrogate.rows(),
+            "loss": surrogate.loss + self.config.kl_weight * penalty,
+            "kl_penalty": penalty.detach(),
+        }

@@ -1,0 +1,135 @@
+"""RWR: the denoising loss on the model's own samples, weighted by reward (DDPO, section C.2 and appendix F.2)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from diffusion_gym.agents.advantages import softmax_weights
+from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig, Metrics, averages
+from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.scheduling import add_noise
+from diffusion_gym.wrappers.one_step import OneStepVectorEnv
+
+
+@dataclass(frozen=True)
+class RegressionConfig(AgentConfig):
+    """Options of the reward-weighted agents; the defaults are those of the DDPO paper, table F.6."""
+
+    batch_size: int = 128
+    """Pictures behind one gradient update, each at a noise level of its own."""
+    updates: int = 400
+    """Gradient updates an iteration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.updates < 1:
+            raise ValueError(f"updates={self.updates!r} must be at least 1")
+
+
+class RegressionAgent(Agent):
+    """Fits the guided noise prediction to finished pictures, each with a weight that its reward decides.
+
+    It sees the one-step process alone: prompt, x_0, reward. No step needs to be stochastic.
+    """
+
+    Config: ClassVar[type[AgentConfig]] = RegressionConfig
+    config: RegressionConfig
+    needs_stochastic_steps: ClassVar[bool] = False
+
+    @abstractmethod
+    def weights(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+        """Weights `(N,)`, not negative; 0 where a reward is not finite."""
+
+    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
+        """Finished latents only, through the one-step view; see `Agent.sample`."""
+        return collect_many(OneStepVectorEnv(env), self.policy, number, seed_path, processes=self.processes)
+
+    def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
+        """`updates` gradient steps on one iteration's pictures; see `Agent.update`."""
+        prompts, rewards = self.rewards(trajectories)
+        weights = self.weights(prompts, rewards)
+        used = np.flatnonzero(weights > 0)
+        scaled = torch.as_tensor(weights / weights[used].mean(), dtype=torch.float32, device=self.policy.device)
+        first = self.processes.index * len(trajectories)
+        rows = []
+        for batch in _minibatches(used, self.config.batch_size, self.config.updates, rng):
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            shape = (len(batch), *trajectories.finished.shape[1:])
+            noise = torch.randn(shape, generator=generator).to(self.policy.device)
+            steps = self.steps[torch.from_numpy(rng.integers(len(self.steps), size=len(batch)))]
+            items = torch.stack([torch.from_numpy(batch), steps, torch.arange(len(batch))], dim=1)
+
+            def losses(part: torch.Tensor, noise: torch.Tensor = noise) -> Losses:
+                samples, steps, rows = part.unbind(1)
+                return self.losses(trajectories, samples, steps, noise[rows], scaled[first + samples])
+
+            rows.append(self.minimize(self.local(items, len(trajectories)), losses, len(items)))
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        dropped = int((~np.isfinite(rewards)).sum())
+        return {
+            **averages(rows),
+            "updates": len(rows),
+            "effective_samples": float(effective),
+            "samples_dropped": dropped,
+        }
+
+    def losses(
+        self,
+        trajectories: Trajectories,
+        samples: torch.Tensor,
+        steps: torch.Tensor,
+        noise: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> Losses:
+        """W ||eps - eps_theta(x_t, t, c)||^2 of M noised pictures, a mean over dimensions.
+
+        Args:
+            trajectories: this process's samples.
+            samples: which of them, int64 `(M,)`.
+            steps: the step of the sampler whose noise level each gets, int64 `(M,)`.
+            noise: eps, `(M, C, H, W)`.
+            weights: w, `(M,)`, scaled to a mean of 1 over the samples with any weight.
+        """
+        table = self.policy.table
+        latents = add_noise(trajectories.finished[samples], noise, table.alpha_bar[steps].view(-1, 1, 1, 1))
+        observation = {"timestep": table.timesteps[steps][:, None], "latents": latents}
+        if trajectories.tokens is not None:
+            observation["prompt"] = trajectories.tokens[samples]
+        error = (noise - self.policy.predicted_noise(observation)).square().flatten(1).mean(1)
+        return {"loss": weights * error, "denoising_error": error.detach()}
+
+
+@dataclass(frozen=True)
+class RWRConfig(RegressionConfig):
+    """Options of RWR."""
+
+    inverse_temperature: float = 0.2
+    """beta of the softmax over the rewards of each prompt."""
+
+
+@AGENTS.register("rwr")
+class RWR(RegressionAgent):
+    """Reward-weighted regression with exponentiated rewards."""
+
+    Config: ClassVar[type[AgentConfig]] = RWRConfig
+    config: RWRConfig
+
+    def weights(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
+        """softmax(beta r) over the samples of each prompt."""
+        return softmax_weights(prompts, rewards, self.config.inverse_temperature)
+
+
+def _minibatches(used: np.ndarray, size: int, number: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """`number` minibatches from as many shuffled passes over `used` as it takes."""
+    passes = -(-size * number // len(used))
+    order = np.concatenate([rng.permutation(used) for _ in range(passes)])
+    for start in range(0, size * number, size):
+        yield order[start : start + size]

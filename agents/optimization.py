@@ -1,0 +1,220 @@
+"""From losses to new weights: micro-batches, gradient sums, clipping, AdamW, learning-rate schedule, averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from diffusion_gym.agents.processes import Processes
+from diffusion_gym.storage import optimizer_tensors, restore_optimizer
+
+LearningRateSchedule = Literal["constant", "warmup_cosine"]
+Losses = Mapping[str, torch.Tensor]
+
+_LARGEST_TRIED = {"cpu": 128}  # on two CPU cores more is not faster
+_LARGEST_TRIED_ELSEWHERE = 512
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW, its learning-rate schedule, gradient clipping and micro-batches.
+
+    Attributes:
+        learning_rate: the constant or peak learning rate.
+        schedule: `constant`, or `warmup_cosine`, a linear warm-up followed by half a cosine.
+        warmup_fraction: part of the training that warms up.
+        first_learning_rate: where the warm-up begins.
+        last_learning_rate: where the cosine ends.
+        betas: moment decays of AdamW.
+        epsilon: epsilon of AdamW.
+        weight_decay: weight decay of AdamW.
+        max_grad_norm: a longer gradient is scaled down to this norm.
+        micro_batch_size: items in one forward and backward pass; 0 finds the largest that fits in memory.
+        loss_scaling: scale losses against underflow, for float16.
+    """
+
+    learning_rate: float
+    schedule: LearningRateSchedule = "constant"
+    warmup_fraction: float = 0.25
+    first_learning_rate: float = 0.0
+    last_learning_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    micro_batch_size: int = 0
+    loss_scaling: bool = False
+
+
+def learning_rate_at(options: OptimizerOptions, fraction_done: float) -> float:
+    """The learning rate when `fraction_done`, 0 to 1, of the training is over (thesis, figure 5.7)."""
+    if options.schedule == "constant":
+        return options.learning_rate
+    if fraction_done < options.warmup_fraction:
+        part = fraction_done / options.warmup_fraction
+        return options.first_learning_rate + part * (options.learning_rate - options.first_learning_rate)
+    part = min(1.0, (fraction_done - options.warmup_fraction) / (1 - options.warmup_fraction))
+    height = options.learning_rate - options.last_learning_rate
+    return options.last_learning_rate + height * 0.5 * (1 + math.cos(math.pi * part))
+
+
+class AccumulatingOptimizer:
+    """AdamW whose step is taken on the mean loss of many items: over micro-batches, and over processes.
+
+    Args:
+        parameters: what trains, by name.
+        options: how.
+        processes: the processes that share the items.
+
+    Attributes:
+        adam: torch's optimiser.
+        fraction_done: how much of the training is over, 0 to 1: what the learning-rate schedule looks at.
+        micro_batch_size: items in one pass; found by trying when the options say 0.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], options: OptimizerOptions, processes: Processes | None = None
+    ) -> None:
+        self.parameters, self.options = list(parameters.values()), options
+        self.processes = processes or Processes()
+        self.fraction_done = 0.0
+        self.adam = torch.optim.AdamW(
+            self.parameters,
+            lr=options.learning_rate,
+            betas=options.betas,
+            eps=options.epsilon,
+            weight_decay=options.weight_decay,
+        )
+        device = self.parameters[0].device.type
+        self.micro_batch_size = options.micro_batch_size or _LARGEST_TRIED.get(device, _LARGEST_TRIED_ELSEWHERE)
+        self._scaler = torch.amp.GradScaler(device, enabled=options.loss_scaling)
+
+    def step(
+        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
+    ) -> dict[str, torch.Tensor]:
+        """One update that minimises the mean of `losses(items)["loss"]`.
+
+        Args:
+            items: this process's items, rows of a tensor; there may be none.
+            losses: the losses of a micro-batch of M items, each entry `(M,)`; `loss` is minimised, the others are
+                reported.
+            count: items of all processes together.
+
+        Returns:
+            The means of all entries over all items, `grad_norm` before clipping, and `learning_rate`; 0-dimensional.
+        """
+        totals = self._accumulate(items, losses, count)
+        self._scaler.unscale_(self.adam)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        rate = learning_rate_at(self.options, self.fraction_done)
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        self._scaler.step(self.adam)
+        self._scaler.update()
+        return {**totals, "grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
+
+    def _accumulate(
+        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
+    ) -> dict[str, torch.Tensor]:
+        """Gradients of the mean loss, summed over micro-batches and processes; halves the micro-batch until it fits."""
+        while True:
+            try:
+                totals = self._passes(items, losses, count)
+                break
+            except RuntimeError as error:
+                if self.options.micro_batch_size or self.micro_batch_size == 1 or not _out_of_memory(error):
+                    raise
+            self.micro_batch_size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if self.processes.count > 1:
+            totals = self._over_processes(totals)
+        return totals
+
+    def _passes(
+        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
+    ) -> dict[str, torch.Tensor]:
+        self.adam.zero_grad(set_to_none=True)
+        totals: dict[str, torch.Tensor] = {}
+        for part in items.split(self.micro_batch_size) if len(items) else ():
+            rows = losses(part)
+            self._scaler.scale(rows["loss"].sum() / count).backward()
+            for key, value in rows.items():
+                totals[key] = totals.get(key, 0.0) + value.detach().sum() / count
+        return totals
+
+    def _over_processes(self, totals: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for parameter in self.parameters:
+            if parameter.grad is None:  # no item of this update was this process's
+                parameter.grad = torch.zeros_like(parameter)
+        self.processes.sum_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        rows = self.processes.gather_json({key: float(value) for key, value in totals.items()})
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return {name: torch.tensor(sum(row.get(name, 0.0) for row in rows)) for name in names}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Adam's moments, for a checkpoint."""
+        return optimizer_tensors(self.adam)
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        restore_optimizer(self.adam, tensors)
+
+    def state(self) -> dict[str, Any]:
+        """The micro-batch that was found and the loss scale, as JSON values."""
+        return {"micro_batch_size": self.micro_batch_size, "loss_scale": self._scaler.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.micro_batch_size = state["micro_batch_size"]
+        if state["loss_scale"]:
+            self._scaler.load_state_dict(dict(state["loss_scale"]))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return should_reduce_batch_size(error)
+
+
+class WeightAverage:
+    """An exponential moving average of weights: average <- decay * average + (1 - decay) * weights.
+
+    Args:
+        parameters: the weights to follow.
+        decay: 0 to 1; 0 is no averaging at all.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = list(parameters), decay
+        self.average = [parameter.detach().clone() for parameter in self.parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow the weights by one step."""
+        if self.decay:
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within this context the average stands in for the weights."""
+        if not self.decay:
+            yield
+            return
+        kept = [parameter.detach().clone() for parameter in self.parameters]
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[torch.Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
