@@ -40,11 +40,6 @@ class EnvsOptions:
 
 
 @dataclass(frozen=True)
-class PresetsOptions:
-    """Print the hyperparameter presets side by side, with their sources."""
-
-
-@dataclass(frozen=True)
 class EvalOptions:
     """Compare the newest checkpoint of a run with the pretrained model, from the same fresh noise."""
 
@@ -82,7 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint", 130)
     except _mistakes() as error:
-        _fail(str(error), 2)
+        _fail(None if _told_elsewhere(error) else str(error), 2)
+
+
+def _told_elsewhere(error: Exception) -> bool:
+    """Whether another process of this machine prints what went wrong in a training of several."""
+    from diffusion_gym.agents.processes import PeerFailed
+
+    return isinstance(error, PeerFailed) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
@@ -94,8 +96,9 @@ def _mistakes() -> tuple[type[Exception], ...]:
     return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward, PeerFailed)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str | None, code: int) -> None:
+    if message is not None:
+        print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -111,16 +114,9 @@ def _envs(args: list[str]) -> None:
 
 
 def _presets(args: list[str]) -> None:
-    from diffusion_gym.agents.presets import PRESETS
+    from diffusion_gym.agents.presets_table import PresetsOptions, print_presets
 
-    tyro.cli(PresetsOptions, args=args, prog="diffusion-gym presets")
-    rows = {key for preset in PRESETS.values() for part in (preset.run, preset.env, preset.agent) for key in part}
-    print(f"{'':24}" + "".join(f"{name:>16}" for name in PRESETS))
-    for key in sorted(rows):
-        values = [{**p.run, **p.env, **p.agent}.get(key, "-") for p in PRESETS.values()]
-        print(f"{key:24}" + "".join(f"{value!s:>16}" for value in values))
-    for name, preset in PRESETS.items():
-        print(f"{name}: {preset.source}")
+    print_presets(tyro.cli(PresetsOptions, args=args, prog="diffusion-gym presets"))
 
 
 def _train(args: list[str]) -> None:
@@ -128,14 +124,16 @@ def _train(args: list[str]) -> None:
     from diffusion_gym.agents.processes import Processes
 
     settings = parse_train(args)
-    main = Processes.launched().main
-    if main:
-        print(
-            f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; "
-            f"run folder {settings.out}"
-        )
-    done, loading = runs.train(settings)
-    if not main:
+    processes = Processes.launched()
+    with processes.leaving():
+        if processes.main:
+            print(
+                f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; "
+                f"run folder {settings.out}",
+                flush=True,
+            )
+        done, loading = runs.train(settings)
+    if not processes.main:
         return
     print(f"{done.iteration} iterations, {done.reward_queries} reward queries")
     if done.reward_queries < settings.total_reward_queries:
@@ -179,12 +177,14 @@ def parse_train(args: Sequence[str]) -> Any:
 
 
 def _option(args: Sequence[str], name: str) -> str | None:
+    """The value of an option on a command line; of several the last one, as everywhere."""
+    value = None
     for index, argument in enumerate(args):
         if argument == name and index + 1 < len(args):
-            return args[index + 1]
-        if argument.startswith(name + "="):
-            return argument.split("=", 1)[1]
-    return None
+            value = args[index + 1]
+        elif argument.startswith(name + "="):
+            value = argument.split("=", 1)[1]
+    return value
 
 
 def _check_same(stored: Any, asked: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -44,6 +44,12 @@ def score_function_loss(log_prob: torch.Tensor, advantage: torch.Tensor) -> torc
     return -advantage * log_prob
 
 
+def check_kl_form(form: str) -> None:
+    """Raise a ValueError that names the forms if `form` is none of `kl_penalty`'s."""
+    if form not in get_args(KLForm):
+        raise ValueError(f"kl_form={form!r} must be one of {', '.join(get_args(KLForm))}")
+
+
 def kl_penalty(
     policy: DenoisingDistribution, reference: DenoisingDistribution, action: torch.Tensor, form: KLForm
 ) -> torch.Tensor:
@@ -57,11 +63,13 @@ def kl_penalty(
         action: the actions x_{t-1} that were taken, `(N, C, H, W)`.
         form: `squared_log_ratio`, (l_theta - l_ref)^2 / 2 (DDPO_ISKL, algorithm 5, here for each step);
             `closed_form`, ||mu - mu_ref||^2 / (2 sigma^2) (DPOK, lemma 4.2); `unscaled`, ||mu - mu_ref||^2.
+
+    Raises:
+        ValueError: an unknown form.
     """
+    check_kl_form(form)
     if form == "squared_log_ratio":
         return 0.5 * (policy.log_prob(action) - reference.log_prob(action)) ** 2
-    if form not in ("closed_form", "unscaled"):
-        raise ValueError(f"kl_form={form!r} must be one of squared_log_ratio, closed_form, unscaled")
     scaled = form == "closed_form"
     return gaussian_kl(policy.mean, reference.mean, policy.std, policy.reduction, denominator=scaled)
 

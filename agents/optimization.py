@@ -108,10 +108,15 @@ class AccumulatingOptimizer:
 
         Returns:
             The means of all entries over all items, `grad_norm` before clipping, and `learning_rate`; 0-dimensional.
+            With loss scaling also `overflow`, 1 where the scaled gradient left the range of float16, so that the
+            update was left out and the scale halved; `grad_norm` is 0 then.
         """
         totals = self._accumulate(items, losses, count)
         self._scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        if self.options.loss_scaling:
+            overflow = ~norm.isfinite()
+            totals["overflow"], norm = overflow.float(), norm.masked_fill(overflow, 0.0)
         rate = learning_rate_at(self.options, self.fraction_done)
         for group in self.adam.param_groups:
             group["lr"] = rate
@@ -124,13 +129,14 @@ class AccumulatingOptimizer:
     ) -> dict[str, torch.Tensor]:
         """Gradients of the mean loss, summed over micro-batches and processes; halves the micro-batch until it fits."""
         while True:
+            tried = min(self.micro_batch_size, len(items))
             try:
                 totals = self._passes(items, losses, count)
                 break
             except RuntimeError as error:
-                if self.options.micro_batch_size or self.micro_batch_size == 1 or not _out_of_memory(error):
+                if self.options.micro_batch_size or tried == 1 or not _out_of_memory(error):
                     raise
-            self.micro_batch_size //= 2
+            self.micro_batch_size = tried // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if self.processes.count > 1:
@@ -141,6 +147,7 @@ class AccumulatingOptimizer:
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
     ) -> dict[str, torch.Tensor]:
         self.adam.zero_grad(set_to_none=True)
+        self._scaler.scale(self.parameters[0].new_zeros(()))  # makes the loss scale, which no item may need here
         totals: dict[str, torch.Tensor] = {}
         for part in items.split(self.micro_batch_size) if len(items) else ():
             rows = losses(part)
@@ -171,8 +178,8 @@ class AccumulatingOptimizer:
         return {"micro_batch_size": self.micro_batch_size, "loss_scale": self._scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
-        self.micro_batch_size = state["micro_batch_size"]
+        """Put back what `state` gave; a micro-batch that the options fix stays."""
+        self.micro_batch_size = self.options.micro_batch_size or state["micro_batch_size"]
         if state["loss_scale"]:
             self._scaler.load_state_dict(dict(state["loss_scale"]))
 

@@ -205,6 +205,17 @@ class DenoisingPolicy(nn.Module):
         alpha_bar = self.table.alpha_bar[steps].view(-1, 1, 1, 1)
         return predict_x0(output, latents, alpha_bar, self.table.prediction)[1]
 
+    def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
+        """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.
+
+        Observations as in `distribution`.
+        """
+        latents, timesteps, steps = self._read(observation)
+        output = self._guided_output(self.unet, latents, timesteps, observation.get("prompt"))
+        alpha_bar = self.table.alpha_bar[steps].view(-1, 1, 1, 1)
+        x0, bound = predict_x0(output, latents, alpha_bar, self.table.prediction)[0], self.table.clip_x0
+        return x0 if bound is None else x0.clamp(-bound, bound)
+
     def _distribution(self, unet: nn.Module, observation: Mapping[str, Any]) -> DenoisingDistribution:
         latents, timesteps, steps = self._read(observation)
         output = self._guided_output(unet, latents, timesteps, observation.get("prompt"))
@@ -253,11 +264,13 @@ class DenoisingPolicy(nn.Module):
             return self.model.predict(unet, latents, timesteps, embeddings).float()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)` of token ids `(N, L)`; each distinct prompt is encoded once in the policy's life."""
+        """Text embeddings `(N, L, D)` of token ids `(N, L)`; each distinct prompt is encoded once, by itself.
+
+        In a batch its rounding might depend on the others, and so a resumed run on what was encoded before.
+        """
         rows = tokens.cpu().contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
-        missing = {key: index for index, key in enumerate(keys) if key not in self._embeddings}
-        if missing:
-            fresh = self.model.embed(rows[list(missing.values())])
-            self._embeddings.update(zip(missing, fresh, strict=True))
+        for key, row in dict(zip(keys, rows, strict=True)).items():
+            if key not in self._embeddings:
+                self._embeddings[key] = self.model.embed(row[None])[0]
         return torch.stack([self._embeddings[key] for key in keys])

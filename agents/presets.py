@@ -1,4 +1,4 @@
-"""Named sets of hyperparameters, each with its source."""
+"""Named sets of hyperparameters, each with its source; docs/presets.md says more about them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,185 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+Values = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Preset:
     """Values that stand in for the defaults of a training run.
 
+    Keys are fields of `RunSettings`, of `EnvOptions` or of an agent's config; `settings.check_preset` refuses others.
+
     Attributes:
-        source: where the values come from.
-        run: fields of `RunSettings`.
-        env: fields of `EnvOptions`.
-        agent: fields of the agent's config; those that an agent does not have are left out.
+        source: where the values come from, down to the table.
+        values: what every agent gets; options that it does not have, but another agent has, are left out.
+        agents: by agent, what it alone gets, in place of the common values where both name an option.
+        choices: what the source leaves open, and what stands here for it.
     """
 
     source: str
-    run: Mapping[str, Any] = field(default_factory=dict)
-    env: Mapping[str, Any] = field(default_factory=dict)
-    agent: Mapping[str, Any] = field(default_factory=dict)
+    values: Values
+    agents: Mapping[str, Values] = field(default_factory=dict)
+    choices: str = ""
+
+    def of(self, agent: str) -> dict[str, Any]:
+        """The values for an agent; the common ones alone for an agent that the preset does not name."""
+        return {**self.values, **self.agents.get(agent, {})}
 
 
-_SHAPES_AGENT: Final[dict[str, Any]] = {
+# AdamW and gradient clipping, the same in the DDPO paper, in the replication and in the thesis.
+_OPTIMIZER: Final[Values] = {
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 1e-4,
+    "max_grad_norm": 1.0,
+}
+
+_ANCESTRAL: Final[Values] = {"sampler": "ddim", "eta": 1.0}
+
+_RWR_PAPER: Final[Values] = {
+    "samples_per_iteration": 10_000,
+    "batch_size": 128,
+    "updates": 400,
+    "checkpoint_every": 1,
+    "pictures_every": 1,
+}
+
+_DDPO_PAPER: Final = Preset(
+    "arXiv:2305.13301, appendices F.1 to F.3, F.5 and the table of F.6",
+    {
+        **_ANCESTRAL,
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+        "total_reward_queries": 50_000,
+        "samples_per_iteration": 256,
+        "rollout_batch": 8,
+        "trainable": "full",
+        "learning_rate": 1e-5,
+        **_OPTIMIZER,
+    },
+    {
+        "ddpo_is": {"batch_size": 64, "inner_epochs": 1, "clip_range": 1e-4, "normalization": "prompt"},
+        "ddpo_sf": {"batch_size": 256, "inner_epochs": 1, "normalization": "prompt"},
+        "rwr": {**_RWR_PAPER, "inverse_temperature": 0.2},
+        "rwr_sparse": {**_RWR_PAPER, "percentile": 0.9},
+    },
+    choices="The paper does not say how many rewards a prompt's statistics need, nor that advantages are clipped: our "
+    "defaults stand. RWR's few, long iterations are checkpointed each.",
+)
+
+_REPLICATION: Final = Preset(
+    "Guiding the Training of Diffusion Models: A Replication of DDPO, table 1",
+    {
+        **_ANCESTRAL,
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+        "rollout_batch": 8,
+        "pictures_every": 100,
+        "trainable": "lora",
+        "lora_rank": 4,
+        "learning_rate": 3e-4,
+        **_OPTIMIZER,
+        "batch_size": 16,
+        "normalization": "batch",
+    },
+    {
+        "ddpo_is": {"samples_per_iteration": 8, "inner_epochs": 2, "clip_range": 1e-4},
+        "ddpo_sf": {"samples_per_iteration": 16, "inner_epochs": 4},
+        "ddpo_iskl": {
+            "samples_per_iteration": 8,
+            "inner_epochs": 2,
+            "clip_range": 1e-4,
+            "kl_weight": 0.1,
+            "kl_form": "squared_log_ratio",
+        },
+    },
+    choices="The replication gives neither lambda (kl_weight) nor the length of a run, nor says what trains. LoRA is "
+    "chosen because 3e-4 is ddpo-pytorch's learning rate for it. Rewards are normalised within the minibatch "
+    "(algorithms 4 and 5), which holds all samples of an iteration.",
+)
+
+
+def _thesis(column: str, epochs: int, advantage_clip: float, values: Values, choices: str = "") -> Preset:
+    """A column of table A.2; an epoch samples 100 pictures."""
+    return Preset(
+        f"the thesis Extending Reinforcement Learning Techniques for Diffusion Models, table A.2, column {column}",
+        {
+            **_ANCESTRAL,
+            "num_inference_steps": 40,
+            "guidance_scale": 1.0,
+            "total_reward_queries": 100 * epochs,
+            "samples_per_iteration": 100,
+            "rollout_batch": 10,
+            "trainable": "full",
+            **values,
+            **_OPTIMIZER,
+            "batch_size": 10,
+            "normalization": "batch",
+            "advantage_clip": advantage_clip,
+        },
+        {"ddpo_is": {"inner_epochs": 1, "clip_range": 1e-4}},
+        choices=f"{choices}eta is not given; a policy gradient needs noise. The models have no prompt, so no guidance.",
+    )
+
+
+_CONSTANT: Final[Values] = {"learning_rate": 9e-8, "learning_rate_schedule": "constant"}
+_WARMUP: Final[Values] = {
+    "learning_rate": 3.75e-6,
+    "learning_rate_schedule": "warmup_cosine",
+    "warmup_fraction": 0.25,
+    "first_learning_rate": 9e-8,
+    "last_learning_rate": 9e-9,
+}
+
+_DPOK: Final = Preset(
+    "google-research/dpok, the authors' code of arXiv:2305.16381: defaults of train_online_pg.py; T, guidance and eta "
+    "of pipeline_stable_diffusion_extended.py",
+    {
+        **_ANCESTRAL,
+        "num_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "trainable": "lora",
+        "lora_rank": 4,
+        "learning_rate": 1e-5,
+        **_OPTIMIZER,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.1,
+        "mixed_precision": "fp16",
+        "gradient_checkpointing": True,
+    },
+    {
+        "dpok": {
+            "total_reward_queries": 12_000,  # max_train_steps / p_step = 2,000 iterations of 6 pictures
+            "samples_per_iteration": 6,
+            "rollout_batch": 6,
+            "checkpoint_every": 100,
+            "pictures_every": 100,
+            "batch_size": 24,  # p_batch_size 2 times 12 accumulation steps
+            "updates": 5,
+            "clip_range": 1e-4,
+            "reward_weight": 100.0,
+            "kl_weight": 0.01,
+            "kl_form": "closed_form",
+            "normalization": "none",
+            "advantage_clip": 1e6,  # none
+            "value_function": True,
+            "value_learning_rate": 1e-4,
+            "value_batch_size": 256,
+            "value_updates": 5,
+            "replay_iterations": 3,  # buffer_size 1,000 holds three times 6 x 50 transitions
+        },
+    },
+    choices="The code penalises the distance of the noise predictions; here it is the divergence of the paper's lemma. "
+    "It averages the gradients of its 5 value batches into one step, here they are 5 steps.",
+)
+
+_SHAPES: Final[Values] = {
+    "guidance_scale": 1.0,
+    "total_reward_queries": 6_400,
+    "samples_per_iteration": 128,
+    "rollout_batch": 128,
     "trainable": "full",
     "learning_rate": 1e-4,
     "batch_size": 32,
@@ -32,39 +192,55 @@ _SHAPES_AGENT: Final[dict[str, Any]] = {
     "trained_steps": (0.0, 0.5),
     "micro_batch_size": 128,
 }
+_SHAPES_REGRESSION: Final[Values] = {"samples_per_iteration": 640, "batch_size": 64}
+_SHAPES_AGENTS: Final[Mapping[str, Values]] = {
+    "ddpo_sf": {"learning_rate": 3e-4, "samples_per_iteration": 64, "rollout_batch": 64},
+    "ddpo_iskl": {"kl_form": "closed_form", "kl_weight": 0.01},
+    "dpok": {
+        "learning_rate": 2e-4,
+        "batch_size": 160,
+        "updates": 4,
+        "max_grad_norm": 1.0,
+        "reward_weight": 1.0,
+        "kl_weight": 0.01,
+        "value_learning_rate": 1e-3,
+        "replay_iterations": 1,
+        "advantage_clip": 5.0,
+    },
+    "rwr": {**_SHAPES_REGRESSION, "updates": 60, "inverse_temperature": 5.0},
+    "rwr_sparse": {**_SHAPES_REGRESSION, "updates": 40, "ema_decay": 0.95},
+}
+_SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
 
 PRESETS: Final[dict[str, Preset]] = {
-    "ddpo-paper": Preset(
-        "DDPO, arXiv:2305.13301, tables F.1 and F.6",
-        run={"samples_per_iteration": 256, "total_reward_queries": 50_000, "rollout_batch": 8},
-        env={"num_inference_steps": 50, "guidance_scale": 5.0, "eta": 1.0},
-        agent={
-            "trainable": "full",
-            "learning_rate": 1e-5,
-            "weight_decay": 1e-4,
-            "adam_beta1": 0.9,
-            "adam_beta2": 0.999,
-            "adam_epsilon": 1e-8,
-            "max_grad_norm": 1.0,
-            "batch_size": 64,
-            "clip_range": 1e-4,
-        },
+    "ddpo-paper": _DDPO_PAPER,
+    "replication": _REPLICATION,
+    "thesis-compressibility": _thesis("Compressibility", 72, 4.5, _CONSTANT),
+    "thesis-incompressibility": _thesis("Incompressibility", 72, 4.5, _CONSTANT),
+    "thesis-aesthetic": _thesis(
+        "Aesthetic", 35, 10.0, _WARMUP, "The last learning rate is in the text of section 5.1.3. "
     ),
-    "shapes": Preset(
-        "tuned on the embedded model, docs/shapes-preset.md",
-        run={"samples_per_iteration": 128, "total_reward_queries": 6_400, "rollout_batch": 128},
-        env={"guidance_scale": 1.0},
-        agent=_SHAPES_AGENT,
-    ),
+    "dpok": _DPOK,
+    "shapes": Preset("tuned on the embedded model, docs/shapes-preset.md", _SHAPES, _SHAPES_AGENTS),
     "shapes-demo": Preset(
         "`shapes` at T = 10 on four location prompts, docs/shapes-preset.md",
-        run={"samples_per_iteration": 128, "total_reward_queries": 6_400, "rollout_batch": 128},
-        env={"guidance_scale": 1.0, "num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)},
-        agent=_SHAPES_AGENT,
+        {**_SHAPES, **_SHAPES_DEMO},
+        _SHAPES_AGENTS,
+    ),
+    "shapes-short": Preset(
+        "`shapes-demo` in half the reward queries, docs/shapes-preset.md",
+        {**_SHAPES, **_SHAPES_DEMO, "total_reward_queries": 3_200},
+        {
+            **_SHAPES_AGENTS,
+            "ddpo_is": {"learning_rate": 2e-4},
+            "ddpo_iskl": {**_SHAPES_AGENTS["ddpo_iskl"], "learning_rate": 2e-4},
+        },
     ),
 }
 
 
-def default_preset(env_id: str, model: str | None) -> str:
-    """The preset for an environment: `shapes` for the embedded model, the paper's for any other."""
-    return "shapes" if model == "Shapes" or (model is None and "-Shapes-" in env_id) else "ddpo-paper"
+def default_preset(env_id: str, model: str | None, agent: str) -> str:
+    """The preset to begin with: `shapes` for the embedded model; for any other the one of the agent's own paper."""
+    if model == "Shapes" or (model is None and "-Shapes-" in env_id):
+        return "shapes"
+    return "dpok" if agent == "dpok" else "ddpo-paper"

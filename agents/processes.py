@@ -1,22 +1,27 @@
 """The processes of one training: who samples what, and the sums and gathers between them.
 
-`accelerate launch` starts the processes and gives them their devices. Each samples its own share of the trajectories;
-rewards are gathered, so that every process knows all advantages; gradients are summed once an optimiser step. Nothing
-on the wire is pickled: what is not a tensor travels as JSON in a uint8 tensor.
+`accelerate launch` or `torchrun` starts the processes. Each samples its own share of the trajectories; rewards are
+gathered, so that every process knows all advantages; gradients are summed once an optimiser step. Nothing on the wire
+is pickled: what is not a tensor travels as JSON in a uint8 tensor.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 _BUCKET = 2**24  # numbers in one message: 64 MB, so that the sum needs little memory of its own
+_PATIENCE = timedelta(hours=1)  # a process may wait for another's slow reward, or for the main one's pictures
+_SHARDED = {"FSDP": "--use_fsdp", "DEEPSPEED": "--use_deepspeed", "MEGATRON_LM": "--use_megatron_lm"}
 
 
 class PeerFailed(RuntimeError):
@@ -39,13 +44,43 @@ class Processes:
 
     @classmethod
     def launched(cls) -> Processes:
-        """The processes that `accelerate launch` or `torchrun` started; a single one without them."""
+        """The processes that `accelerate launch` or `torchrun` started; a single one without them.
+
+        They compute on one GPU each, or on the CPU where there is none or `ACCELERATE_USE_CPU` is true.
+
+        Raises:
+            ValueError: the launcher was asked for sharded training.
+        """
+        for name, option in _SHARDED.items():
+            if _flag(f"ACCELERATE_USE_{name}"):
+                raise ValueError(
+                    f"{option} shards one model over processes, which this package does not do: every process holds "
+                    "the whole model; launch with --multi_gpu"
+                )
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            _warn_when_alone()
             return cls()
+        # Functions in this module have the group of the moment for a default. Imported later, by diffusers say, they
+        # would keep the group alive beyond `leaving`, and its threads would abort the interpreter on its way out.
+        import torch.distributed.nn.functional  # noqa: F401
         from accelerate import PartialState
 
-        state = PartialState()
-        return cls(state.process_index, state.num_processes, state.device)
+        cpu = _flag("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        # Without `cpu`, accelerate would take processes that have no GPU for unrelated ones.
+        state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl", timeout=_PATIENCE)
+        return cls(state.process_index, state.num_processes, torch.device("cpu") if cpu else state.device)
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """At the end of this context, the program's last, part from the other processes."""
+        try:
+            yield
+        except BaseException:
+            if self.device.type == "cpu" and dist.is_initialized():  # NCCL could wait for a process that is gone
+                dist.destroy_process_group()
+            raise
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     @property
     def main(self) -> bool:
@@ -67,25 +102,22 @@ class Processes:
         return range(self.index * part, (self.index + 1) * part)
 
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the processes: few messages for many tensors."""
-        if self.count == 1:
-            return
-        bucket: list[torch.Tensor] = []
-        for position, tensor in enumerate(tensors, 1):
-            bucket.append(tensor)
-            if position == len(tensors) or sum(part.numel() for part in bucket) >= _BUCKET:
-                flat = torch.cat([part.detach().float().flatten() for part in bucket])
-                dist.all_reduce(flat)
-                for part, total in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):
-                    part.copy_(total.view_as(part))
-                bucket = []
+        """Replace each tensor by its sum over the processes, taken in float32."""
+        if self.count > 1:
+            _exchange(tensors, dist.all_reduce)
+
+    def copy_main_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by the main process's, so that all begin with the same weights whatever their seeds."""
+        if self.count > 1:
+            _exchange(tensors, lambda flat: dist.broadcast(flat, 0))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensors of all processes, joined along the first dimension in order; all have one shape."""
         if self.count == 1:
             return tensor
+        tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        dist.all_gather(parts, tensor.contiguous())
+        dist.all_gather(parts, tensor)
         return torch.cat(parts)
 
     def gather_json(self, value: Any) -> list[Any]:
@@ -115,3 +147,32 @@ class Processes:
         for index, failure in enumerate(failures):
             if failure is not None:
                 raise PeerFailed(f"process {index} of {self.count} failed: {failure}")
+
+
+@torch.no_grad()
+def _exchange(tensors: Sequence[torch.Tensor], send: Callable[[torch.Tensor], Any]) -> None:
+    """Let `send` change the tensors, joined as float32: few messages for many tensors."""
+    bucket: list[torch.Tensor] = []
+    for position, tensor in enumerate(tensors, 1):
+        bucket.append(tensor)
+        if position == len(tensors) or sum(part.numel() for part in bucket) >= _BUCKET:
+            flat = torch.cat([part.float().flatten() for part in bucket])
+            send(flat)
+            for part, changed in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):
+                part.copy_(changed.view_as(part))
+            bucket = []
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _warn_when_alone() -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process, and says nothing."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "accelerate launch has started one process where several were asked for, as it does with --cpu; for "
+            "several on the CPU use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N",
+            stacklevel=1,  # one place, so that it is said once
+        )

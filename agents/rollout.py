@@ -25,7 +25,8 @@ class Trajectories:
         timesteps: the scheduler's t of each step, int64 `(T,)`; empty in the one-step view, which keeps x_0 alone.
         latents: x_T to x_0, float32 `(T + 1, N, C, H, W)`: step k goes from `latents[k]` to `latents[k + 1]`.
         log_probs: of the actions under the policy that sampled them, float32 `(T, N)`.
-        rewards: r(x_0, c), float32 `(N,)`; NaN or infinite where the reward failed.
+        rewards: r(x_0, c), and whatever wrappers add on the way there, float32 `(N,)`; NaN or infinite where the
+            reward failed.
         components: the reward's components, each `(N,)`.
         images: the finished pictures, uint8 `(N, H, W, 3)`.
     """
@@ -106,18 +107,20 @@ def collect(
         for step in range(len(policy.table)):
             x = act(policy.observation(x, step, tokens)).sample(generator)
         _, rewards, _, _, infos = env.step(x)
+        returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
     else:
         timesteps, start = policy.table.timesteps, torch.as_tensor(observation["latents"], device=policy.device)
         latents = torch.empty(len(timesteps) + 1, *start.shape, device=policy.device)
         log_probs = torch.empty(len(timesteps), len(start), device=policy.device)
-        latents[0] = start
+        latents[0], returns = start, torch.zeros(len(start), device=policy.device)
         for step in range(len(timesteps)):
             distribution = act(observation)
             latents[step + 1] = distribution.sample(generator)
             # Scored on the stored value, which makes the ratio of a fresh rollout 1.
             log_probs[step] = distribution.log_prob(latents[step + 1])
             observation, rewards, _, _, infos = env.step(latents[step + 1])
+            returns += torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
     final = infos.get("final_info", infos)
     components = {k: v for k, v in final["reward_components"].items() if not k.startswith("_")}
     return Trajectories(
@@ -126,7 +129,7 @@ def collect(
         timesteps=timesteps,
         latents=latents,
         log_probs=log_probs,
-        rewards=torch.as_tensor(rewards, dtype=torch.float32, device=policy.device),
+        rewards=returns,
         components={key: torch.as_tensor(value, device=policy.device) for key, value in components.items()},
         images=torch.as_tensor(final["image"]),
     )

@@ -17,7 +17,7 @@ from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.settings import RunSettings, make_env
-from diffusion_gym.agents.trainer import Trainer
+from diffusion_gym.agents.trainer import Trainer, read_metrics
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.storage import read_json, write_json
 
@@ -61,35 +61,52 @@ def build_agent(settings: RunSettings, env: Any, processes: Processes | None = N
 def train(settings: RunSettings) -> tuple[Progress, str]:
     """Run or resume a training; returns how far it came and the line that loads the result in diffusers.
 
+    A run that was killed before its first checkpoint begins anew when it is resumed.
+
     Under `accelerate launch` every process calls it; the main one writes the run folder.
 
     Raises:
         FileExistsError: the run folder is taken.
+        ValueError: the processes cannot share the samples evenly.
+        PeerFailed: another process failed; that one raises what went wrong.
         NoUsableReward: an iteration without one finite reward; a checkpoint is kept.
     """
     processes = Processes.launched()
-    if not settings.resume:
-        processes.agree(_new_folder_error(settings.out) if processes.main else None)
+    processes.agree(_refusal(settings, processes) if processes.main else None)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch, processes=processes)
     agent = build_agent(settings, env, processes)
-    pictures = make_env(settings, _PICTURES, processes=processes)
+    pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures)
     versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
     if processes.main:
         write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": versions})
-    done = trainer.run(resume=settings.resume)
-    if not processes.main:
-        return done, ""
-    with agent.averaged():
-        return done, export_policy(agent.policy, settings.out / "model")
+    done = trainer.run(resume=settings.resume and not _killed_early(trainer))
+    loading, failure = "", None
+    if processes.main:
+        try:
+            with agent.averaged():
+                loading = export_policy(agent.policy, settings.out / "model")
+        except OSError as error:
+            failure = error
+    processes.agree(failure)  # no process ends, and may have a launcher end the others, before all is written
+    return done, loading
 
 
-def _new_folder_error(folder: Path) -> FileExistsError | None:
+def _killed_early(trainer: Trainer) -> bool:
+    """Whether the run came to no checkpoint before it was killed, so that to resume it is to begin it anew."""
+    rows = read_metrics(trainer.out / "metrics.jsonl")
+    return not trainer.checkpoints.paths() and len(rows) <= trainer.schedule.checkpoint_every
+
+
+def _refusal(settings: RunSettings, processes: Processes) -> Exception | None:
+    """What keeps the run from beginning, before anything is loaded or written."""
     try:
-        check_new(folder)
-    except FileExistsError as error:
+        if not settings.resume:
+            check_new(settings.out)
+        processes.share(settings.samples_per_iteration // settings.rollout_batch)
+    except (FileExistsError, ValueError) as error:
         return error
     return None
 

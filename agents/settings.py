@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import gymnasium as gym
 import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from diffusion_gym.agents.algorithms import AgentConfig, agent_class
-from diffusion_gym.agents.presets import PRESETS, default_preset
+from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
+from diffusion_gym.agents.presets import PRESETS, Preset, default_preset
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.trainer import Schedule
 from diffusion_gym.prompts import PROMPTS, PromptSet
@@ -114,21 +114,64 @@ class RunSettings(Schedule):
             raise ValueError(f"{out / 'config.json'} is no config of a diffusion-gym run ({error})") from error
 
 
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(entry.name for entry in fields(kind))
+
+
+# What a preset may say of a run: how long and in which portions, not which one.
+_RUN_FIELDS: Final = _names(Schedule) | {"rollout_batch"}
+
+
 def starting_point(env: str, agent: str, preset: str | None, model: str | None) -> RunSettings:
     """The settings before the command line: the agent's defaults, overlaid by the preset.
 
     Raises:
-        ValueError: an unknown agent or preset.
+        ValueError: an unknown agent or preset, or a preset with an unknown option.
     """
     config = agent_class(agent).Config
-    name = preset or default_preset(env, model)
+    name = preset or default_preset(env, model, agent)
     if name not in PRESETS:
         raise ValueError(unknown_name("preset", name, list(PRESETS)))
-    chosen = PRESETS[name]
-    known = {entry.name for entry in fields(config)}
-    options = config(**{key: value for key, value in chosen.agent.items() if key in known})
-    start = RunSettings(env=env, agent=agent, preset=name, env_options=EnvOptions(**chosen.env), agent_options=options)
-    return replace(start, **chosen.run)
+    check_preset(name, PRESETS[name], agent)
+    values = PRESETS[name].of(agent)
+    run, env_options, options = (
+        {key: value for key, value in values.items() if key in known}
+        for known in (_RUN_FIELDS, _names(EnvOptions), _names(config))
+    )
+    return RunSettings(
+        env=env,
+        agent=agent,
+        preset=name,
+        env_options=EnvOptions(**env_options),
+        agent_options=config(**options),
+        **run,
+    )
+
+
+def check_preset(name: str, preset: Preset, agent: str | None = None) -> None:
+    """Refuse a preset with an option that nothing reads, such as a misspelt one.
+
+    The common values may name options of any registered agent; those for one agent only what that agent reads.
+
+    Args:
+        name: the preset's name.
+        preset: the preset.
+        agent: an agent that the common values may speak to besides the registered ones.
+
+    Raises:
+        ValueError: an unknown agent or option.
+    """
+    shared = _RUN_FIELDS | _names(EnvOptions)
+    speakable = [*AGENTS, *(() if agent is None else (agent,))]
+    anyone = shared.union(*(_names(agent_class(entry).Config) for entry in speakable))
+    for key in preset.values:
+        if key not in anyone:
+            raise ValueError(f"preset {name!r}: {unknown_name('option', key, sorted(anyone))}")
+    for entry, values in preset.agents.items():
+        known = shared | _names(agent_class(entry).Config)
+        for key in values:
+            if key not in known:
+                raise ValueError(f"preset {name!r}, agent {entry!r}: {unknown_name('option', key, sorted(known))}")
 
 
 def make_env(
@@ -141,9 +184,17 @@ def make_env(
         num_envs: batch of the environment.
         prompts: other prompts than the run's.
         processes: the processes of the run; of several, each has a device of its own.
+
+    Raises:
+        ValueError: the options ask for another device than that of the process.
     """
     keywords = settings.env_options.keywords()
-    if processes is not None and processes.count > 1 and keywords.get("device", "cuda") == "cuda":
+    if processes is not None and processes.count > 1:
+        if keywords.get("device", processes.device.type) != processes.device.type:
+            raise ValueError(
+                f"device={keywords['device']!r} cannot be had by all {processes.count} processes, of which this one "
+                f"runs on {processes.device}; leave --env.device out"
+            )
         keywords["device"] = str(processes.device)
     if prompts is not None:
         keywords["prompts"] = prompts

@@ -20,10 +20,9 @@ from tqdm import tqdm
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.pictures import save_grid
-from diffusion_gym.agents.processes import PeerFailed, Processes
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from diffusion_gym.rewards import RewardError
-from diffusion_gym.storage import write_text
+from diffusion_gym.storage import remove_unfinished, write_text
 
 _TRAIN, _PICTURES = 0, 1  # second entry of a seed path, after the seed: what it is for
 
@@ -101,11 +100,13 @@ class Trainer:
             NoUsableReward: an iteration without one finite reward.
             RewardError: the reward failed.
             PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
+            OSError: a checkpoint could not be written.
         """
         self._stop = False  # of an earlier run that Ctrl-C ended
         if resume:
             self.done = self.checkpoints.load(self.agent)
         if self.processes.main:
+            remove_unfinished(self.out)
             self._keep_metrics_up_to(self.done.iteration)
         board = self._board()
         bar = tqdm(
@@ -116,15 +117,15 @@ class Trainer:
             dynamic_ncols=True,
         )
         with board, bar, self._graceful_stop():
-            if not resume:
+            if not resume or self._pictures_due:  # a kill may have come between a checkpoint and its pictures
                 self._pictures()
             try:
                 while not self.finished and not self._asked_to_stop():
                     self._iterate(board, bar)
-            except (NoUsableReward, RewardError, PeerFailed):  # raised before the agent has changed
-                self.checkpoints.save(self.agent, self.done)
+            except NoUsableReward:  # in every process, before the agent has changed
+                self._save()
                 raise
-            self.checkpoints.save(self.agent, self.done)
+            self._save()
             self._pictures()
         return self.done
 
@@ -151,8 +152,8 @@ class Trainer:
         bar.update(number)
         bar.set_postfix_str(f"reward {record['reward_mean']:.3f}, {record['images_per_second']:.1f} images/s")
         if self.done.iteration % self.schedule.checkpoint_every == 0:
-            self.checkpoints.save(self.agent, self.done)
-        if self.schedule.pictures_every and self.done.iteration % self.schedule.pictures_every == 0:
+            self._save()
+        if self._pictures_due:
             self._pictures()
 
     def _sample(self, path: tuple[int, ...]) -> Trajectories:
@@ -163,9 +164,22 @@ class Trainer:
             trajectories = self.agent.sample(self.env, self.schedule.samples_per_iteration, path)
         except Exception as error:
             failure = error
-        self.processes.agree(failure)
+        try:
+            self.processes.agree(failure)
+        except Exception:  # in every process, before the agent has changed
+            self._save()
+            raise
         assert trajectories is not None
         return trajectories
+
+    def _save(self) -> None:
+        """Write a checkpoint; no process goes on, or ends and has the others ended, before it is there."""
+        failure: OSError | None = None
+        try:
+            self.checkpoints.save(self.agent, self.done)
+        except OSError as error:
+            failure = error
+        self.processes.agree(failure)
 
     def _asked_to_stop(self) -> bool:
         return any(self.processes.gather_json(self._stop))
@@ -190,6 +204,10 @@ class Trainer:
         text = "".join(line + "\n" for line in kept)
         write_text(path, text)
 
+    @property
+    def _pictures_due(self) -> bool:
+        return bool(self.schedule.pictures_every) and self.done.iteration % self.schedule.pictures_every == 0
+
     def _pictures(self) -> None:
         """A grid of pictures from noise that is the same at every call."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
@@ -208,7 +226,8 @@ class Trainer:
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
-            tqdm.write("Stopping after this iteration; press Ctrl-C again to stop at once.")
+            if self.processes.main:
+                tqdm.write("Stopping after this iteration; press Ctrl-C again to stop at once.")
 
         try:
             before = signal.signal(signal.SIGINT, ask)
@@ -227,8 +246,11 @@ def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str
     usable = torch.isfinite(rewards)
     rewards = rewards[usable]
     metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
-    for name, value in trajectories.components.items():
-        metrics[f"{name}_mean"] = float(processes.gather(value)[usable].double().mean())
+    named = processes.gather_json(list(trajectories.components))
+    for name in named[0]:
+        if all(name in others for others in named):  # a component that one process lacks would have the others wait
+            value = trajectories.components[name].double()
+            metrics[f"{name}_mean"] = float(processes.gather(value)[usable].mean())
     return metrics
 
 

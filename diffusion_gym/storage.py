@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+_UNFINISHED = ".unfinished"
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a temporary file beside `path`, then put it in place in one step.
@@ -20,7 +22,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,6 +33,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the temporary files that a kill during `write_atomically` left in a folder or below it."""
+    for path in Path(folder).rglob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -70,9 +78,15 @@ def save_tensors(
     """Write named tensors, and strings in the header, as one safetensors file, atomically."""
     from safetensors.torch import save
 
+    stored: dict[str, torch.Tensor] = {}
+    memory: set[int] = set()
+    for key, value in tensors.items():
+        value = value.detach().contiguous().cpu()
+        address = value.untyped_storage().data_ptr()
+        stored[key] = value.clone() if address in memory else value  # safetensors refuses tensors that share memory
+        memory.add(address)
     # Serialised in memory: save_file would map the file, and a full disk would then kill the process.
-    data = save({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, dict(metadata or {}))
-    write_bytes(path, data)
+    write_bytes(path, save(stored, dict(metadata or {})))
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:

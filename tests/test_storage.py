@@ -12,6 +12,7 @@ from diffusion_gym.storage import (
     load_tensors,
     optimizer_tensors,
     read_json,
+    remove_unfinished,
     restore_optimizer,
     save_tensors,
     tensors_metadata,
@@ -70,6 +71,38 @@ def test_a_full_disk_keeps_the_previous_tensors(tmp_path, monkeypatch):
     assert load_tensors(path)["w"].tolist() == [0, 1, 2, 3, 4]
     assert tensors_metadata(path) == {"step": "1"}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_tensors_that_share_memory_are_stored(tmp_path):
+    """Safetensors itself refuses them: a view of one, the same one twice, and one that is on its own."""
+    whole = torch.arange(6.0)
+    tensors = {
+        "a": whole,
+        "b": whole,
+        "rows": whole.view(2, 3),
+        "part": whole[2:4],
+        "empty": whole[:0],
+        "own": whole + 1,
+    }
+    save_tensors(tmp_path / "w.safetensors", tensors)
+    found = load_tensors(tmp_path / "w.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(value, tensors[key]) for key, value in found.items())
+
+
+def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path):
+    """The temporary file of `write_atomically`, at any depth."""
+
+    folder = tmp_path / "run" / "checkpoints"
+    names = []
+    write_atomically(folder / "whole", lambda temporary: (names.append(temporary.name), temporary.write_bytes(b"1")))
+    for place in (folder, tmp_path / "run"):
+        (place / names[0]).write_bytes(b"half")
+        (place / ".hidden").write_bytes(b"mine")
+    remove_unfinished(tmp_path / "run")
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["run/.hidden", "run/checkpoints/.hidden", "run/checkpoints/whole"]
+    remove_unfinished(tmp_path / "nowhere")
 
 
 def test_a_disk_that_fills_up_midway_leaves_nothing(tmp_path, full_disk):

@@ -2,52 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
+import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from diffusion_gym.envs.single import DenoisingEnv
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 
 
 class OneStepVectorEnv(VectorWrapper):
     """A bandit over finished pictures: every episode has one step, whose action is x_0.
 
-    An observation holds the `prompt` alone (nothing for an unconditional model). The noise x_T that the environment
-    drew is in `info["latents"]`: a policy that denoises it with the same noise gets the same reward as in T steps.
+    An observation holds the `prompt` alone (nothing for an unconditional model). The noise x_T of a new episode is in
+    `info["latents"]`: a policy that denoises it with the same noise gets the same reward as in T steps.
 
     Args:
-        env: a denoising vector environment.
+        env: a denoising vector environment, wrapped or not.
+
+    Attributes:
+        horizon: steps of an episode, 1.
 
     Raises:
-        ValueError: `env` is no denoising vector environment.
+        ValueError: `env` is no denoising vector environment, or is the one-step view of one already.
     """
 
+    horizon = 1
+
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        if not isinstance(env.unwrapped, DenoisingVectorEnv):
-            raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
+        _require_denoising(env, DenoisingVectorEnv, "gym.make_vec")
         super().__init__(env)
-        inner = env.unwrapped.single_observation_space
-        assert isinstance(inner, spaces.Dict)
-        self._kept = [key for key in inner if key == "prompt"]
-        self.single_observation_space = spaces.Dict({key: inner[key] for key in self._kept})
+        self.single_observation_space = _state_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """New prompts; `info["latents"]` has the noise x_T. Arguments as the wrapped environment's."""
-        observation, infos = self.env.reset(seed=seed, options=options)
-        return self._view(observation, infos)
+        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
+        observation, infos = inner.reset(seed=seed, options=options)
+        return _state(observation), self._with_noise(observation, infos, infos["_prompt"])
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
-        """Score x_0, float32 `(N, C, H, W)`: every episode ends."""
+        """Score x_0, float32 `(N, C, H, W)`: every episode ends. Results as the wrapped environment's last step."""
         inner: Any = self.env.unwrapped
-        observation, rewards, terminations, truncations, infos = inner.finish(actions)
-        observation, infos = self._view(observation, infos)
-        return observation, rewards, terminations, truncations, infos
+        inner.skip_to_last_step()
+        observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        if (final_obs := infos.get("final_obs")) is not None:
+            states = np.full_like(final_obs, None)
+            states[:] = [None if last is None else _state(last) for last in final_obs]
+            infos = {**infos, "final_obs": states}
+        begun = ~torch.as_tensor(terminations).cpu().numpy()  # what did not end has been reset in place of its step
+        if self.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP:
+            begun = np.ones_like(begun)
+        return _state(observation), rewards, terminations, truncations, self._with_noise(observation, infos, begun)
 
-    def _view(self, observation: dict[str, Any], infos: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        infos = {**infos, "latents": observation["latents"], "_latents": infos["_prompt"]}
-        return {key: observation[key] for key in self._kept}, infos
+    def _with_noise(self, observation: dict[str, Any], infos: dict[str, Any], begun: np.ndarray) -> dict[str, Any]:
+        """`infos` with x_T of the episodes that have `begun`, if any."""
+        return {**infos, "latents": observation["latents"], "_latents": begun.copy()} if begun.any() else infos
+
+
+class OneStep(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """The same for a single environment: `OneStep(gym.make("DiffusionDenoise-..."))`.
+
+    Args:
+        env: a denoising environment, wrapped or not.
+
+    Raises:
+        ValueError: `env` is no denoising environment, or is the one-step view of one already.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        _require_denoising(env, DenoisingEnv, "gym.make")
+        RecordConstructorArgs.__init__(self)  # lets `spec` make the wrapped environment again
+        gym.Wrapper.__init__(self, env)
+        self.observation_space = _state_space(env.observation_space)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A new prompt; `info["latents"]` has the noise x_T. Arguments as the wrapped environment's."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return _state(observation), {**info, "latents": observation["latents"]}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """Score x_0, float32 `(C, H, W)`: the episode ends. Results as the wrapped environment's last step."""
+        inner: Any = self.env.unwrapped
+        inner.vector.skip_to_last_step()
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return _state(observation), reward, terminated, truncated, info
+
+
+def _require_denoising(env: Any, kind: type, maker: str) -> None:
+    if not isinstance(getattr(env, "unwrapped", None), kind):
+        raise ValueError(f"env={env!r} is not made by {maker}('DiffusionDenoise-...'); the one-step view needs one")
+    space: Any = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
+    if "latents" not in space.spaces:
+        raise ValueError(f"env={env!r} shows no latents, so that x_T is not known; is it a one-step view already?")
+
+
+def _state_space(space: Any) -> spaces.Dict:
+    return spaces.Dict(_state(space.spaces))
+
+
+def _state(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of an observation: the prompt c, nothing for an unconditional model."""
+    return {key: observation[key] for key in observation if key == "prompt"}

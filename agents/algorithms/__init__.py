@@ -1,11 +1,26 @@
-"""The learning algorithms: one file each, found by name in `AGENTS`; a new file in this folder is found by itself."""
+"""The learning algorithms: one file each, found by name in `AGENTS`; a new file in this folder is found by itself.
+
+All that an agent of your own needs can be imported from here; docs/custom-agents.md says how to write one.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig, NoUsableReward, agent_class
+from diffusion_gym.agents.algorithms.base import (
+    AGENTS,
+    Agent,
+    AgentConfig,
+    Metrics,
+    NoUsableReward,
+    agent_class,
+    averages,
+    part_of,
+)
+from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
+from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.rollout import Trajectories, collect_many
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -19,14 +34,23 @@ from diffusion_gym.agents.algorithms.rwr_sparse import SparseRWR  # noqa: E402
 
 __all__ = [
     "AGENTS",
+    "Agent",
+    "AgentConfig",
     "DDPOIS",
     "DDPOISKL",
     "DDPOSF",
     "DPOK",
-    "RWR",
-    "Agent",
-    "AgentConfig",
+    "Losses",
+    "Metrics",
     "NoUsableReward",
+    "PolicyGradientAgent",
+    "PolicyGradientConfig",
+    "RWR",
     "SparseRWR",
+    "Trajectories",
+    "Transitions",
     "agent_class",
+    "averages",
+    "collect_many",
+    "part_of",
 ]

@@ -24,7 +24,7 @@ from diffusion_gym.agents.optimization import (
 from diffusion_gym.agents.policy import DenoisingPolicy, Precision, Trainable
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from diffusion_gym.registry import Registry
+from diffusion_gym.registry import Registry, unknown_name
 
 Metrics = dict[str, float]
 
@@ -59,8 +59,6 @@ class AgentConfig:
     """Largest gradient norm; a longer gradient is scaled down to it."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights that evaluation and export use; 0 uses the weights themselves."""
-    batch_size: int = 64
-    """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     micro_batch_size: int = 0
     """Transitions in one forward and backward pass; changes speed and memory, not the result. 0 finds the largest
     that fits."""
@@ -76,7 +74,7 @@ class AgentConfig:
     """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm", "batch_size"):
+        for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
         if self.micro_batch_size < 0:
@@ -110,7 +108,7 @@ class AgentConfig:
             "weight_decay": self.weight_decay,
             "max_grad_norm": self.max_grad_norm,
             "micro_batch_size": self.micro_batch_size,
-            "loss_scaling": self.mixed_precision == "fp16",
+            "loss_scaling": self.mixed_precision == "fp16",  # float16 gradients would underflow
         }
         return OptimizerOptions(**{**options, **changed})
 
@@ -153,9 +151,11 @@ class Agent(ABC):
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.steps = self._trained_steps()
-        self.optimizer = AccumulatingOptimizer(
-            policy.trainable_parameters(), config.optimizer_options(), self.processes
-        )
+        options = config.optimizer_options()
+        if policy.model.dtype == torch.float16:
+            options = config.optimizer_options(loss_scaling=True)
+        self.optimizer = AccumulatingOptimizer(policy.trainable_parameters(), options, self.processes)
+        self.processes.copy_main_(self.parameters)
         self.average = WeightAverage(self.parameters, config.ema_decay)
 
     def _trained_steps(self) -> torch.Tensor:
@@ -247,6 +247,17 @@ class Agent(ABC):
         own[:, 0] -= first
         return own.to(self.policy.device)
 
+    def own(self, values: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
+        """The part of `values`, one a sample of all processes, for this process's trajectories: float32, on the device.
+
+        Args:
+            values: advantages, weights or the like, `(N,)`.
+            trajectories: this process's.
+        """
+        first = self.processes.index * len(trajectories)
+        part = values[first : first + len(trajectories)]
+        return torch.as_tensor(part, dtype=torch.float32, device=self.policy.device)
+
     def minimize(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
     ) -> dict[str, torch.Tensor]:
@@ -285,6 +296,8 @@ class Agent(ABC):
                 parameter.copy_(stored[name])
             if self.config.ema_decay:
                 averages = part_of(tensors, "average")
+                if not averages:
+                    raise ValueError(f"the checkpoint holds no moving average, but ema_decay={self.config.ema_decay}")
                 for name, average in zip(parameters, self.average.average, strict=True):
                     average.copy_(averages[name])
         self.optimizer.load_tensors(part_of(tensors, "optimizer"))
@@ -326,14 +339,24 @@ def agent_class(name: str) -> type[Agent]:
     if ":" not in name:
         return AGENTS[name]
     module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        raise ValueError(f"agent={name!r} must be module:Class, such as custom_agent:RLOO for that class of a .py file")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = vars(importlib.import_module(module))
+    except ImportError as error:
         raise ValueError(
-            f"agent={name!r} cannot be imported ({error}); give module:Class, as Python finds it"
+            f"agent={name!r} cannot be imported ({error}); run in the folder of {module!r} or add that to PYTHONPATH"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Agent)):
+    if attribute not in found:
+        own = [key for key, value in found.items() if _is_agent(value) and value.__module__ == module]
+        raise ValueError(unknown_name("agent", name, [f"{module}:{key}" for key in own]))
+    if not _is_agent(found[attribute]):
         raise ValueError(f"agent={name!r} is no subclass of diffusion_gym.agents.algorithms.Agent")
-    return found
+    chosen: type[Agent] = found[attribute]
+    return chosen
+
+
+def _is_agent(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Agent)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
-from diffusion_gym.agents.losses import KLForm, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
 from diffusion_gym.agents.optimization import Losses
 
 
@@ -24,8 +24,9 @@ class DDPOISKLConfig(ClippedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kl_weight < 0:
-            raise ValueError(f"kl_weight={self.kl_weight!r} must not be negative")
+        check_kl_form(self.kl_form)
+        if not self.kl_weight >= 0:
+            raise ValueError(f"kl_weight={self.kl_weight!r} must be at least 0")
 
 
 @AGENTS.register("ddpo_iskl")

@@ -1,7 +1,8 @@
 """DPOK: a clipped policy gradient with a value baseline, a KL term and a replay buffer (arXiv:2305.16381).
 
 The objective is E[-alpha r(x_0, c) + beta sum_t KL(p_theta || p_pre)]; figures and defaults are those of the authors'
-code (google-research/dpok).
+code (google-research/dpok). Unlike that code, a ratio is clipped as in PPO, so that a step that went too far is still
+pulled back, and the divergence is that of the Gaussians, where the code compares noise predictions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, Metrics, averages, part_of
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.policy_gradient import Normalization, PolicyGradientAgent, Transitions
-from diffusion_gym.agents.losses import KLForm, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
@@ -31,6 +32,8 @@ class DPOKConfig(ClippedConfig):
 
     normalization: Normalization = "none"
     """What rewards are normalised by; DPOK takes them as they are and subtracts a learned value."""
+    advantage_clip: float = 1e6
+    """Advantages are clipped to +- this; the authors do not clip them, and raw rewards may be far from 0."""
     max_grad_norm: float = 0.1
     """Largest gradient norm; a longer gradient is scaled down to it."""
     weight_decay: float = 0.0
@@ -53,17 +56,18 @@ class DPOKConfig(ClippedConfig):
     """Transitions behind one gradient update of the value function."""
     value_updates: int = 5
     """Gradient updates of the value function an iteration, before those of the policy."""
-    replay_iterations: int = 1
-    """Iterations whose trajectories the replay buffer holds."""
+    replay_iterations: int = 3
+    """Iterations whose trajectories the replay buffer holds; three of 6 x 50 transitions fit the 1,000 of the code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_kl_form(self.kl_form)
         for name in ("updates", "reward_weight", "value_learning_rate", "value_batch_size", "replay_iterations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
         for name in ("kl_weight", "value_updates"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must not be negative")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0")
 
 
 @AGENTS.register("dpok")
@@ -83,6 +87,7 @@ class DPOK(PolicyGradientAgent):
             learning_rate=config.value_learning_rate, schedule="constant", loss_scaling=False, max_grad_norm=1.0
         )
         self.value_optimizer = AccumulatingOptimizer(dict(self.value.named_parameters()), options, self.processes)
+        self.processes.copy_main_(self.value_optimizer.parameters)
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """Fit the value function, then the policy, to transitions of the replay buffer; see `Agent.update`."""

@@ -36,12 +36,14 @@ class PolicyGradientConfig(AgentConfig):
     """Rewards a prompt needs before its own statistics are used; until then the batch's are."""
     advantage_clip: float = 5.0
     """Advantages are clipped to +- this."""
+    batch_size: int = 64
+    """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     inner_epochs: int = 1
     """Passes over the trajectories of an iteration."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("advantage_clip", "group_size", "inner_epochs"):
+        for name in ("advantage_clip", "group_size", "batch_size", "inner_epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
         if self.normalization not in ("prompt", "batch", "group", "none"):
@@ -145,12 +147,6 @@ class PolicyGradientAgent(Agent):
     def minibatch(self, usable: int) -> int:
         """Trajectories behind one update, of `usable` ones."""
         return self.config.batch_size
-
-    def own(self, advantages: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
-        """The advantages of this process's trajectories, on the device."""
-        first = self.processes.index * len(trajectories)
-        part = advantages[first : first + len(trajectories)]
-        return torch.as_tensor(part, dtype=torch.float32, device=self.policy.device)
 
     def state(self) -> dict[str, Any]:
         """The per-prompt statistics too."""

@@ -30,8 +30,9 @@ class RegressionConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.updates < 1:
-            raise ValueError(f"updates={self.updates!r} must be at least 1")
+        for name in ("batch_size", "updates"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
 
 
 class RegressionAgent(Agent):
@@ -113,6 +114,11 @@ class RWRConfig(RegressionConfig):
 
     inverse_temperature: float = 0.2
     """beta of the softmax over the rewards of each prompt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.inverse_temperature < float("inf"):
+            raise ValueError(f"inverse_temperature={self.inverse_temperature!r} must be a number of at least 0")
 
 
 @AGENTS.register("rwr")

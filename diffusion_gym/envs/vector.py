@@ -169,16 +169,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         never = np.zeros(self.num_envs, dtype=bool)
         return self._observe(), self._out(rewards), self._flags(ended), self._flags(never), infos
 
-    def finish(self, latents: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
-        """Skip to the last step of every running episode and take it: x_0 is scored at once.
-
-        Args:
-            latents: x_0, float32 `(N, C, H, W)`; otherwise as `step`.
-        """
-        self._require_open()
-        self._require_running()
+    def skip_to_last_step(self) -> None:
+        """Put every running episode before its last step, so that the next action is x_0."""
         self._step[~self._done] = self.horizon - 1
-        return self.step(latents)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The decoded preview of every x_t: N uint8 pictures `(H, W, 3)`, or None without a render mode."""

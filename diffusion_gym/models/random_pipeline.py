@@ -60,6 +60,10 @@ def write_random_pipeline(
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(folder)
+        # The pipeline's constructor has switched clip_sample off.
+        DDIMScheduler.from_config({**scheduler.config, "clip_sample": clip_sample}).save_pretrained(
+            folder / "scheduler"
+        )
     return folder
 
 

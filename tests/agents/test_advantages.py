@@ -1,11 +1,12 @@
 """Advantages against hand calculations."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 
-from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
+from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
 
 ROOT = 1.5**0.5  # 1, 2, 3 have standard deviation sqrt(2/3)
 
@@ -31,6 +32,57 @@ def test_batch_normalisation(rewards, expected):
 def test_the_floor_of_the_standard_deviation():
     np.testing.assert_allclose(batch_normalize(array(1, 3), std_floor=4.0), [-0.25, 0.25])
     np.testing.assert_allclose(batch_normalize(array(0, 2e-9)), [-1e-3, 1e-3])
+
+
+# --- groups ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group_size, groups", [(2, 6), (3, 4), (4, 3), (6, 2), (12, 1)])
+def test_groups_are_runs_of_samples_normalised_by_their_own_mean_and_deviation(group_size, groups):
+    rewards = np.random.default_rng(0).normal(3, 20, 12) ** 3
+    advantages = group_normalize(rewards, group_size)
+    for number in range(groups):
+        own = rewards[number * group_size : (number + 1) * group_size]
+        expected = (own - np.mean(own)) / np.std(own)
+        np.testing.assert_allclose(advantages[number * group_size : (number + 1) * group_size], expected, rtol=1e-12)
+
+
+def test_groups_by_hand():
+    rewards = array(1, 2, 3, -500, 500, 500, 7, 7, 7)
+    expected = [-ROOT, 0, ROOT, -(2**0.5), 0.5**0.5, 0.5**0.5, 0, 0, 0]
+    np.testing.assert_allclose(group_normalize(rewards, 3), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_groups_do_not_mix():
+    rewards = np.random.default_rng(0).normal(size=12)
+    before = group_normalize(rewards, 4)
+    rewards[4:8] = [1e6, np.nan, -3, 0]
+    after = group_normalize(rewards, 4)
+    assert after[:4].tolist() == before[:4].tolist() and after[8:].tolist() == before[8:].tolist()
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_a_missing_reward_does_not_count_in_its_group(missing):
+    advantages = group_normalize(array(1, missing, 2, 3, 5, 5, missing, 9), 4)
+    np.testing.assert_allclose(advantages[[0, 2, 3]], [-ROOT, 0, ROOT], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(advantages[[4, 5, 7]], [-(0.5**0.5), -(0.5**0.5), 2**0.5], rtol=1e-12)
+    assert not np.isfinite(advantages[[1, 6]]).any()
+
+
+def test_a_group_with_one_reward_or_none_is_no_reason_to_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        advantages = group_normalize(array(np.nan, np.nan, 8, np.nan, 1, 3), 2)
+    assert np.isnan(advantages[:2]).all() and advantages[2] == 0 and np.isnan(advantages[3])
+    assert advantages[4:].tolist() == [-1, 1]
+
+
+def test_the_floor_of_a_groups_deviation():
+    np.testing.assert_allclose(group_normalize(array(0, 2e-9, 1, 3), 2), [-1e-3, 1e-3, -1, 1])
+    np.testing.assert_allclose(group_normalize(array(0, 8, 1, 3), 2, std_floor=2.0), [-1, 1, -0.5, 0.5])
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------
 
 
 def test_each_prompt_is_compared_with_itself():

@@ -1,0 +1,207 @@
+"""The distance to the pretrained model as a part of the reward, r_t - beta KL_t: RLHF's way to limit a policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, Literal, Protocol
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from diffusion_gym.scheduling import gaussian_kl
+from diffusion_gym.wrappers.episodes import Episodes, batched, kept, like, require_states, rows, spread, with_info
+
+Estimator = Literal["exact", "sampled"]
+
+
+class Gaussian(Protocol):
+    """N(mean, std^2 I) for N states."""
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """`(N, C, H, W)`."""
+        ...
+
+    @property
+    def std(self) -> torch.Tensor:
+        """`(N, 1, 1, 1)`, 0 where the step is deterministic."""
+        ...
+
+
+class ReferencedPolicy(Protocol):
+    """A policy that knows the model it started from, such as `diffusion_gym.agents.DenoisingPolicy`."""
+
+    def distribution(self, observation: Mapping[str, Any]) -> Gaussian:
+        """The policy's Gaussian over x_{t-1}."""
+        ...
+
+    def reference_distribution(self, observation: Mapping[str, Any]) -> Gaussian:
+        """The pretrained model's, of equal std."""
+        ...
+
+
+class KLPenaltyVectorEnv(VectorWrapper):
+    """Rewards r_t - beta KL_t, for algorithms whose loss cannot be changed.
+
+    KL_t = KL(policy || pretrained) = ||mu - mu_ref||^2 / (2 sigma_t^2), in the state that the action was taken in and
+    summed over the dimensions; 0 at deterministic steps. The return is that of the picture, less beta times the
+    divergence of the trajectory. `info["kl"]` has KL_t of each step. The penalty costs two more predictions a step.
+
+    An algorithm takes rewards for constants. KL_t depends on the state and the weights and not on the action, so that
+    `exact` drops out of the gradient of step t, as any baseline does, and only teaches to avoid states that lead to
+    larger KL later. `sampled` is RLHF's penalty, log pi(a|s) - log pi_ref(a|s): noisier, of the same mean, and its
+    policy gradient is that of the divergence. Take `sampled` to train, `exact` to measure.
+
+    Args:
+        env: a denoising vector environment, wrapped or not, that shows its states.
+        policy: the policy that acts; None where it is made later: then set the attribute before the first step.
+        beta: weight of the divergence, at least 0; 0 only measures it.
+        estimator: `exact`, the closed form; or `sampled`, the log-ratio of the action.
+
+    Attributes:
+        policy: the policy, which may be replaced at any time.
+
+    Raises:
+        ValueError: `env` shows no states, `beta` is negative or not finite, an unknown `estimator`.
+        TypeError: `policy` has no `distribution` or `reference_distribution`.
+
+    Example:
+        >>> import gymnasium as gym, diffusion_gym
+        >>> from diffusion_gym.agents import DenoisingPolicy
+        >>> env = gym.make_vec("DiffusionDenoise-Shapes-Color-v0", num_envs=2, num_inference_steps=2)
+        >>> policy = DenoisingPolicy.from_env(env)  # the pretrained model, so far
+        >>> env = KLPenaltyVectorEnv(env, policy, beta=0.01, estimator="sampled")
+        >>> observation, infos = env.reset(seed=0)
+        >>> observation, rewards, *_, infos = env.step(policy.distribution(observation).sample())
+        >>> infos["kl"]
+        tensor([0., 0.])
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        policy: ReferencedPolicy | None,
+        beta: float,
+        estimator: Estimator = "exact",
+    ) -> None:
+        _check(env, type(self).__name__, policy, beta, estimator)
+        super().__init__(env)
+        self.policy, self.beta, self.estimator = policy, float(beta), estimator
+        self._episodes = Episodes(env)
+        self._state: dict[str, Any] = {}
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the wrapped environment's."""
+        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
+        observation, infos = inner.reset(seed=seed, options=options)
+        self._episodes.reset(infos["_prompt"])
+        self._state = kept(observation)
+        return observation, infos
+
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """As the wrapped environment's, with the penalty in the rewards and `kl` `(N,)` in the infos.
+
+        Raises:
+            ValueError: there is no policy yet.
+        """
+        policy = _required(self.policy)
+        observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        events = self._episodes.step(terminations, truncations)
+        moved = events.moved
+        kl: Any = like(torch.zeros(len(moved)), rewards)
+        if moved.any():  # what is reset in place of its step has no action, and its old state may be x_0
+            parts = rows({**self._state, "action": actions}, moved)
+            kl = like(spread(divergence(policy, parts, parts.pop("action"), self.estimator), moved), rewards)
+        self._state = kept(observation)
+        infos = with_info(infos, "kl", kl, moved)
+        if "final_info" in infos:
+            copy = kl.clone() if isinstance(kl, torch.Tensor) else kl.copy()
+            infos["final_info"] = with_info(infos["final_info"], "kl", copy, events.ended)
+        return observation, rewards - self.beta * kl, terminations, truncations, infos
+
+
+class KLPenalty(gym.Wrapper[Any, Any, Any, Any]):
+    """The same for a single environment; arguments, errors and the choice of estimator as `KLPenaltyVectorEnv`.
+
+    Example:
+        >>> import gymnasium as gym, diffusion_gym
+        >>> from diffusion_gym.agents import DenoisingPolicy
+        >>> env = gym.make("DiffusionDenoise-Shapes-Color-v0", num_inference_steps=2)
+        >>> env = KLPenalty(env, DenoisingPolicy.from_env(env), beta=0.01)
+        >>> observation, info = env.reset(seed=0)
+        >>> *_, info = env.step(observation["latents"])
+        >>> info["kl"]
+        0.0
+    """
+
+    def __init__(
+        self, env: gym.Env[Any, Any], policy: ReferencedPolicy | None, beta: float, estimator: Estimator = "exact"
+    ) -> None:
+        _check(env, type(self).__name__, policy, beta, estimator)
+        super().__init__(env)
+        self.policy, self.beta, self.estimator = policy, float(beta), estimator
+        self._state: dict[str, Any] = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the wrapped environment's."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._state = batched(kept(observation))
+        return observation, info
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """As the wrapped environment's, with the penalty in the reward and `kl` in the info."""
+        policy = _required(self.policy)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        kl = float(divergence(policy, self._state, action[None], self.estimator))
+        self._state = batched(kept(observation))
+        return observation, float(reward) - self.beta * kl, terminated, truncated, {**info, "kl": kl}
+
+
+@torch.no_grad()
+def divergence(
+    policy: ReferencedPolicy, observation: Mapping[str, Any], actions: Any, estimator: Estimator
+) -> torch.Tensor:
+    """KL(policy || pretrained) `(N,)` in N states, or its estimate from the actions taken there.
+
+    Args:
+        policy: the policy.
+        observation: the states.
+        actions: x_{t-1} `(N, C, H, W)`, a tensor or an array; `exact` does not look at them.
+        estimator: `exact` or `sampled`.
+    """
+    own, reference = policy.distribution(observation), policy.reference_distribution(observation)
+    exact = gaussian_kl(own.mean, reference.mean, own.std)
+    if estimator == "exact":
+        return exact
+    # The log-ratio, multiplied out: the difference of two log-probabilities would lose float32's last digits.
+    safe = torch.where(own.std > 0, own.std, torch.inf)
+    noise = (torch.as_tensor(actions, device=own.mean.device) - own.mean) / safe
+    return exact + (noise * (own.mean - reference.mean) / safe).flatten(1).sum(1)
+
+
+def _check(env: Any, wrapper: str, policy: Any, beta: float, estimator: str) -> None:
+    require_states(env, wrapper)
+    if policy is not None:
+        _required(policy)
+    if not isinstance(beta, Real) or isinstance(beta, bool) or not math.isfinite(beta) or beta < 0:
+        raise ValueError(f"beta={beta!r} must be a finite number of at least 0")
+    if estimator not in ("exact", "sampled"):
+        raise ValueError(f"estimator={estimator!r} must be 'exact' or 'sampled'")
+
+
+def _required(policy: ReferencedPolicy | None) -> ReferencedPolicy:
+    if policy is None:
+        raise ValueError(
+            "policy=None: set the wrapper's attribute policy to the policy that acts, before the first step"
+        )
+    lacking = [name for name in ("distribution", "reference_distribution") if not callable(getattr(policy, name, None))]
+    if lacking:
+        raise TypeError(f"policy={policy!r} has no {' and no '.join(lacking)}; DenoisingPolicy.from_env(env) has both")
+    return policy

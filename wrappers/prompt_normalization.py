@@ -1,0 +1,134 @@
+"""Rewards normalised for each prompt on its own: DDPO's advantages (section F.3), for any library's algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv, VectorWrapper
+from numpy.typing import NDArray
+
+from diffusion_gym.wrappers.episodes import Episodes, like
+from diffusion_gym.wrappers.kl_penalty import KLPenalty, KLPenaltyVectorEnv
+from diffusion_gym.wrappers.preview_reward import PreviewReward, PreviewRewardVectorEnv
+
+_STEPWISE = (KLPenalty, KLPenaltyVectorEnv, PreviewReward, PreviewRewardVectorEnv)
+
+
+class Statistics(Protocol):
+    """Running statistics of the rewards, such as `diffusion_gym.agents.advantages.PromptStatistics`."""
+
+    def normalize(self, prompts: Sequence[str], rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Take `rewards` `(N,)` of `prompts` into the statistics and return them normalised, `(N,)`."""
+        ...
+
+
+class PromptNormalizationVectorEnv(VectorWrapper):
+    """The reward of each picture, less the mean of its prompt and divided by its standard deviation.
+
+    Without it an easy prompt teaches more than a hard one. Pictures that end in the same step are normalised together.
+    Rewards that are not finite stay so and do not count. The native agents do this themselves.
+
+    Args:
+        env: a denoising vector environment, wrapped or not. Wrappers that add rewards before the last step go around
+            this one.
+        statistics: the running statistics; the caller keeps them, for a checkpoint or for several environments.
+
+    Raises:
+        ValueError: `env` has rewards before the last step.
+        TypeError: `statistics` has no `normalize`.
+
+    Example:
+        >>> import gymnasium as gym, diffusion_gym
+        >>> from diffusion_gym.agents.advantages import PromptStatistics
+        >>> env = gym.make_vec("DiffusionDenoise-Shapes-Compressibility-v0", num_envs=2, num_inference_steps=1)
+        >>> env = PromptNormalizationVectorEnv(env, PromptStatistics(buffer_size=32, min_count=16))
+        >>> observation, infos = env.reset(seed=0)
+        >>> _, rewards, *_ = env.step(observation["latents"])
+        >>> sorted(rewards.round(decimals=3).tolist())  # by their batch, as long as there are fewer than min_count
+        [-1.0, 1.0]
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], statistics: Statistics) -> None:
+        _check(env, statistics)
+        super().__init__(env)
+        self.statistics = statistics
+        self._episodes = Episodes(env)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """As the wrapped environment's."""
+        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
+        observation, infos = inner.reset(seed=seed, options=options)
+        self._episodes.reset(infos["_prompt"])
+        return observation, infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As the wrapped environment's, with normalised rewards for the pictures that are finished."""
+        observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        ended = self._episodes.step(terminations, truncations).ended
+        if ended.any():
+            prompts = infos.get("final_info", infos)["prompt"][ended]
+            values = torch.as_tensor(rewards).cpu().double().numpy().copy()
+            values[ended] = normalized(self.statistics, prompts.tolist(), values[ended])
+            rewards = like(torch.from_numpy(values), rewards)
+        return observation, rewards, terminations, truncations, infos
+
+
+class PromptNormalization(gym.Wrapper[Any, Any, Any, Any]):
+    """The same for a single environment; arguments and errors as `PromptNormalizationVectorEnv`.
+
+    Every picture is a batch of one, so that rewards are 0 until a prompt has statistics of its own.
+
+    Example:
+        >>> import gymnasium as gym, diffusion_gym
+        >>> from diffusion_gym.agents.advantages import PromptStatistics
+        >>> env = gym.make("DiffusionDenoise-Shapes-Compressibility-v0", num_inference_steps=1, prompts=["a red star"])
+        >>> env = PromptNormalization(env, PromptStatistics(min_count=2))
+        >>> for seed in range(2):
+        ...     observation, info = env.reset(seed=seed)
+        ...     _, reward, *_ = env.step(observation["latents"])
+        ...     print(round(abs(reward), 3))
+        0.0
+        1.0
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], statistics: Statistics) -> None:
+        _check(env, statistics)
+        super().__init__(env)
+        self.statistics = statistics
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As the wrapped environment's, with a normalised reward for the finished picture."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            reward = float(normalized(self.statistics, [info["prompt"]], np.array([reward], dtype=np.float64))[0])
+        return observation, float(reward), terminated, truncated, info
+
+
+def normalized(statistics: Statistics, prompts: Sequence[str], rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rewards `(N,)` normalised by `statistics`; those that are not finite stay as they are and do not count."""
+    usable = np.isfinite(rewards)
+    result = rewards.copy()
+    if usable.any():
+        known = [prompt for prompt, good in zip(prompts, usable, strict=True) if good]
+        result[usable] = statistics.normalize(known, rewards[usable])
+    return result
+
+
+def _check(env: Any, statistics: Any) -> None:
+    if not callable(getattr(statistics, "normalize", None)):
+        raise TypeError(
+            f"statistics={statistics!r} has no normalize(prompts, rewards); "
+            "diffusion_gym.agents.advantages.PromptStatistics() has"
+        )
+    inner = env
+    while inner is not getattr(inner, "unwrapped", inner):
+        if isinstance(inner, _STEPWISE):
+            name = type(inner).__name__
+            raise ValueError(f"env={env!r} has rewards before the last step; put {name} around the normalisation")
+        inner = inner.env
