@@ -208,7 +208,7 @@ _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
         "advantage_clip": 5.0,
     },
     "rwr": {**_SHAPES_REGRESSION, "updates": 60, "inverse_temperature": 5.0},
-    "rwr_sparse": {**_SHAPES_REGRESSION, "updates": 40, "ema_decay": 0.95},
+    "rwr_sparse": {**_SHAPES_REGRESSION, "updates": 40, "learning_rate": 7e-5},
 }
 _SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
 

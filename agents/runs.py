@@ -83,7 +83,8 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     if processes.main:
         write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": versions})
     done = trainer.run(resume=settings.resume and not _killed_early(trainer))
-    loading, failure = "", None
+    loading = ""
+    failure: OSError | None = None
     if processes.main:
         try:
             with agent.averaged():

@@ -1,0 +1,81 @@
+"""Stable-Baselines3 drives the environment and expresses DDPO; see docs/stable-baselines3.md.
+
+    envs = gym.make_vec("DiffusionDenoise-Shapes-Color-v0", num_envs=64)
+    ddpo_is(envs, learning_rate=1e-4).learn(64 * 20 * 10)
+
+Importing this module makes `"CFGUNetPolicy"` a name that SB3's PPO and A2C know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import stable_baselines3  # noqa: F401
+except ImportError as error:
+    raise ImportError("stable_baselines3 is not installed; pip install 'diffusion-denoise-gym[sb3]'") from error
+
+from stable_baselines3 import A2C, PPO
+
+from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
+from diffusion_gym.agents.sb3.ddpo import DDPOPPO
+from diffusion_gym.agents.sb3.env import SB3VecEnv
+from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
+from diffusion_gym.agents.sb3.setup import (
+    Env,
+    as_vec_env,
+    check_value_network,
+    ddpo_settings,
+    policy_kwargs,
+    ppo_settings,
+)
+
+__all__ = ["DDPOPPO", "CFGUNetPolicy", "SB3VecEnv", "TrajectoryBuffer", "ddpo_is", "ddpo_sf", "policy_kwargs"]
+
+# SB3 looks policies up by name in these dictionaries; a new name changes nothing else.
+for _algorithm in (PPO, A2C):
+    _algorithm.policy_aliases["CFGUNetPolicy"] = CFGUNetPolicy
+
+
+def ddpo_is(env: Env, **changes: Any) -> PPO:
+    """DDPO_IS as SB3's own PPO.
+
+    With gamma = gae_lambda = 1 and values of 0 SB3's advantage is the reward of the finished picture at each of its
+    steps, which PPO normalises within a minibatch: DDPO, equation 4. `ddpo_settings` and `ppo_settings` give each
+    setting and its reason.
+
+    Args:
+        env: a denoising environment; Gymnasium's vector environments are adapted.
+        **changes: arguments of PPO that are to differ; `policy_kwargs` are changes to `policy_kwargs(env)`.
+
+    Raises:
+        ValueError: `env` is no denoising environment, or `n_steps` is not a multiple of T.
+    """
+    vec_env = as_vec_env(env)
+    own = {name: changes.pop(name, None) for name in ("n_steps", "batch_size", "policy_kwargs")}
+    settings = {**ppo_settings(vec_env, own["n_steps"], own["batch_size"], own["policy_kwargs"]), **changes}
+    check_value_network(settings)
+    return PPO("CFGUNetPolicy", vec_env, **settings)
+
+
+def ddpo_sf(env: Env, **changes: Any) -> A2C:
+    """DDPO_SF as SB3's own A2C: one score-function update on each rollout, DDPO, equation 3.
+
+    A2C takes the whole rollout through the network at once: `policy_kwargs={"micro_batch_size": 64}` bounds memory.
+
+    Args:
+        env: a denoising environment; Gymnasium's vector environments are adapted.
+        **changes: arguments of A2C that are to differ; `policy_kwargs` are changes to `policy_kwargs(env)`.
+
+    Raises:
+        ValueError: `env` is no denoising environment, or `n_steps` is not a multiple of T.
+    """
+    vec_env = as_vec_env(env)
+    settings = ddpo_settings(vec_env, changes.pop("n_steps", None), changes.pop("policy_kwargs", None))
+    settings |= {
+        "normalize_advantage": True,  # rewards have no natural scale
+        "use_rms_prop": False,  # else A2C would put RMSprop in place of the policy's AdamW
+        **changes,
+    }
+    check_value_network(settings)
+    return A2C("CFGUNetPolicy", vec_env, **settings)

@@ -1,0 +1,168 @@
+"""A rollout buffer of whole trajectories, for Stable-Baselines3: on the device, each latent and prompt stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
+
+
+class TrajectoryBuffer(RolloutBuffer):
+    """What SB3's `DictRolloutBuffer` holds, for episodes of T steps that begin together.
+
+    SB3's keeps x_t as observation and as action, and the prompt at every step, in NumPy; here T + 1 latents and one
+    prompt a trajectory are on the device. Trajectory `episode * n_envs + env` is a column of the tensors. SB3's own
+    PPO takes it too: `rollout_buffer_class=TrajectoryBuffer, rollout_buffer_kwargs={"horizon": T}`.
+
+    Args:
+        buffer_size: steps of a rollout, a multiple of `horizon`.
+        *args: from SB3: spaces and device.
+        horizon: T.
+        **kwargs: from SB3: gamma, gae_lambda, n_envs.
+
+    Attributes:
+        tokens: int64 `(N, L)`, or None for an unconditional model.
+        timesteps: int64 `(T,)`.
+        latents: float32 `(T + 1, N, C, H, W)`.
+        step_rewards: float32 `(T, N)`.
+        step_values: float32 `(T, N)`.
+        step_log_probs: float32 `(T, N)`.
+        step_advantages: float32 `(T, N)`.
+
+    Raises:
+        ValueError: `buffer_size` is not a multiple of `horizon`, or steps that are not those of whole trajectories.
+    """
+
+    def __init__(self, buffer_size: int, *args: Any, horizon: int, **kwargs: Any) -> None:
+        if buffer_size % horizon:
+            raise ValueError(f"n_steps={buffer_size} must be a multiple of T={horizon}, so that episodes are whole")
+        self.horizon = horizon
+        super().__init__(buffer_size, *args, **kwargs)
+
+    def __len__(self) -> int:
+        """N, the number of trajectories."""
+        return self.buffer_size // self.horizon * self.n_envs
+
+    def reset(self) -> None:
+        """Forget the last rollout."""
+        shape: Any = self.action_space.shape
+        number = len(self)
+        self.tokens: torch.Tensor | None = None
+        if "prompt" in self.observation_space.spaces:  # type: ignore[attr-defined]
+            length = self.observation_space["prompt"].shape[0]  # type: ignore[index]
+            self.tokens = torch.zeros(number, length, dtype=torch.int64, device=self.device)
+        self.timesteps = torch.zeros(self.horizon, dtype=torch.int64, device=self.device)
+        self.latents = torch.zeros(self.horizon + 1, number, *shape, device=self.device)
+        self.step_rewards, self.step_values, self.step_log_probs, self.step_advantages = torch.zeros(
+            4, self.horizon, number, device=self.device
+        )
+        self.pos, self.full = 0, False
+
+    def add(  # type: ignore[override]
+        self,
+        obs: dict[str, Any],
+        action: Any,
+        reward: Any,
+        episode_start: Any,
+        value: torch.Tensor,
+        log_prob: torch.Tensor,
+    ) -> None:
+        """One step of all envs; arguments as SB3 gives them, NumPy or torch.
+
+        Raises:
+            ValueError: the step is not the next one of every trajectory, or starts elsewhere than the last led to.
+        """
+        episode, step = divmod(self.pos, self.horizon)
+        columns = slice(episode * self.n_envs, (episode + 1) * self.n_envs)
+        if not (np.asarray(episode_start).astype(bool) == (step == 0)).all():
+            raise ValueError(
+                f"episode_start={np.asarray(episode_start)} at step {step} of T={self.horizon}: all envs must begin "
+                "together, and episodes have T steps"
+            )
+        state = self._place(obs["latents"])
+        if step == 0:
+            self.latents[0, columns] = state
+            if self.tokens is not None:
+                self.tokens[columns] = self._place(obs["prompt"])
+        elif not torch.equal(state, self.latents[step, columns]):
+            raise ValueError(
+                "observation['latents'] is not the action before it; take the wrapper off that clips or scales actions "
+                "or observations"
+            )
+        self.timesteps[step] = self._place(obs["timestep"]).flatten()[0]
+        self.latents[step + 1, columns] = self._place(action).reshape(state.shape)
+        self.step_rewards[step, columns] = self._place(reward)
+        self.step_values[step, columns] = value.flatten()
+        self.step_log_probs[step, columns] = log_prob
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values: torch.Tensor | None = None, dones: Any = None) -> None:
+        """Generalised advantage estimates; nothing follows the last step, so that the arguments do not count."""
+        after = torch.zeros_like(self.step_values[0])
+        next_value = after
+        for step in reversed(range(self.horizon)):
+            delta = self.step_rewards[step] + self.gamma * next_value - self.step_values[step]
+            after = delta + self.gamma * self.gae_lambda * after
+            self.step_advantages[step], next_value = after, self.step_values[step]
+
+    def trajectory_rewards(self) -> np.ndarray:
+        """The sum of each trajectory's rewards, float64 `(N,)`."""
+        return self.step_rewards.sum(0).double().cpu().numpy()
+
+    def has_step_rewards(self) -> bool:
+        """Whether there are rewards before the last step."""
+        return bool((self.step_rewards[:-1] != 0).any())
+
+    def prompt_keys(self) -> list[str]:
+        """A string for each trajectory, the same where the prompt is: its token ids."""
+        if self.tokens is None:
+            return [""] * len(self)
+        return [" ".join(map(str, row)) for row in self.tokens.tolist()]
+
+    def replace_rewards(self, rewards: np.ndarray) -> None:
+        """Put `rewards` `(N,)` at the last steps, 0 before, and compute the advantages again."""
+        self.step_rewards.zero_()
+        self.step_rewards[-1] = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
+        self.compute_returns_and_advantage()
+
+    def transitions(self, pairs: torch.Tensor) -> DictRolloutBufferSamples:
+        """The transitions at `pairs` (trajectory, step), int64 `(M, 2)`."""
+        columns, steps = pairs.unbind(1)
+        states = {"timestep": self.timesteps[steps][:, None], "latents": self.latents[steps, columns]}
+        if self.tokens is not None:
+            states["prompt"] = self.tokens[columns]
+        values, advantages = self.step_values[steps, columns], self.step_advantages[steps, columns]
+        return DictRolloutBufferSamples(
+            observations=states,
+            actions=self.latents[steps + 1, columns],
+            old_values=values,
+            old_log_prob=self.step_log_probs[steps, columns],
+            advantages=advantages,
+            returns=advantages + values,
+        )
+
+    def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:  # type: ignore[override]
+        """Minibatches of transitions in random order, for SB3's own `train`."""
+        assert self.full, "the rollout is not complete"
+        pairs = torch.cartesian_prod(torch.arange(len(self)), torch.arange(self.horizon)).to(self.device)
+        order = torch.from_numpy(np.random.permutation(len(pairs))).to(self.device)
+        for part in pairs[order].split(batch_size or len(pairs)):
+            yield self.transitions(part)
+
+    @property
+    def values(self) -> np.ndarray:  # type: ignore[override]
+        """Values, `(T, N)`, for SB3's logs."""
+        return self.step_values.cpu().numpy()
+
+    @property
+    def returns(self) -> np.ndarray:  # type: ignore[override]
+        """Returns, `(T, N)`, for SB3's logs."""
+        return (self.step_advantages + self.step_values).cpu().numpy()
+
+    def _place(self, value: Any) -> torch.Tensor:
+        return torch.as_tensor(value, device=self.device)

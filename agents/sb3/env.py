@@ -1,0 +1,221 @@
+"""A denoising vector environment as Stable-Baselines3's `VecEnv`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+
+_OF_ONE = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+
+
+class SB3VecEnv(VecEnv):
+    """N denoising processes for Stable-Baselines3, stepped as one batch.
+
+    As SB3 wants it, the observation after the last step is the next episode's, and the finished one is in
+    `infos[i]["terminal_observation"]`; `infos[i]["TimeLimit.truncated"]` is false, because T steps are the whole
+    process. `infos[i]["episode"]` has return, length and time, so that SB3 logs them with no `VecMonitor`.
+
+    Args:
+        env: what `gym.make_vec("DiffusionDenoise-...")` gives, wrapped or not, in any autoreset mode.
+        output: what observations are: `numpy` arrays, or `torch` tensors on the environment's device, which SB3's
+            rollout takes too and its own buffers do not. Rewards and flags are always NumPy.
+
+    Attributes:
+        env: the vector environment.
+        vector: the denoising environment below its wrappers.
+
+    Raises:
+        ValueError: `env` is no denoising vector environment, or its actions are unbounded.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], *, output: Literal["numpy", "torch"] = "numpy") -> None:
+        if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
+            raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
+        if output not in ("numpy", "torch"):
+            raise ValueError(f"output={output!r} must be 'numpy' or 'torch'")
+        space: Any = env.single_action_space
+        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise ValueError(
+                f"action_space={space} is unbounded, which SB3 refuses; take the wrapper off that clips actions "
+                "(the environment's own bounds never do)"
+            )
+        self.env, self.vector, self.output = env, env.unwrapped, output
+        self.spec = env.spec
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._same_step = self.vector.autoreset_mode == AutoresetMode.SAME_STEP
+        self._began = time.time()
+        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=int)
+        self._actions: Any = None
+
+    def reset(self) -> dict[str, Any]:  # type: ignore[override]
+        """Start new episodes, with the seeds of `seed` and the options of `set_options`; both count once."""
+        seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        observation, infos = self.env.reset(seed=seeds, options=self._batched_options())
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:], self._lengths[:] = 0, 0
+        self.reset_infos = _rows(infos, self.num_envs)
+        return self._out(observation)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep x_{t-1}, float32 `(N, C, H, W)`, for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Take the step: observations, rewards `(N,)`, dones `(N,)`, one info an env."""
+        observation, rewards, terminations, truncations, infos = self.env.step(self._actions)
+        scores = _numpy(rewards).astype(np.float32)
+        terminated = _numpy(terminations)
+        ended = terminated | _numpy(truncations)
+        self._returns += scores
+        self._lengths += 1
+        if not ended.any():
+            rows = _rows(infos, self.num_envs)
+        else:
+            observation, rows = self._turn_over(observation, infos, ended)
+        for index, row in enumerate(rows):
+            row["TimeLimit.truncated"] = bool(ended[index] and not terminated[index])
+        return self._out(observation), scores, ended, rows
+
+    def _turn_over(
+        self, observation: dict[str, Any], infos: dict[str, Any], ended: np.ndarray
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Observations and infos after a step at which the episodes `ended`, and have begun anew."""
+        over = np.flatnonzero(ended)
+        if self._same_step:
+            last = {key: _stack([infos["final_obs"][i][key] for i in over]) for key in observation}
+            statistics: dict[str, Any] = {key: infos[key] for key in ("episode", "_episode") if key in infos}
+            fresh = {key: infos[key] for key in infos if key.removeprefix("_") not in _OF_THE_END}
+            # What goes on has its infos at the top; what has ended has them below.
+            rows, ends = _rows(fresh, self.num_envs), _rows({**statistics, **infos["final_info"]}, self.num_envs)
+            begun = list(rows)
+            for index in over:
+                rows[index] = ends[index]
+        else:
+            last = {key: observation[key][over] for key in observation}
+            rows = _rows(infos, self.num_envs)
+            observation, fresh = self.env.reset(options={"reset_mask": ended.copy()})
+            begun = _rows(fresh, self.num_envs)
+        last, now = self._out(last), time.time()
+        for row, index in enumerate(over):
+            rows[index]["terminal_observation"] = {key: value[row] for key, value in last.items()}
+            summary = {
+                "r": float(self._returns[index]),
+                "l": int(self._lengths[index]),
+                "t": round(now - self._began, 6),
+            }
+            rows[index].setdefault("episode", summary)
+            self.reset_infos[index] = begun[index]
+        self._returns[over], self._lengths[over] = 0, 0
+        return observation, rows
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """The decoded preview of every x_t, uint8 `(H, W, 3)`; needs `render_mode="rgb_array"`."""
+        frames: Any = self.env.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the environment or its wrappers, once for each of `indices`: the envs share it.
+
+        Raises:
+            AttributeError: none of them has it.
+        """
+        value = getattr(self._layer(attr_name), _OF_ONE.get(attr_name, attr_name))
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute where it is, or in the denoising environment; it counts for all envs.
+
+        Raises:
+            ValueError: `indices` leave envs out, which share all attributes.
+        """
+        if indices is not None and sorted(self._get_indices(indices)) != list(range(self.num_envs)):
+            raise ValueError(f"indices={indices!r} leave envs out, but they share {attr_name!r}; leave indices out")
+        try:
+            layer = self._layer(attr_name)
+        except AttributeError:
+            layer = self.vector
+        setattr(layer, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the vector environment once.
+
+        Returns:
+            For each of `indices` its part of the result, where that has one part an env; else the whole result.
+        """
+        result = getattr(self._layer(method_name), method_name)(*method_args, **method_kwargs)
+        parts = isinstance(result, list | tuple | np.ndarray | torch.Tensor) and len(result) == self.num_envs
+        return [result[index] if parts else result for index in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether a wrapper of that class, such as a vector wrapper of Gymnasium, is around the environment."""
+        found = any(isinstance(layer, wrapper_class) for layer in self._layers())
+        return [found for _ in self._get_indices(indices)]
+
+    def _layers(self) -> Iterator[Any]:
+        """The wrappers from the outermost, then the environment."""
+        layer: Any = self.env
+        while layer is not self.vector:
+            yield layer
+            layer = layer.env
+        yield layer
+
+    def _layer(self, name: str) -> Any:
+        for layer in self._layers():
+            if hasattr(layer, name):
+                return layer
+        raise AttributeError(f"the environment has no attribute {name!r}")
+
+    def _batched_options(self) -> dict[str, Any] | None:
+        names = list(dict.fromkeys(name for options in self._options for name in options))
+        for name in names:
+            if name == "reset_mask" or not all(name in options for options in self._options):
+                raise ValueError(f"options[{name!r}] must be given for all {self.num_envs} envs; reset takes them all")
+        batched: dict[str, Any] = {name: [options[name] for options in self._options] for name in names}
+        if "latents" in batched:
+            batched["latents"] = np.stack([_numpy(latents) for latents in batched["latents"]])
+        return batched or None
+
+    def _out(self, observation: dict[str, Any]) -> dict[str, Any]:
+        if self.output == "numpy":
+            return {key: _numpy(value) for key, value in observation.items()}
+        return {key: torch.as_tensor(value, device=self.vector.device) for key, value in observation.items()}
+
+
+_OF_THE_END = ("final_obs", "final_info", "episode")
+
+
+def _rows(infos: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """Gymnasium's infos of a batch, with their `_key` masks, as one dictionary an env."""
+    rows: list[dict[str, Any]] = [{} for _ in range(number)]
+    for key, value in infos.items():
+        if key.startswith("_"):
+            continue
+        parts = _rows(value, number) if isinstance(value, dict) else _numpy(value)  # one transfer for the batch
+        for index in np.flatnonzero(infos.get(f"_{key}", np.ones(number, dtype=bool))):
+            rows[index][key] = parts[index]
+    return rows
+
+
+def _numpy(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _stack(parts: list[Any]) -> Any:
+    return torch.stack(parts) if isinstance(parts[0], torch.Tensor) else np.stack(parts)

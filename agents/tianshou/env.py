@@ -1,0 +1,258 @@
+"""A denoising vector environment as Tianshou's `BaseVectorEnv`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from tianshou.data import Batch
+from tianshou.env import BaseVectorEnv
+
+from diffusion_gym.envs.spaces import make_spaces
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+
+_OF_ONE = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+_LEFT_OUT = "image"  # Tianshou's buffers would keep room for a picture at every step
+
+
+class TianshouVectorEnv(BaseVectorEnv):
+    """N denoising processes for Tianshou's collectors, stepped as one batch and reset by id.
+
+    Observations are a `Batch` of NumPy arrays; `info` of env i has `env_id`, `prompt` and, at the end, the reward's
+    `reward_components`. Pictures are left out: `RecordPicturesVectorEnv` below this adapter saves them.
+
+    A batch of latents moves as one, so that envs left out of a `step` must be at the start of their episodes, which is
+    where Tianshou's `Collector` leaves envs out (`n_episode` not a multiple of N). They stay there: same prompt, same
+    noise, no picture scored.
+
+    Args:
+        env: what `gym.make_vec("DiffusionDenoise-...", autoreset_mode="Disabled")` gives, wrapped or not.
+
+    Attributes:
+        env: the vector environment.
+        vector: the denoising environment below its wrappers.
+
+    Raises:
+        ValueError: `env` is no denoising vector environment, resets by itself, or has a wrapper that changes what
+            the policy sees or does.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        _check(env)
+        # Not Tianshou's own __init__, which makes one worker an env.
+        self.env, self.vector = env, cast(DenoisingVectorEnv, env.unwrapped)
+        self.env_num, self.is_async, self.is_closed = env.num_envs, False, False
+        self._seeds: list[int | None] = [None] * self.env_num
+        self._observation: dict[str, np.ndarray] = {}
+        self._prompts = np.full(self.env_num, None, dtype=object)
+        self._taken = np.zeros(self.env_num, dtype=int)  # steps of the current episodes
+
+    @property
+    def unwrapped(self) -> DenoisingVectorEnv:
+        """The denoising environment, as Gymnasium calls it."""
+        return self.vector
+
+    def reset(
+        self,
+        env_id: int | list[int] | np.ndarray | None = None,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        **unknown: Any,
+    ) -> tuple[Any, np.ndarray]:
+        """Start new episodes in some envs, all by default.
+
+        Args:
+            env_id: which.
+            seed: env i gets `seed + i`, or `seed[i]`; by default what `seed()` was given, once.
+            options: `prompt` and `latents`, as the environment's.
+            **unknown: none.
+
+        Returns:
+            The observations and infos of those envs, in their order.
+        """
+        if unknown:
+            raise TypeError(f"reset takes seed and options, not {', '.join(unknown)}")
+        ids = self._ids(env_id)
+        mask = np.isin(np.arange(self.env_num), ids)
+        if seed is None:
+            seed = [own if chosen else None for own, chosen in zip(self._seeds, mask, strict=True)]
+        given: Any = seed  # Gymnasium's type leaves out lists of seeds
+        observation, infos = self.env.reset(seed=given, options={**(options or {}), "reset_mask": mask})
+        self._seeds = [None if chosen else own for own, chosen in zip(self._seeds, mask, strict=True)]
+        self._keep(observation, ids)
+        self._prompts[ids] = infos["prompt"][ids]
+        self._taken[ids] = 0
+        return self._seen(ids), self._infos(infos, ids)
+
+    def step(
+        self, action: np.ndarray | torch.Tensor | None, id: int | list[int] | np.ndarray | None = None
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Carry x_{t-1} over in some envs, all by default; the others stay where they are.
+
+        Args:
+            action: float32 `(len(id), C, H, W)`.
+            id: which; the others must be at the start of their episodes.
+
+        Returns:
+            Observations, rewards, terminated, truncated and infos of those envs, in their order.
+
+        Raises:
+            ValueError: not one action an env, envs left out within an episode, or a reward that is not finite.
+        """
+        ids = self._ids(id)
+        actions = _numpy(action)
+        if len(actions) != len(ids):
+            raise ValueError(f"action holds {len(actions)} actions for the {len(ids)} envs {ids.tolist()}")
+        resting = ~np.isin(np.arange(self.env_num), ids)
+        self._require_at_start(resting)
+        latents = self._observation["latents"].copy()
+        latents[ids] = actions
+        observation, rewards, terminated, truncated, infos = self.env.step(latents)
+        if resting.any():  # what rests took a step in place: back to its start, before it can end
+            start = {"latents": self._observation["latents"].copy(), "prompt": self._prompts.tolist()}
+            self.env.reset(options={"reset_mask": resting, **start})
+        self._keep(observation, ids)
+        self._taken[ids] += 1
+        scores = _numpy(rewards)[ids]
+        if not np.isfinite(scores).all():
+            failed = ids[~np.isfinite(scores)].tolist()
+            raise ValueError(
+                f"the reward of env {failed} is NaN or infinite, and Tianshou cannot leave a trajectory out; let the "
+                "reward return a number, or train with a native agent, which drops such trajectories"
+            )
+        flags = _numpy(terminated)[ids], _numpy(truncated)[ids]
+        return self._seen(ids), scores, *flags, self._infos(infos, ids)
+
+    def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
+        """Seed the next `reset` of each env: env i with `seed + i`, or `seed[i]`."""
+        self._assert_is_not_closed()
+        seeds: list[int | None] = [
+            None if seed is None or isinstance(seed, list) else seed + i for i in range(len(self))
+        ]
+        if isinstance(seed, list):
+            seeds = [*seed]
+        if len(seeds) != len(self):
+            raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for {len(self)} envs; give one each")
+        self._seeds = seeds
+        return [None if one is None else [one] for one in seeds]
+
+    def render(self, **kwargs: Any) -> list[Any]:
+        """The decoded preview of every x_t, uint8 `(H, W, 3)`; needs `render_mode="rgb_array"`."""
+        self._assert_is_not_closed()
+        frames: Any = self.env.render()
+        return [None] * len(self) if frames is None else list(frames)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._assert_is_not_closed()
+        self.env.close()
+        self.is_closed = True
+
+    def get_env_attr(self, key: str, id: int | list[int] | np.ndarray | None = None) -> list[Any]:
+        """An attribute of the environment or its wrappers, once for each of `id`: the envs share it.
+
+        Raises:
+            AttributeError: none of them has it.
+        """
+        ids = self._ids(id)
+        name = _OF_ONE.get(key, key)
+        for layer in self._layers():
+            if hasattr(layer, name):
+                return [getattr(layer, name)] * len(ids)
+        raise AttributeError(f"the environment has no attribute {key!r}")
+
+    def set_env_attr(self, key: str, value: Any, id: int | list[int] | np.ndarray | None = None) -> None:
+        """Set an attribute where it is, or in the denoising environment; it counts for all envs.
+
+        Raises:
+            ValueError: `id` leaves envs out, which share all attributes.
+        """
+        if len(self._ids(id)) != len(self):
+            raise ValueError(f"id={id!r} leaves envs out, but they share {key!r}; leave id out")
+        owner = next((layer for layer in self._layers() if hasattr(layer, key)), self.vector)
+        setattr(owner, key, value)
+
+    # --- the parts of a call -------------------------------------------------------------------------------
+
+    def _ids(self, id: int | list[int] | np.ndarray | None) -> np.ndarray:
+        self._assert_is_not_closed()
+        ids = np.asarray(self._wrap_id(id), dtype=int)
+        if len(np.unique(ids)) != len(ids) or not np.isin(ids, np.arange(self.env_num)).all() or not len(ids):
+            raise ValueError(f"id={ids.tolist()} must name different envs of 0 to {self.env_num - 1}")
+        return ids
+
+    def _require_at_start(self, resting: np.ndarray) -> None:
+        within = np.flatnonzero(resting & (self._taken > 0)).tolist()
+        if within:
+            raise ValueError(
+                f"step leaves env {within} out within an episode; step all envs until their episodes end, or reset "
+                "those that are to wait"
+            )
+        if resting.any() and self.vector.horizon == 1:
+            raise ValueError(
+                f"step leaves env {np.flatnonzero(resting).tolist()} out, which would end with T=1; make n_episode a "
+                f"multiple of num_envs={self.env_num}"
+            )
+
+    def _keep(self, observation: dict[str, Any], ids: np.ndarray) -> None:
+        for key, value in observation.items():
+            array = _numpy(value)
+            if key not in self._observation:
+                self._observation[key] = array.copy()
+            self._observation[key][ids] = array[ids]
+
+    def _seen(self, ids: np.ndarray) -> Any:
+        return Batch({key: value[ids] for key, value in self._observation.items()})
+
+    def _infos(self, infos: dict[str, Any], ids: np.ndarray) -> np.ndarray:
+        rows = np.empty(len(ids), dtype=object)
+        for position, row in enumerate(_rows(infos, ids)):
+            rows[position] = {**row, "env_id": int(ids[position])}
+        return rows
+
+    def _layers(self) -> Iterator[Any]:
+        """The wrappers from the outermost, then the environment."""
+        layer: Any = self.env
+        while layer is not self.vector:
+            yield layer
+            layer = layer.env
+        yield layer
+
+
+def _check(env: Any) -> None:
+    if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
+        raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
+    if env.unwrapped.autoreset_mode != AutoresetMode.DISABLED:
+        raise ValueError(
+            f"autoreset_mode={env.unwrapped.autoreset_mode.value!r}: Tianshou resets envs itself; make the environment "
+            "with autoreset_mode='Disabled'"
+        )
+    own = make_spaces(env.unwrapped.model)
+    for name, space in zip(("single_observation_space", "single_action_space"), own, strict=True):
+        if (given := getattr(env, name)) != space:
+            raise ValueError(
+                f"{name}={given} is not the model's, {space}; take off the wrapper that scales, clips or changes "
+                "observations or actions"
+            )
+
+
+def _rows(infos: dict[str, Any], ids: np.ndarray) -> list[dict[str, Any]]:
+    """Gymnasium's infos of a batch, with their `_key` masks, as one dictionary for each of `ids`."""
+    rows: list[dict[str, Any]] = [{} for _ in ids]
+    for key, value in infos.items():
+        if key.startswith("_") or key == _LEFT_OUT:
+            continue
+        parts = _rows(value, ids) if isinstance(value, dict) else _numpy(value)[ids]
+        known = infos.get(f"_{key}")
+        for row, part, there in zip(rows, parts, np.ones(len(ids)) if known is None else known[ids], strict=True):
+            if there:
+                row[key] = part
+    return rows
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

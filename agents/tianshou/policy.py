@@ -1,0 +1,281 @@
+"""The guided UNet as Tianshou's policy: actor, distribution, critics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+import torch
+from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+from torch import nn
+from torch.distributions import Distribution
+from torch.utils.checkpoint import checkpoint
+
+from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy, Precision, Trainable
+from diffusion_gym.agents.value import ValueNetwork
+from diffusion_gym.envs.spaces import make_spaces
+
+
+class GuidedGaussian(Distribution):
+    """The Gaussian over x_{t-1} as a distribution of PyTorch: Tianshou's `dist_fn`.
+
+    It is not `Independent(Normal(mean, std), 3)`: a deterministic step has std 0, and log-probabilities are reduced
+    as the environment's configuration says.
+
+    Args:
+        gaussian: the policy's distribution of N states.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, gaussian: DenoisingDistribution) -> None:
+        self.gaussian = gaussian
+        number, *event = gaussian.mean.shape
+        super().__init__(torch.Size([number]), torch.Size(event), validate_args=False)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """mu_theta, `(N, C, H, W)`."""
+        return self.gaussian.mean
+
+    @property
+    def mode(self) -> torch.Tensor:
+        """mu_theta, `(N, C, H, W)`: the action of deterministic evaluation."""
+        return self.gaussian.mean
+
+    @property
+    def stddev(self) -> torch.Tensor:
+        """sigma_t, `(N, 1)`: one number for all dimensions, because Tianshou logs it for each."""
+        return self.gaussian.std.flatten(1)
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """sigma_t^2, `(N, 1)`."""
+        return self.stddev**2
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        """Actions x_{t-1}, float32 `(*sample_shape, N, C, H, W)`, from PyTorch's global generator."""
+        shape = torch.Size(sample_shape)
+        drawn = [self.gaussian.sample() for _ in range(shape.numel())]
+        return torch.stack(drawn).reshape(*shape, *self.gaussian.mean.shape)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(N,)` of actions `(N, C, H, W)`; 0 at deterministic steps."""
+        return self.gaussian.log_prob(value)
+
+    def entropy(self) -> torch.Tensor:
+        """Entropies `(N,)`, reduced like log-probabilities; constant, because sigma_t is; 0 at deterministic steps."""
+        std = self.gaussian.std.flatten()
+        each = torch.where(std > 0, std, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
+        each = torch.where(std > 0, each, 0.0)
+        return each if self.gaussian.reduction == "mean" else each * self.gaussian.mean[0].numel()
+
+
+class GuidedActor(nn.Module):
+    """A `DenoisingPolicy` with the call of Tianshou's actors.
+
+    Args:
+        policy: the policy.
+        micro_batch_size: transitions that go through the network at a time. With gradients, activations of more than
+            one such part are not kept but computed again in the backward pass, so that memory is bounded at the
+            price of one more forward pass. 0 takes all at once.
+    """
+
+    def __init__(self, policy: DenoisingPolicy, micro_batch_size: int = 0) -> None:
+        super().__init__()
+        if micro_batch_size < 0:
+            raise ValueError(f"micro_batch_size={micro_batch_size!r} must be 0 (all at once) or larger")
+        self.policy, self.micro_batch_size = policy, micro_batch_size
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[DenoisingDistribution, Any]:
+        """The Gaussian over x_{t-1} of N states, and the hidden state, which is passed on.
+
+        Args:
+            obs: a `Batch` or mapping of arrays or tensors, as `DenoisingPolicy.distribution` takes them.
+            state: of recurrent actors.
+            info: not used.
+        """
+        observation = tensors(obs, self.policy.device)
+        number, size = len(observation["latents"]), self.micro_batch_size
+        if not size or number <= size:
+            return self.policy.distribution(observation), state
+        parts = []
+        for start in range(0, number, size):
+            part = {key: value[start : start + size] for key, value in observation.items()}
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(self._parameters_of, part, use_reentrant=False))
+            else:
+                parts.append(self._parameters_of(part))
+        mean, std = (torch.cat(column) for column in zip(*parts, strict=True))
+        return DenoisingDistribution(mean, std, self.policy.config.log_prob_reduction), state
+
+    def _parameters_of(self, observation: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        distribution = self.policy.distribution(observation)
+        return distribution.mean, distribution.std
+
+
+class GuidedPolicy(ProbabilisticActorPolicy):
+    """Tianshou's `ProbabilisticActorPolicy` on a guided UNet: nothing scales, bounds, clips or squashes actions.
+
+    Args:
+        actor: the actor.
+        deterministic_eval: act with the mean outside of training. The mean of every step does not make a sample of
+            the model: evaluate with sampled actions, unless means are what you ask for.
+        action_scaling: must be false.
+        action_bound_method: must be None.
+
+    Raises:
+        ValueError: actions would be scaled or clipped, or no step is stochastic.
+    """
+
+    actor: GuidedActor  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        actor: GuidedActor,
+        *,
+        deterministic_eval: bool = False,
+        action_scaling: bool = False,
+        action_bound_method: Literal["clip", "tanh"] | None = None,
+    ) -> None:
+        _refuse_changed_actions(action_scaling, action_bound_method)
+        config = actor.policy.config
+        if len(actor.policy.stochastic_steps) == 0:
+            raise ValueError(
+                f"eta={config.eta} makes every denoising step deterministic, so that a policy gradient does not "
+                "exist; use eta=1 (ancestral sampling) or sigma_min > 0"
+            )
+        observation_space, action_space = make_spaces(actor.policy.model)
+        parts: dict[str, Any] = {"actor": actor, "dist_fn": GuidedGaussian}  # Tianshou's types know its own alone
+        super().__init__(
+            **parts,
+            deterministic_eval=deterministic_eval,
+            action_space=action_space,
+            observation_space=observation_space,
+            action_scaling=False,
+            action_bound_method=None,
+        )
+
+    @classmethod
+    def from_env(
+        cls,
+        env: Any,
+        *,
+        trainable: Trainable = "lora",
+        lora_rank: int = 4,
+        micro_batch_size: int = 0,
+        cfg_training: bool = True,
+        mixed_precision: Precision = "no",
+        gradient_checkpointing: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The policy of an environment's model and sampler.
+
+        Args:
+            env: a denoising environment, Gymnasium's or Tianshou's.
+            trainable: see `DenoisingPolicy`.
+            lora_rank: see `DenoisingPolicy`.
+            micro_batch_size: see `GuidedActor`.
+            cfg_training: see `DenoisingPolicy.set_training`.
+            mixed_precision: `no` or `bf16`; see `DenoisingPolicy.set_training`.
+            gradient_checkpointing: see `DenoisingPolicy.set_training`.
+            **options: of this class.
+
+        Raises:
+            ValueError: `env` is no denoising environment, or training needs float16.
+        """
+        policy = DenoisingPolicy.from_env(env, trainable=trainable, lora_rank=lora_rank)
+        if mixed_precision == "fp16" or policy.model.dtype == torch.float16:
+            raise ValueError(
+                f"mixed_precision={mixed_precision!r}, dtype={str(policy.model.dtype).removeprefix('torch.')!r}: "
+                "float16 gradients need loss scaling, which Tianshou does not do; use bf16 or bfloat16"
+            )
+        policy.set_training(
+            cfg_training=cfg_training, mixed_precision=mixed_precision, gradient_checkpointing=gradient_checkpointing
+        )
+        return cls(GuidedActor(policy, micro_batch_size), **options)
+
+    def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
+        """Actions and their distribution for the states in `batch.obs`; gradients flow in train mode alone.
+
+        Tianshou's collectors switch to eval mode but leave autograd on, which would keep the activations of rollouts.
+        """
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return super().forward(batch, state)
+
+    @property
+    def denoising(self) -> DenoisingPolicy:
+        """The policy that trains, for use without Tianshou."""
+        return self.actor.policy
+
+
+class ZeroCritic(nn.Module):
+    """Values of 0: DDPO has no value function, and Tianshou's PPO wants a critic.
+
+    Args:
+        device: where values are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def forward(self, obs: Any) -> torch.Tensor:
+        """Zeros, `(N, 1)`."""
+        return torch.zeros(len(obs["latents"]), 1, device=self.device)
+
+
+class ValueCritic(nn.Module):
+    """V(x_t, t, c) by a `ValueNetwork`, with the call of Tianshou's critics.
+
+    Args:
+        policy: the policy, which embeds prompts.
+    """
+
+    def __init__(self, policy: DenoisingPolicy) -> None:
+        super().__init__()
+        model = policy.model
+        features = policy.embed(model.tokenize([""])).shape[-1] if model.prompt_length else 0
+        self.network = ValueNetwork(model.latent_shape[0], features, model.num_train_timesteps).to(policy.device)
+        self._embed, self._device = policy.embed, policy.device  # the policy itself would become a part of this module
+
+    def forward(self, obs: Any) -> torch.Tensor:
+        """Values, `(N, 1)`."""
+        observation = tensors(obs, self._device)
+        tokens = observation.get("prompt")
+        embeddings = None if tokens is None else self._embed(tokens)
+        return self.network(observation["latents"], observation["timestep"].flatten(), embeddings)[:, None]
+
+
+def tensors(observation: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """An observation, a mapping or a `Batch`, as tensors on `device`."""
+    return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}
+
+
+def denoising_policy(policy: Any) -> DenoisingPolicy:
+    """The denoising policy in a policy of Tianshou that leaves its actions as they are.
+
+    Raises:
+        ValueError: it is not a guided UNet's, or it changes actions on their way to the environment.
+    """
+    actor = getattr(policy, "actor", None)
+    if not isinstance(actor, GuidedActor):
+        raise ValueError(f"policy={type(policy).__name__} is not a guided UNet's; use GuidedPolicy.from_env(env)")
+    _refuse_changed_actions(policy.action_scaling, policy.action_bound_method)
+    if policy.dist_fn is not GuidedGaussian:
+        raise ValueError(
+            f"dist_fn={policy.dist_fn!r} must be GuidedGaussian: the policy is the sampler's Gaussian, neither "
+            "squashed nor of another width; use GuidedPolicy.from_env(env)"
+        )
+    return actor.policy
+
+
+def _refuse_changed_actions(action_scaling: bool, action_bound_method: str | None) -> None:
+    for name, value, off in (
+        ("action_scaling", action_scaling, False),
+        ("action_bound_method", action_bound_method, None),
+    ):
+        if value:
+            raise ValueError(
+                f"{name}={value!r} would change x_(t-1), whose log-probability is that of the sample; use {name}={off}"
+            )
