@@ -63,7 +63,7 @@ def test_sb3_ddpo(tmp_path):
 def test_tianshou_ddpo(tmp_path):
     pytest.importorskip("tianshou")
     shown = run("tianshou_ddpo.py", "--iterations", 2, "--num-envs", 4, "--steps", 3, "--out", tmp_path)
-    assert re.search(r"Epoch #2: test_reward: +\d\.\d+", shown) and "StableDiffusionPipeline.from_pretrained(" in shown
+    assert re.search(r"Epoch #2: test_reward: +\d\.\d+", shown) and "pipe.load_lora_weights(" in shown
     assert (tmp_path / "best.safetensors").exists() and list((tmp_path / "logs").rglob("events.*"))
 
 
