@@ -49,7 +49,7 @@ class Processes:
         They compute on one GPU each, or on the CPU where there is none or `ACCELERATE_USE_CPU` is true.
 
         Raises:
-            ValueError: the launcher was asked for sharded training.
+            ValueError: the launcher was asked for sharded training, or there was none although WORLD_SIZE is set.
         """
         for name, option in _SHARDED.items():
             if _flag(f"ACCELERATE_USE_{name}"):
@@ -60,6 +60,11 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             _warn_when_alone()
             return cls()
+        if "LOCAL_RANK" not in os.environ:
+            raise ValueError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, but nothing says which one this "
+                "is; start them with accelerate launch or torchrun"
+            )
         # Functions in this module have the group of the moment for a default. Imported later, by diffusers say, they
         # would keep the group alive beyond `leaving`, and its threads would abort the interpreter on its way out.
         import torch.distributed.nn.functional  # noqa: F401

@@ -382,3 +382,17 @@ def test_an_unknown_agent_gets_one_line(capsys):
         main(["presets", "--agent", "dpoc"])
     assert stop.value.code == 2
     assert "agent='dpoc' is unknown; did you mean 'dpok'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "model", "agent", "preset"),
+    [
+        ("DiffusionDenoise-Shapes-Color-v0", None, "dpok", "shapes"),
+        ("DiffusionDenoise-v0", "Shapes", "ddpo_is", "shapes"),
+        ("DiffusionDenoise-SD14-Compressibility-v0", None, "ddpo_sf", "ddpo-paper"),
+        ("DiffusionDenoise-SD14-Compressibility-v0", None, "dpok", "dpok"),
+        ("DiffusionDenoise-Shapes-Color-v0", "some/other-model", "rwr", "ddpo-paper"),
+    ],
+)
+def test_without_a_preset_the_model_and_the_agent_decide(env, model, agent, preset):
+    assert starting_point(env, agent, None, model).preset == preset

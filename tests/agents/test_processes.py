@@ -189,6 +189,12 @@ def test_sharded_training_is_refused(unlaunched, name, option, world):
         Processes.launched()
 
 
+def test_several_processes_without_a_launcher_are_refused(unlaunched):
+    unlaunched.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 announces several processes.*start them with accelerate launch"):
+        Processes.launched()
+
+
 def test_a_launcher_that_starts_one_process_instead_of_several_is_reported(unlaunched):
     """What `accelerate launch --cpu --num_processes 2` leaves in the environment."""
     unlaunched.setenv("ACCELERATE_MIXED_PRECISION", "no")
