@@ -168,7 +168,7 @@ def test_stable_baselines3_collects_penalised_rewards(make_env):
 
     inner = RecordEpisodeStatistics(make_env(2, output="numpy", reward="Incompressibility"))
     env = KLPenaltyVectorEnv(inner, None, BETA)
-    model = ddpo_sf(env, learning_rate=0.0)
+    model = ddpo_sf(env, learning_rate=0.0, seed=0)
     actor = model.policy.actor
     with torch.no_grad():
         for parameter in actor.trainable_parameters().values():
@@ -182,7 +182,7 @@ def test_stable_baselines3_collects_penalised_rewards(make_env):
     kl = kl_divergence(Normal(own.mean, own.std), Normal(reference.mean, reference.std)).sum((1, 2, 3))
     assert (kl > 1e-3).all()
     wanted = np.array(inner.return_queue) - BETA * kl.detach().numpy().reshape(2, T).sum(1)
-    np.testing.assert_allclose(stored.rewards.sum(0), wanted, rtol=1e-4)
+    np.testing.assert_allclose(stored.rewards.sum(0), wanted, rtol=1e-4, atol=1e-4)  # may be near 0
 
 
 # --- a proper environment --------------------------------------------------------------------------------------
