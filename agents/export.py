@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.storage import read_json
 
 
 def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
-    """Write what the policy has learned to `folder`.
+    """Write what the policy has learned to `folder`: the adapters, or a full pipeline.
+
+    A model whose pipeline in diffusers loads no adapters, such as `DDPMPipeline`, is saved with them merged into its
+    weights.
 
     Returns:
         The line of Python that loads it: `load_lora_weights` for adapters, `from_pretrained` for a full pipeline.
     """
+    unet = policy.unet
     if policy.trainable == "lora":
-        from diffusion_gym.models.lora import save_lora
+        if save_lora := getattr(policy.model, "save_lora", None):
+            save_lora(folder, unet)
+            return f"pipe.load_lora_weights({str(folder)!r})"
+        from diffusion_gym.models.lora import merged
 
-        save_lora(folder, policy.unet)
-        return f"pipe.load_lora_weights({str(folder)!r})"
-    policy.model.save_pipeline(str(folder), policy.unet)
-    return f"StableDiffusionPipeline.from_pretrained({str(folder)!r})"
+        unet = merged(unet)
+    policy.model.save_pipeline(str(folder), unet)
+    return f"{read_json(folder / 'model_index.json')['_class_name']}.from_pretrained({str(folder)!r})"

@@ -240,7 +240,12 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 def default_preset(env_id: str, model: str | None, agent: str) -> str:
-    """The preset to begin with: `shapes` for the embedded model; for any other the one of the agent's own paper."""
-    if model == "Shapes" or (model is None and "-Shapes-" in env_id):
+    """The preset to begin with: that of the model's paper where it is the thesis or our own, else of the agent's."""
+    parts = env_id.split("-")
+    name = model or (parts[1] if len(parts) > 2 else "")
+    if name == "Shapes":
         return "shapes"
+    if name in ("CelebaHQ", "Church", "Bedroom"):
+        named = f"thesis-{parts[2].lower()}" if len(parts) > 2 else ""
+        return named if named in PRESETS else "thesis-aesthetic"
     return "dpok" if agent == "dpok" else "ddpo-paper"

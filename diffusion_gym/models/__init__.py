@@ -3,37 +3,63 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
+from diffusion_gym.hub import located_file
 from diffusion_gym.models.base import MODELS, DenoisingModel
 from diffusion_gym.registry import unknown_name
+from diffusion_gym.storage import read_json
 
-_HEAVY = {"latent", "lora", "sampling"}  # these import diffusers or peft, so they wait for their first use
+# These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
+_HEAVY: Final = {"latent", "lora", "pixel", "sampling", "sd3", "sdxl"}
+_PIPELINES: Final = {
+    "StableDiffusionPipeline": "latent:LatentModel",
+    "StableDiffusionXLPipeline": "sdxl:SDXLModel",
+    "StableDiffusion3Pipeline": "sd3:SD3Model",
+    "DDPMPipeline": "pixel:PixelModel",
+    "DDIMPipeline": "pixel:PixelModel",
+}
+_OPTIONS: Final = ["revision", "variant"]
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name not in _HEAVY:
+    if _module.name not in _HEAVY and not _module.name.startswith("random_"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def load_model(model: str | DenoisingModel, device: str | torch.device, dtype: str) -> DenoisingModel:
+def load_model(
+    model: str | Path | DenoisingModel,
+    device: str | torch.device,
+    dtype: str,
+    model_kwargs: Mapping[str, str | None] | None = None,
+) -> DenoisingModel:
     """The model of a name, directory or hub id; the same object for the same arguments.
+
+    The class of a directory or hub id is that of its `model_index.json`.
 
     Args:
         model: a name in `MODELS`, a diffusers directory, a hub id, or a model object, which is passed through.
         device: where its weights go.
         dtype: `float32`, `bfloat16` or `float16`.
+        model_kwargs: `revision`, the branch, tag or commit of a hub id; `variant`, such as `fp16`, the weight files
+            to take where there are several.
 
     Raises:
-        ValueError: an unknown name, device or dtype.
+        ValueError: an unknown name, device, dtype or pipeline class; or an option that is unknown or not the model's.
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
+    options = _checked_options(model_kwargs or {})
     if not isinstance(model, str | Path):
         if not hasattr(model, "step_table"):
             raise ValueError(f"model={model!r} is no name, directory, hub id or model object")
+        if options:
+            raise ValueError(f"model_kwargs={options!r} go with a name, directory or hub id, not with a model object")
         return model
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} must be one of float32, bfloat16, float16")
@@ -43,18 +69,40 @@ def load_model(model: str | DenoisingModel, device: str | torch.device, dtype: s
         raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")
-    return _load(str(model), place, getattr(torch, dtype))
+    return _load(str(model), place, getattr(torch, dtype), tuple(options.items()))
+
+
+def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
+    for name, value in model_kwargs.items():
+        if name not in _OPTIONS:
+            raise ValueError(unknown_name("model_kwargs", name, _OPTIONS))
+        if value is not None and not (isinstance(value, str) and value):
+            raise ValueError(f"model_kwargs[{name!r}]={value!r} must be a string, such as 'main' or 'fp16', or None")
+    return {name: value for name, value in model_kwargs.items() if value is not None}
 
 
 @lru_cache(maxsize=8)
-def _load(model: str, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
+def _load(model: str, device: torch.device, dtype: torch.dtype, options: tuple[tuple[str, str], ...]) -> DenoisingModel:
+    chosen: dict[str, Any] = dict(options)
     if model in MODELS:
-        return MODELS[model](device=device, dtype=dtype)
+        loader = MODELS[model]
+        parameters = inspect.signature(loader).parameters
+        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            if foreign := [name for name in chosen if name not in parameters]:
+                raise ValueError(f"model_kwargs={foreign[0]!r} is no option of model={model!r}; leave it out")
+        return loader(device=device, dtype=dtype, **chosen)
     if "/" not in model and not Path(model).is_dir():
         raise ValueError(unknown_name("model", model, MODELS.names()) + "; or pass a directory or a hub id")
-    from diffusion_gym.models.latent import LatentModel
+    return _model_class(model, chosen.get("revision"))(model, device=device, dtype=dtype, **chosen)
 
-    return LatentModel(model, device=device, dtype=dtype)
+
+def _model_class(model: str, revision: str | None) -> Any:
+    """The class that loads a pipeline directory or hub id."""
+    pipeline = read_json(located_file(model, "model_index.json", argument="model", revision=revision))["_class_name"]
+    if pipeline not in _PIPELINES:
+        raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(_PIPELINES)}")
+    module, _, name = _PIPELINES[pipeline].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 __all__ = ["MODELS", "DenoisingModel", "load_model"]

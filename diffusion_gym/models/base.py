@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -12,9 +12,14 @@ from diffusion_gym.config import SamplerConfig
 from diffusion_gym.registry import Registry
 from diffusion_gym.scheduling import StepTable
 
+U = TypeVar("U")
+
 
 class DenoisingModel(Protocol):
     """A frozen, pretrained diffusion model; the environment decodes with it, the policy trains a copy of its UNet.
+
+    A model whose diffusers pipeline has `load_lora_weights` also has a method `save_lora(folder, unet)`, which writes
+    the adapters of `unet`; of any other model, a run with adapters is saved as a full pipeline, merged.
 
     Attributes:
         name: the name or path that it was loaded by.
@@ -83,9 +88,42 @@ class DenoisingModel(Protocol):
 class ModelLoader(Protocol):
     """Loads a model; heavy imports belong inside."""
 
-    def __call__(self, *, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
-        """Load the model to a device."""
+    def __call__(self, *, device: torch.device, dtype: torch.dtype, **options: str) -> DenoisingModel:
+        """Load the model to a device.
+
+        Args:
+            device: where its weights go.
+            dtype: type of its weights.
+            **options: `revision` and `variant` where the user gives them; a loader without files may do without.
+        """
         ...
 
 
-MODELS: Registry[ModelLoader] = Registry("model")
+class ModelRegistry(Registry[ModelLoader]):
+    """Model loaders by name, with what each model's pictures are; a reward names the traits that it needs."""
+
+    def __init__(self) -> None:
+        super().__init__("model")
+        self._traits: dict[str, frozenset[str]] = {}
+
+    def register(self, name: str, *, traits: Collection[str] = ()) -> Callable[[U], U]:
+        """Decorate a loader to enter it as `name`.
+
+        Args:
+            name: the model's name, which becomes a part of environment ids.
+            traits: what its pictures are: `prompt` where they follow a prompt, `photo` where they look like
+                photographs, `face` where they can show a face, `shapes` where they are of the embedded model's kind.
+
+        Raises:
+            ValueError: `name` is taken.
+        """
+        enter = super().register(name)
+        self._traits[name] = frozenset(traits)
+        return enter
+
+    def traits(self, name: str) -> frozenset[str]:
+        """What the pictures of model `name` are."""
+        return self._traits[name]
+
+
+MODELS = ModelRegistry()

@@ -1,20 +1,23 @@
-"""Latent text-to-image models in Stable Diffusion's layout: CLIP text encoder, UNet with cross-attention, VAE."""
+"""Latent text-to-image models: Stable Diffusion 1.x and 2.x, and what SDXL and Stable Diffusion 3 share with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin, UNet2DConditionModel
 from torch import nn
+from torch.nn.functional import pad
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.models.hub import located
-from diffusion_gym.models.quiet import quiet
+from diffusion_gym.hub import located
+from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
+from diffusion_gym.storage import read_json
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE
 
@@ -27,10 +30,12 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         config: the sampler.
 
     Raises:
-        ValueError: T is larger than the schedule, or the scheduler uses dynamic thresholding.
+        ValueError: T is larger than the schedule; or the scheduler has no betas, or uses dynamic thresholding.
     """
-    kind = DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler
-    scheduler = kind.from_config(scheduler_config)
+    if "beta_schedule" not in scheduler_config:
+        kind = scheduler_config.get("_class_name", "of unknown class")
+        raise ValueError(f"the model's scheduler, {kind}, has no betas; use a model whose scheduler has")
+    scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
     if steps > most:
@@ -52,6 +57,57 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline directory, and how its networks are loaded.
+
+    Attributes:
+        folder: the directory.
+        device: where the weights go.
+        dtype: type of the weights.
+        variant: such as `fp16`: the weight files to take where a part has them.
+    """
+
+    folder: str
+    device: torch.device
+    dtype: torch.dtype
+    variant: str | None = None
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """What `model_index.json` says: the classes of the parts, and the pipeline's own options."""
+        return read_json(Path(self.folder, "model_index.json"))
+
+    def network(self, kind: Any, part: str) -> Any:
+        """The network in sub-folder `part`, of a class of diffusers or transformers, frozen and in eval mode."""
+        option = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
+        has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
+        options = {option: self.dtype, "variant": self.variant if has_variant else None}
+        network = kind.from_pretrained(self.folder, subfolder=part, **options)
+        return network.to(self.device).requires_grad_(False).eval()
+
+
+def pack_pooled(hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    """Text embeddings as one tensor, which the policy caches and stacks: `pooled` as further rows of `hidden`.
+
+    Args:
+        hidden: of each token, `(N, L, D)`.
+        pooled: of the prompt, `(N, P)`.
+
+    Returns:
+        `(N, L + ceil(P / D), D)`; zeros fill the last row.
+    """
+    number, _, width = hidden.shape
+    rows = -(-pooled.shape[1] // width)
+    return torch.cat([hidden, pad(pooled, (0, rows * width - pooled.shape[1])).view(number, rows, width)], dim=1)
+
+
+def unpack_pooled(packed: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`hidden` `(N, L, D)` and `pooled` `(N, width)` of what `pack_pooled` made."""
+    rows = -(-width // packed.shape[2])
+    return packed[:, :-rows], packed[:, -rows:].flatten(1)[:, :width]
+
+
 class LatentModel:
     """A Stable Diffusion directory or hub id; see `DenoisingModel` for the attributes.
 
@@ -62,10 +118,20 @@ class LatentModel:
         name: what to call it; `source` by default.
         sampler_defaults: the model's own defaults for `SamplerConfig`.
         default_prompts: name of its default prompt set.
+        revision: branch, tag or commit of a hub id.
+        variant: such as `fp16`, the weight files to take where there are several.
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+
+    unet: nn.Module
+    vae: Any
+    scheduler_config: Mapping[str, Any]
+    tokenizers: list[tuple[Any, int]]  # each with the number of its token ids in a row
 
     def __init__(
         self,
@@ -75,29 +141,30 @@ class LatentModel:
         dtype: torch.dtype,
         name: str | None = None,
         sampler_defaults: Mapping[str, Any] | None = None,
-        default_prompts: str = "common-animals",
+        default_prompts: str = "imagenet-animals",
+        revision: str | None = None,
+        variant: str | None = None,
     ) -> None:
-        folder = located(str(source), ("unet", "vae", "text_encoder", "tokenizer", "scheduler"))
+        folder = located(str(source), self._parts(str(source), revision), revision=revision, variant=variant)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
-        self.sampler_defaults: Mapping[str, Any] = dict(sampler_defaults or {})
+        self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self._load(folder)
+            self._load(Checkpoint(folder, device, dtype, variant))
         self._describe()
 
-    def _load(self, folder: str) -> None:
-        place: dict[str, Any] = {"torch_dtype": self.dtype}
-        self.unet: nn.Module = self._frozen(UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **place))
-        self.vae = self._frozen(AutoencoderKL.from_pretrained(folder, subfolder="vae", **place))
-        self.text_encoder = self._frozen(
-            CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=self.dtype)
-        )
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        self.scheduler_config = DDIMScheduler.load_config(folder, subfolder="scheduler")
+    def _parts(self, source: str, revision: str | None) -> Sequence[str]:
+        """The sub-folders that the pipeline needs."""
+        return self.PARTS
 
-    def _frozen(self, network: nn.Module) -> Any:
-        return network.to(self.device).requires_grad_(False).eval()
+    def _load(self, checkpoint: Checkpoint) -> None:
+        self.unet = checkpoint.network(UNet2DConditionModel, "unet")
+        self.vae = checkpoint.network(AutoencoderKL, "vae")
+        self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
+        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
+        self.tokenizers = [(self.tokenizer, self.tokenizer.model_max_length)]
+        self.scheduler_config = DDIMScheduler.load_config(checkpoint.folder, subfolder="scheduler")
 
     def _describe(self) -> None:
         unet: Any = self.unet.config
@@ -105,8 +172,8 @@ class LatentModel:
         self.latent_shape: tuple[int, int, int] = (unet.in_channels, side, side)
         pixels = side * 2 ** (len(vae.block_out_channels) - 1)
         self.image_shape: tuple[int, int, int] = (pixels, pixels, 3)
-        self.prompt_length = self.tokenizer.model_max_length
-        self.vocab_size = len(self.tokenizer)
+        self.prompt_length = sum(length for _, length in self.tokenizers)
+        self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
         self.num_train_timesteps = self.scheduler_config["num_train_timesteps"]
 
     def step_table(self, config: SamplerConfig) -> StepTable:
@@ -114,11 +181,18 @@ class LatentModel:
         return step_table(self.scheduler_config, config)
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Token ids: int64 `(N, L)` on the CPU, padded and cut to L."""
-        batch = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.prompt_length, truncation=True, return_tensors="pt"
-        )
-        return batch.input_ids
+        """Token ids: int64 `(N, L)` on the CPU, padded and cut; those of several tokenizers side by side."""
+        parts = [
+            tokenizer(
+                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer, length in self.tokenizers
+        ]
+        return torch.cat(parts, dim=1)
+
+    def token_ids(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The token ids of each tokenizer, on the model's device, from rows of `tokenize`."""
+        return tokens.to(self.device).split([length for _, length in self.tokenizers], dim=1)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -134,7 +208,8 @@ class LatentModel:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
-        scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
+        shift = self.vae.config.get("shift_factor") or 0.0
+        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor + shift
         count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
         parts = [self.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(count)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
@@ -154,3 +229,9 @@ class LatentModel:
                 feature_extractor=None,
                 requires_safety_checker=False,
             ).save_pretrained(folder)
+
+    def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
+        """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""
+        from diffusion_gym.models.lora import save_lora
+
+        save_lora(folder, unet)

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
-from diffusion_gym.models.quiet import quiet
+from diffusion_gym.quiet import quiet
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
 
@@ -34,6 +34,17 @@ def with_lora(unet: nn.Module, rank: int) -> nn.Module:
 def full_copy(unet: nn.Module) -> nn.Module:
     """A trainable copy of `unet` with weights of its own."""
     return copy.deepcopy(unet).requires_grad_(True).eval()
+
+
+@torch.no_grad()
+def merged(unet: nn.Module) -> nn.Module:
+    """A copy of `unet` without adapters, what they add being part of its weights; `unet` stays as it was."""
+    plain = copy.deepcopy(unet)
+    layers = {name: layer for name, layer in plain.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge()
+        plain.set_submodule(name, layer.get_base_layer())
+    return plain.requires_grad_(False)
 
 
 @contextmanager

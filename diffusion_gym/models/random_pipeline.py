@@ -1,14 +1,20 @@
-"""Writes a Stable Diffusion pipeline directory with random weights, for tests and benchmarks; downloads nothing.
+"""Writes pipeline directories with random weights, for tests and benchmarks; downloads nothing.
 
-Run `python -m diffusion_gym.models.random_pipeline OUT`.
+Run `python -m diffusion_gym.models.random_pipeline OUT --size tiny|sd14|tiny-ddpm|celebahq|tiny-sdxl|tiny-sd3`.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
+
+Size = Literal["tiny", "sd14", "tiny-ddpm", "celebahq", "tiny-sdxl", "tiny-sd3"]
 
 
 def write_random_pipeline(
@@ -31,7 +37,7 @@ def write_random_pipeline(
     Returns:
         The folder.
     """
-    from diffusion_gym.models.quiet import quiet
+    from diffusion_gym.quiet import quiet
 
     folder = Path(folder)
     with quiet():
@@ -115,7 +121,66 @@ def _autoencoder() -> Any:
     )
 
 
-if __name__ == "__main__":
-    import tyro
+def write_pipeline(folder: Path, size: Size, seed: int, dtype: torch.dtype) -> Path:
+    """Write the random pipeline of a size; see `RandomPipelineOptions`.
 
-    tyro.cli(write_random_pipeline)
+    Raises:
+        FileExistsError: something else is at `folder`.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"out={str(folder)!r} is not empty; choose another folder")
+    if size == "sd14":
+        from diffusion_gym.models.random_sd14 import write_random_sd14
+
+        return write_random_sd14(folder, seed, dtype=dtype)
+    if size in ("tiny-ddpm", "celebahq"):
+        from diffusion_gym.models.random_ddpm import write_random_ddpm
+
+        return write_random_ddpm(folder, seed, size="tiny" if size == "tiny-ddpm" else "celebahq", dtype=dtype)
+    if size == "tiny":
+        write_random_pipeline(folder, seed=seed)
+    else:
+        from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
+
+        (write_random_sdxl if size == "tiny-sdxl" else write_random_sd3)(folder, seed)
+    if dtype != torch.float32:
+        _convert(folder, dtype)
+    return folder
+
+
+def _convert(folder: Path, dtype: torch.dtype) -> None:
+    """Give the weights of a written pipeline another type."""
+    from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
+
+    for path in folder.rglob("*.safetensors"):
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_tensors(path).items()}
+        save_tensors(path, tensors, tensors_metadata(path))
+
+
+@dataclass(frozen=True)
+class RandomPipelineOptions:
+    """Write a pipeline directory with random weights."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Where to: a folder that is new or empty."""
+    size: Size = "tiny"
+    """`sd14` and `celebahq` are the exact shapes of CompVis/stable-diffusion-v1-4 (4.3 GB in float32) and
+    google/ddpm-celebahq-256 (0.5 GB); the others are tiny ones of the same classes."""
+    seed: int = 0
+    """Seed of the weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write what the command line asks for, and say where it is; a mistake ends in one line and exit code 2."""
+    options = tyro.cli(RandomPipelineOptions, args=arguments, prog="python -m diffusion_gym.models.random_pipeline")
+    try:
+        print(write_pipeline(options.out, options.size, options.seed, getattr(torch, options.dtype)))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ def sample_images(
     x = torch.randn(number, *model.latent_shape, generator=generator).to(model.device)
     for step in range(len(table)):
         steps = torch.full((number,), step, device=model.device)
-        twice = model.predict(model.unet, torch.cat([x, x]), table.timesteps[steps].repeat(2), both).float()
+        twice = model.predict(model.unet, torch.cat([x, x]), table.network_timesteps[steps].repeat(2), both).float()
         conditional, unconditional = twice.chunk(2)
         output = guide(conditional, unconditional, config.guidance_scale)
         mean, std = step_gaussian(table, steps, x, output)

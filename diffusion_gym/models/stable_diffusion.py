@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 
+from diffusion_gym.hub import MODEL_SOURCES
 from diffusion_gym.models.base import MODELS, DenoisingModel
 
-HUB_IDS: Final = {"SD14": "CompVis/stable-diffusion-v1-4", "SD15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+TRAITS: Final = ("prompt", "photo", "face")
 
 
-@MODELS.register("SD14")
-def sd14(*, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
+@MODELS.register("SD14", traits=TRAITS)
+def sd14(*, device: torch.device, dtype: torch.dtype, **options: str) -> DenoisingModel:
     """Stable Diffusion 1.4, the base model of the DDPO paper."""
-    return _load("SD14", device, dtype)
+    return _load("SD14", device, dtype, options)
 
 
-@MODELS.register("SD15")
-def sd15(*, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
+@MODELS.register("SD15", traits=TRAITS)
+def sd15(*, device: torch.device, dtype: torch.dtype, **options: str) -> DenoisingModel:
     """Stable Diffusion 1.5."""
-    return _load("SD15", device, dtype)
+    return _load("SD15", device, dtype, options)
 
 
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
+def _load(name: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> DenoisingModel:
     from diffusion_gym.models.latent import LatentModel
 
-    return LatentModel(HUB_IDS[name], device=device, dtype=dtype, name=name)
+    return LatentModel(MODEL_SOURCES[name], device=device, dtype=dtype, name=name, **options)

@@ -1,33 +1,15 @@
 """What a run saves must work in plain diffusers."""
 
-import gymnasium as gym
 import pytest
 import torch
 
-import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.export import export_policy
 
-gym.register_envs(diffusion_gym)
-
-
-def brightness(images, prompts, metadata):
-    return images.mean((1, 2, 3))
-
 
 @pytest.fixture
-def env(tiny_pipeline):
-    return gym.make_vec(
-        "DiffusionDenoise-v0", num_envs=2, model=str(tiny_pipeline), reward=brightness, prompts=["a red circle"]
-    )
-
-
-def change(policy):
-    """Move the trainable weights away from the pretrained model."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters().values():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+def env(make_env):
+    return make_env(2, prompts=["a red circle"])
 
 
 def states(policy):
@@ -48,9 +30,9 @@ def output(unet, inputs):
     return unet(latents, times, encoder_hidden_states=embeddings).sample
 
 
-def test_lora_weights_load_in_diffusers(env, tiny_pipeline, tmp_path):
+def test_lora_weights_load_in_diffusers(env, perturb, tiny_pipeline, tmp_path):
     policy = DenoisingPolicy.from_env(env, trainable="lora", lora_rank=2)
-    change(policy)
+    perturb(policy, 0.3)
     export_policy(policy, tmp_path / "model")
     pipe = load_pipeline(tiny_pipeline)
     inputs = states(policy)
@@ -61,9 +43,9 @@ def test_lora_weights_load_in_diffusers(env, tiny_pipeline, tmp_path):
     assert (after - before).abs().max() > 1e-2
 
 
-def test_a_full_pipeline_loads_in_diffusers(env, tmp_path):
+def test_a_full_pipeline_loads_in_diffusers(env, perturb, tmp_path):
     policy = DenoisingPolicy.from_env(env, trainable="full")
-    change(policy)
+    perturb(policy, 0.3)
     export_policy(policy, tmp_path / "model")
     pipe = load_pipeline(tmp_path / "model")
     inputs = states(policy)

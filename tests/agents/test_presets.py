@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_every_preset_is_valid_for_every_agent(preset, agent, tmp_path):
     sampler = {key: getattr(settings.env_options, key) for key in names(SamplerConfig)}
     SamplerConfig.from_options({key: value for key, value in sampler.items() if value is not None}, {})
     stored = json.loads(json.dumps(settings.to_json(), allow_nan=False))
-    again = RunSettings.from_json(stored, settings.out)
+    again = replace(RunSettings.from_json(stored, Path("run")), out=settings.out)
     assert flat(again) == values
 
 

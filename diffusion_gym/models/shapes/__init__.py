@@ -13,7 +13,7 @@ WEIGHTS: Final = Path(__file__).parent / "weights"
 SAMPLER_DEFAULTS: Final[dict[str, Any]] = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 
-@MODELS.register("Shapes")
+@MODELS.register("Shapes", traits=("prompt", "shapes"))
 def shapes(*, device: torch.device, dtype: torch.dtype) -> DenoisingModel:
     """Load the embedded model."""
     from diffusion_gym.models.latent import LatentModel
