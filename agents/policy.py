@@ -49,7 +49,7 @@ class DenoisingDistribution:
 
         Args:
             other: the distribution to compare with.
-            denominator: False leaves out 2 sigma^2, as the DPOK code does.
+            denominator: False leaves out 2 sigma^2; see `gaussian_kl`.
         """
         return gaussian_kl(self.mean, other.mean, self.std, denominator=denominator)
 
@@ -196,34 +196,39 @@ class DenoisingPolicy(nn.Module):
         Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8). Observations as in
         `distribution`.
         """
-        latents, timesteps, steps = self._read(observation)
+        latents, steps = self._read(observation)
         tokens = observation.get("prompt")
         if self.cfg_training or tokens is None:
-            output = self._guided_output(self.unet, latents, timesteps, tokens)
+            output = self._guided_output(self.unet, latents, steps, tokens)
         else:
-            output = self._predict(self.unet, latents, timesteps, self.embed(torch.as_tensor(tokens)))
-        alpha_bar = self.table.alpha_bar[steps].view(-1, 1, 1, 1)
-        return predict_x0(output, latents, alpha_bar, self.table.prediction)[1]
+            output = self._predict(self.unet, latents, steps, self.embed(torch.as_tensor(tokens)))
+        return self._estimates(output, latents, steps)[1]
 
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.
 
         Observations as in `distribution`.
         """
-        latents, timesteps, steps = self._read(observation)
-        output = self._guided_output(self.unet, latents, timesteps, observation.get("prompt"))
-        alpha_bar = self.table.alpha_bar[steps].view(-1, 1, 1, 1)
-        x0, bound = predict_x0(output, latents, alpha_bar, self.table.prediction)[0], self.table.clip_x0
+        latents, steps = self._read(observation)
+        output = self._guided_output(self.unet, latents, steps, observation.get("prompt"))
+        x0, bound = self._estimates(output, latents, steps)[0], self.table.clip_x0
         return x0 if bound is None else x0.clamp(-bound, bound)
 
+    def _estimates(
+        self, output: torch.Tensor, latents: torch.Tensor, steps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The x0 and the noise that a network's output stands for, each `(N, C, H, W)`."""
+        signal, noise = (column[steps].view(-1, 1, 1, 1) for column in (self.table.signal, self.table.noise))
+        return predict_x0(output, latents, signal, noise, self.table.prediction)
+
     def _distribution(self, unet: nn.Module, observation: Mapping[str, Any]) -> DenoisingDistribution:
-        latents, timesteps, steps = self._read(observation)
-        output = self._guided_output(unet, latents, timesteps, observation.get("prompt"))
+        latents, steps = self._read(observation)
+        output = self._guided_output(unet, latents, steps, observation.get("prompt"))
         mean, std = step_gaussian(self.table, steps, latents, output)
         return DenoisingDistribution(mean, std, self.config.log_prob_reduction)
 
-    def _read(self, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents `(N, C, H, W)`, timesteps `(N,)` and the steps `(N,)` at which the sampler visits them."""
+    def _read(self, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents `(N, C, H, W)` and the steps `(N,)` at which the sampler visits their timesteps."""
         latents = torch.as_tensor(observation["latents"], device=self.device)
         timesteps = torch.as_tensor(observation["timestep"], device=self.device).reshape(-1)
         steps = self.table.step_of[timesteps]
@@ -232,33 +237,32 @@ class DenoisingPolicy(nn.Module):
             raise ValueError(
                 f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}"
             )
-        return latents, timesteps, steps
+        return latents, steps
 
-    def _guided_output(
-        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, tokens: Any
-    ) -> torch.Tensor:
+    def _guided_output(self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, tokens: Any) -> torch.Tensor:
         """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
         if tokens is None:
-            return self._predict(unet, latents, timesteps, None)
+            return self._predict(unet, latents, steps, None)
         conditional = self.embed(torch.as_tensor(tokens))
         if self.config.guidance_scale == 1:
-            return self._predict(unet, latents, timesteps, conditional)
+            return self._predict(unet, latents, steps, conditional)
         if self._null is None:
             self._null = self.model.embed(self.model.tokenize([""]))
         null = self._null.expand_as(conditional)
         if torch.is_grad_enabled() and not self.cfg_training:
             with torch.no_grad():
-                unguided = self._predict(unet, latents, timesteps, null)
-            return guide(self._predict(unet, latents, timesteps, conditional), unguided, self.config.guidance_scale)
+                unguided = self._predict(unet, latents, steps, null)
+            return guide(self._predict(unet, latents, steps, conditional), unguided, self.config.guidance_scale)
         both = torch.cat([conditional, null])
-        output = self._predict(unet, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
+        output = self._predict(unet, torch.cat([latents, latents]), torch.cat([steps, steps]), both)
         guided, unguided = output.chunk(2)
         return guide(guided, unguided, self.config.guidance_scale)
 
     def _predict(
-        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+        self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None
     ) -> torch.Tensor:
         """The network's output in float32, computed in the precision that was chosen."""
+        timesteps = self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
             return self.model.predict(unet, latents, timesteps, embeddings).float()

@@ -26,13 +26,15 @@ class SamplerConfig:
     guidance_scale: float = 5.0
     """w of classifier-free guidance, eps = w eps(x,t,c) + (1-w) eps(x,t,null); 1 switches it off."""
     eta: float = 1.0
-    """Noise of the DDIM sampler: 1 is ancestral sampling, 0 is deterministic."""
+    """Noise of the sampler: 0 is deterministic; 1 is ancestral sampling in DDIM. A flow-matching model takes it for the
+    noise level a of its SDE (Flow-GRPO, arXiv:2505.05470, equation 9)."""
     sigma_min: float = 0.0
     """Floor of the standard deviation of a step, in sampling and in scoring alike."""
     log_prob_reduction: Reduction = "mean"
     """How a step's log-probability sums up its dimensions: DDPO's `mean` (goes with clip range 1e-4) or `sum`."""
     sampler: Sampler = "ddim"
-    """`ddim` with `eta`, or `ddpm`, ancestral sampling with the variance that the model's scheduler names."""
+    """`ddim` with `eta`, or `ddpm`, ancestral sampling with the variance that the model's scheduler names. A
+    flow-matching model has one sampler, with `eta`, in place of `ddim`; `ddpm` is an error there."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "eta", "sigma_min"):

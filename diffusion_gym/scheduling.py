@@ -5,29 +5,31 @@ A step turns a noisy `x_t` and the network's prediction into the Gaussian of `x_
 
     mu = coef_x0 * x0 + coef_eps * eps + coef_xt * x_t,
 
-with coefficients that are computed once, in float64, and looked up by step.
+with coefficients that are computed once, in float64, and looked up by step. A noisy sample is always
+x_t = signal * x0 + noise * eps: with signal^2 + noise^2 = 1 in variance-preserving models (DDPM, Stable Diffusion 1.x,
+SDXL), with signal + noise = 1 in flow-matching ones (Stable Diffusion 3).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from diffusion_gym.config import Reduction
 
-Prediction = Literal["epsilon", "sample", "v_prediction"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 Variance = Literal["fixed_small", "fixed_large"]
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """What a scheduler says of its noise; `alpha_bar` is the cumulative product of 1 - beta, float64 `(train steps,)`.
+    """What a scheduler says of the noise of a variance-preserving model.
 
     Attributes:
-        alpha_bar: float64, one value a training timestep.
+        alpha_bar: the cumulative product of 1 - beta, float64 `(train steps,)`.
         final_alpha_bar: alpha-bar after the last step: 1, or `alpha_bar[0]` with `set_alpha_to_one=False`.
         prediction: what the network predicts.
         clip_x0: bound of the predicted x0 (`clip_sample`), None where it is not clamped.
@@ -46,8 +48,10 @@ class StepTable:
     """Coefficients of all T steps, in sampling order; each tensor is `(T,)`.
 
     Attributes:
-        timesteps: int64, the scheduler's t that the network sees.
-        alpha_bar: cumulative alpha at t.
+        timesteps: int64, the scheduler's t in whole numbers: the `timestep` of an observation.
+        network_timesteps: what the network is given; `timesteps` itself, or the exact t where it is not whole.
+        signal: weight of x0 in x_t.
+        noise: weight of eps in x_t.
         coef_x0: weight of the predicted x0 in the mean.
         coef_eps: weight of the predicted noise in the mean.
         coef_xt: weight of x_t in the mean.
@@ -58,7 +62,9 @@ class StepTable:
     """
 
     timesteps: torch.Tensor
-    alpha_bar: torch.Tensor
+    network_timesteps: torch.Tensor
+    signal: torch.Tensor
+    noise: torch.Tensor
     coef_x0: torch.Tensor
     coef_eps: torch.Tensor
     coef_xt: torch.Tensor
@@ -128,6 +134,57 @@ def ddpm_table(
     return _table(schedule, timesteps, now, coef_x0, zero, coef_xt, sigma.clamp(min=sigma_min))
 
 
+def flow_table(
+    times: torch.Tensor, *, num_train_timesteps: int, noise_level: float, sigma_min: float = 0.0
+) -> StepTable:
+    """Table of Flow-GRPO's SDE sampler, equation (9) of arXiv:2505.05470, for x_t = (1 - t) x0 + t eps.
+
+    A step from t to s = t + dt, with dt < 0, v the network's velocity eps - x0, sigma_t = a sqrt(t / (1 - t)) and
+    xi ~ N(0, I), is
+
+        x_s = x_t + [v + sigma_t^2 / (2 t) (x_t + (1 - t) v)] dt + sigma_t sqrt(|dt|) xi.
+
+    As v stands for x0 = x_t - t v and eps = x_t + (1 - t) v, the mean is
+
+        (1 - s) x0 + (s - (t - s) a^2 / (2 (1 - t))) eps,
+
+    which divides by no t. With a = 0 it is Euler's method. At t = 1, where sigma_t is infinite, 1 - s takes the place
+    of 1 - t, as in the authors' code. The last step, s = 0, is as any other: it leaves noise of std
+    a t / sqrt(1 - t), which is small because the last t is.
+
+    Args:
+        times: float64 `(T + 1,)`, the t of each step in (0, 1], descending, and after them the t of the end, 0.
+        num_train_timesteps: what t = 1 is called in `timesteps`.
+        noise_level: a; 0 is deterministic.
+        sigma_min: floor of the standard deviation; the mean keeps the coefficients of the unfloored one.
+
+    Raises:
+        ValueError: two steps share a whole-numbered timestep, by which an observation tells them apart.
+    """
+    now, then = times[:-1].double(), times[1:].double()
+    exact = now * num_train_timesteps
+    timesteps = exact.round().to(torch.int64)
+    if len(timesteps.unique()) < len(timesteps):
+        raise ValueError(
+            f"num_inference_steps={len(timesteps)} puts two steps at one whole-numbered timestep of the model's "
+            f"{num_train_timesteps}; use fewer"
+        )
+    rate = noise_level**2 / (1 - torch.where(now >= 1, then, now))  # sigma_t^2 / t
+    return StepTable(
+        timesteps=timesteps,
+        network_timesteps=exact,
+        signal=1 - now,
+        noise=now,
+        coef_x0=1 - then,
+        coef_eps=then - (now - then) * rate / 2,
+        coef_xt=torch.zeros_like(now),
+        sigma=(rate * now * (now - then)).sqrt().clamp(min=sigma_min),
+        step_of=_step_of(timesteps, num_train_timesteps),
+        prediction="flow",
+        clip_x0=None,
+    )
+
+
 def _alpha_bars(
     schedule: NoiseSchedule, timesteps: torch.Tensor, previous: torch.Tensor, final: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,10 +203,25 @@ def _table(
     coef_xt: torch.Tensor,
     sigma: torch.Tensor,
 ) -> StepTable:
-    step_of = torch.full((len(schedule.alpha_bar) + 1,), -1, dtype=torch.int64)
+    return StepTable(
+        timesteps=timesteps,
+        network_timesteps=timesteps,
+        signal=alpha_bar.sqrt(),
+        noise=(1 - alpha_bar).sqrt(),
+        coef_x0=coef_x0,
+        coef_eps=coef_eps,
+        coef_xt=coef_xt,
+        sigma=sigma,
+        step_of=_step_of(timesteps, len(schedule.alpha_bar)),
+        prediction=schedule.prediction,
+        clip_x0=schedule.clip_x0,
+    )
+
+
+def _step_of(timesteps: torch.Tensor, num_train_timesteps: int) -> torch.Tensor:
+    step_of = torch.full((num_train_timesteps + 1,), -1, dtype=torch.int64)
     step_of[timesteps] = torch.arange(len(timesteps))
-    clip, kind = schedule.clip_x0, schedule.prediction
-    return StepTable(timesteps, alpha_bar, coef_x0, coef_eps, coef_xt, sigma, step_of, kind, clip)
+    return step_of
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
@@ -158,35 +230,42 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) 
 
 
 def predict_x0(
-    output: torch.Tensor, x_t: torch.Tensor, alpha_bar: torch.Tensor, prediction: Prediction
+    output: torch.Tensor, x_t: torch.Tensor, signal: torch.Tensor, noise: torch.Tensor, prediction: Prediction
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The denoised estimate x0 and the noise eps that a network's output stands for.
 
     Args:
         output: the network's output `(N, C, H, W)`.
-        x_t: the noisy sample `(N, C, H, W)`.
-        alpha_bar: cumulative alpha at t, broadcastable, such as `(N, 1, 1, 1)`.
-        prediction: what `output` is.
+        x_t: the noisy sample signal * x0 + noise * eps, `(N, C, H, W)`.
+        signal: weight of x0, broadcastable, such as `(N, 1, 1, 1)`.
+        noise: weight of eps, likewise.
+        prediction: what `output` is: eps, x0, `v_prediction` signal * eps - noise * x0 (arXiv:2202.00512, appendix D;
+            for signal^2 + noise^2 = 1), or `flow`, the velocity eps - x0 (for signal + noise = 1).
+
+    Raises:
+        ValueError: an unknown prediction.
     """
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     if prediction == "epsilon":
         return (x_t - noise * output) / signal, output
     if prediction == "sample":
         return output, (x_t - signal * output) / noise
     if prediction == "v_prediction":
         return signal * x_t - noise * output, signal * output + noise * x_t
-    raise ValueError(f"prediction={prediction!r} must be one of epsilon, sample, v_prediction")
+    if prediction == "flow":
+        return x_t - noise * output, x_t + signal * output
+    raise ValueError(f"prediction={prediction!r} must be one of {', '.join(get_args(Prediction))}")
 
 
-def add_noise(x0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """x_t of a clean sample, formula (4) of arXiv:2006.11239.
+def add_noise(x0: torch.Tensor, eps: torch.Tensor, signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """x_t of a clean sample, signal * x0 + noise * eps: formula (4) of arXiv:2006.11239 in either parametrisation.
 
     Args:
         x0: `(N, C, H, W)`.
-        noise: drawn from N(0, I), the same shape.
-        alpha_bar: cumulative alpha at t, broadcastable.
+        eps: drawn from N(0, I), the same shape.
+        signal: weight of x0 at t, broadcastable.
+        noise: weight of eps at t, broadcastable.
     """
-    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+    return signal * x0 + noise * eps
 
 
 def step_gaussian(
@@ -201,7 +280,8 @@ def step_gaussian(
         output: the (guided) network output, the same shape.
     """
     shape = (-1,) + (1,) * (x_t.ndim - 1)
-    x0, eps = predict_x0(output, x_t, table.alpha_bar[steps].view(shape), table.prediction)
+    signal, noise = table.signal[steps].view(shape), table.noise[steps].view(shape)
+    x0, eps = predict_x0(output, x_t, signal, noise, table.prediction)
     if table.clip_x0 is not None:
         x0 = x0.clamp(-table.clip_x0, table.clip_x0)  # its gradient is zero where it clamps
     mean = table.coef_x0[steps].view(shape) * x0
@@ -241,7 +321,8 @@ def gaussian_kl(
         other: `(N, ...)`, the mean of the other.
         std: `(N, 1, ...)`, the standard deviation of both.
         reduction: `sum` over the dimensions is the divergence; `mean` scales it like DDPO's log-probability.
-        denominator: False leaves out 2 std^2, as the DPOK code does.
+        denominator: False leaves out 2 std^2. The DPOK code weighs no step by its std either, but compares predictions
+            of the noise, not means.
     """
     stochastic = std > 0
     scale = 2 * torch.where(stochastic, std, 1.0) ** 2 if denominator else 1.0

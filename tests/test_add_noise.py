@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym import SamplerConfig
 from diffusion_gym.models.latent import step_table
+from diffusion_gym.models.sd3 import flow_step_table
 from diffusion_gym.scheduling import add_noise, predict_x0
 
 CONFIG = {
@@ -33,24 +34,28 @@ def test_it_is_that_of_diffusers(drawn, kind, sampler, schedule, dtype):
     config = {**CONFIG, "beta_schedule": schedule}
     x0, noise = drawn.to(dtype)
     table = step_table(config, SamplerConfig(num_inference_steps=STEPS, sampler=sampler)).to("cpu", dtype)
-    ours = add_noise(x0, noise, table.alpha_bar.view(-1, 1, 1, 1))
+    ours = add_noise(x0, noise, table.signal.view(-1, 1, 1, 1), table.noise.view(-1, 1, 1, 1))
     wanted = kind.from_config(config).add_noise(x0, noise, table.timesteps)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("alpha_bar, weights", [(1.0, (1, 0)), (0.0, (0, 1)), (0.64, (0.8, 0.6))])
-def test_the_weights_of_picture_and_noise(drawn, alpha_bar, weights):
-    x0, noise = drawn
-    expected = weights[0] * x0 + weights[1] * noise
-    torch.testing.assert_close(add_noise(x0, noise, torch.tensor(alpha_bar, dtype=torch.float64)), expected)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_that_of_a_flow_model_is_that_of_diffusers(drawn, dtype):
+    x0, noise = drawn.to(dtype)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    table = flow_step_table(scheduler.config, SamplerConfig(num_inference_steps=STEPS), 4).to("cpu", dtype)
+    ours = add_noise(x0, noise, table.signal.view(-1, 1, 1, 1), table.noise.view(-1, 1, 1, 1))
+    scheduler.set_timesteps(STEPS)
+    wanted = scheduler.scale_noise(x0, scheduler.timesteps, noise)
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-7)
 
 
-def test_a_perfect_prediction_gives_the_picture_and_the_noise_back(drawn):
-    x0, noise = drawn
-    alpha_bar = torch.linspace(0.05, 0.95, STEPS, dtype=torch.float64).view(-1, 1, 1, 1)
-    x_t = add_noise(x0, noise, alpha_bar)
-    velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0  # arXiv:2202.00512, section 4
-    for output, prediction in ((noise, "epsilon"), (x0, "sample"), (velocity, "v_prediction")):
-        found = predict_x0(output, x_t, alpha_bar, prediction)
-        torch.testing.assert_close(found, (x0, noise), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow"])
+def test_a_perfect_prediction_gives_the_picture_and_the_noise_back(drawn, prediction):
+    x0, eps = drawn
+    noise = torch.linspace(0.05, 0.95, STEPS, dtype=torch.float64).view(-1, 1, 1, 1)
+    signal = 1 - noise if prediction == "flow" else (1 - noise**2).sqrt()
+    outputs = {"epsilon": eps, "sample": x0, "v_prediction": signal * eps - noise * x0, "flow": eps - x0}
+    found = predict_x0(outputs[prediction], add_noise(x0, eps, signal, noise), signal, noise, prediction)
+    torch.testing.assert_close(found, (x0, eps), rtol=1e-12, atol=1e-12)

@@ -100,7 +100,8 @@ class RegressionAgent(Agent):
             weights: w, `(M,)`, scaled to a mean of 1 over the samples with any weight.
         """
         table = self.policy.table
-        latents = add_noise(trajectories.finished[samples], noise, table.alpha_bar[steps].view(-1, 1, 1, 1))
+        signal, std = (column[steps].view(-1, 1, 1, 1) for column in (table.signal, table.noise))
+        latents = add_noise(trajectories.finished[samples], noise, signal, std)
         observation = {"timestep": table.timesteps[steps][:, None], "latents": latents}
         if trajectories.tokens is not None:
             observation["prompt"] = trajectories.tokens[samples]
