@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_gym.prompts import make_prompts
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
@@ -107,3 +109,21 @@ def test_torchrl_rollout():
         assert 0.95 < row["noise"] < 1.05  # of 8,192 numbers; with the mean as the action it would be 0
     ratios = np.array(re.findall(r"max_ratio=([\d.]+),([\d.]+)", shown), dtype=float)
     assert abs(ratios[:, 0] - 1).max() <= 2e-6 and abs(ratios[:, 1] - 1).max() > 1e-4
+
+
+def test_sd14_on_a_gpu(tmp_path, tiny_pipeline):
+    sizes = ["--queries", 16, "--samples", 8, "--batch", 4, "--steps", 3, "--model", tiny_pipeline]
+    shown = run("sd14_on_a_gpu.py", *sizes, "--out", tmp_path)
+    assert shown.startswith("2 iterations;") and f"pipe.load_lora_weights('{tmp_path / 'lora'}')" in shown
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward_queries"] for row in rows] == [8, 16] and [row["updates"] for row in rows] == [4, 4]
+    assert all(row["reward_mean"] == -row["jpeg_kb_mean"] < 0 for row in rows)
+    assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_sd14_on_a_gpu_takes_the_papers_prompts():
+    spec = importlib.util.spec_from_file_location("sd14_on_a_gpu", EXAMPLES / "sd14_on_a_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sizes = {reward: len(make_prompts(name).prompts) for reward, name in module.PROMPTS.items()}
+    assert sizes == {"Compressibility": 398, "Incompressibility": 398, "Aesthetic": 45}

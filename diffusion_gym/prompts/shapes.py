@@ -8,6 +8,7 @@ from diffusion_gym.prompts.base import PROMPTS, PromptSet
 from diffusion_gym.prompts.shapes_captions import COLORS, FAMILIES, SHAPES, Caption, all_captions
 
 _EVERY: Final = 5
+_SOURCE: Final = "captions of the embedded model, after DPOK's categories"
 
 
 def is_held_out(caption: Caption) -> bool:
@@ -21,7 +22,7 @@ def _family_set(family: str) -> PromptSet:
     captions = all_captions(family)
     seen = tuple(str(caption) for caption in captions if not is_held_out(caption))
     unseen = tuple(str(caption) for caption in captions if is_held_out(caption))
-    return PromptSet(f"shapes-{family}", seen, unseen)
+    return PromptSet(f"shapes-{family}", seen, unseen, source=_SOURCE)
 
 
 for _family in FAMILIES:
@@ -45,4 +46,5 @@ def shapes_demo() -> PromptSet:
             "a red square below a green triangle",
             "a green star right of a blue circle",
         ),
+        source=_SOURCE,
     )

@@ -1,25 +1,12 @@
-"""Prompt sets and the caption language of the Shapes model."""
+"""Prompt sets: what they hold, how they are named, drawn and held out."""
 
-import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
-from diffusion_gym.prompts import PROMPTS, PromptSet, make_prompts
-from diffusion_gym.prompts.shapes import is_held_out
-from diffusion_gym.prompts.shapes_captions import (
-    COLORS,
-    FAMILIES,
-    RELATIONS,
-    SHAPES,
-    Caption,
-    Thing,
-    all_captions,
-    holds,
-    parse,
-)
-
-PAIRS = ("composition", "location")
+from diffusion_gym.prompts import PROMPTS, PromptSet, make_prompts, names_prompt_set
 
 
 def draws(prompts, seed, number=40):
@@ -27,139 +14,150 @@ def draws(prompts, seed, number=40):
     return [prompts.draw(rng) for _ in range(number)]
 
 
-# --- captions ---
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parse_is_the_inverse_of_str(family):
-    for caption in all_captions(family):
-        assert parse(str(caption)) == caption
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_captions_are_distinct_and_know_their_family(family):
-    captions = all_captions(family)
-    assert len({str(caption) for caption in captions}) == len(captions)
-    assert {caption.family for caption in captions} == {family}
-
-
-@pytest.mark.parametrize(
-    ("text", "caption"),
-    [
-        ("a green square", Caption((Thing("square", "green"),))),
-        ("three circles", Caption((Thing("circle", None, 3),))),
-        ("two red stars", Caption((Thing("star", "red", 2),))),
-        ("a red circle and a blue square", Caption((Thing("circle", "red"), Thing("square", "blue")))),
-        ("a star above a triangle", Caption((Thing("star"), Thing("triangle")), "above")),
-        ("a red star left of a cyan star", Caption((Thing("star", "red"), Thing("star", "cyan")), "left of")),
-    ],
-)
-def test_examples_of_the_language(text, caption):
-    assert parse(text) == caption and str(caption) == text
-    assert parse(f"  {text.upper().replace(' ', '   ')} ") == caption
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "cat", "a pink square", "a green square.", "two square", "a squares", "one star", "five stars"]
-    + ["two stars and a circle", "a red circle beside a star", "a star above", "a red circle and a star and a square"],
-)
-def test_other_sentences_are_refused_with_examples(text):
-    with pytest.raises(ValueError, match="is not a Shapes caption; write it like") as caught:
-        parse(text)
-    assert f"prompt={text!r}" in str(caught.value) and "circle, square, triangle, star" in str(caught.value)
-
-
-@pytest.mark.parametrize(("family", "number"), [("color", 24), ("count", 84), ("composition", 552), ("location", 2256)])
-def test_families_have_all_their_captions(family, number):
-    assert len(all_captions(family)) == number
-
-
-def test_two_things_of_a_caption_can_be_told_apart():
-    for family in PAIRS:
-        for caption in all_captions(family):
-            one, other = caption.things
-            assert one != other and (one.shape != other.shape or (one.color and other.color))
-
-
-def test_number_counts_all_objects():
-    assert [parse(text).number for text in ("a star", "four stars", "a star and a circle")] == [1, 4, 2]
-
-
-def test_unknown_family_is_refused():
-    with pytest.raises(ValueError, match="family='colour' is unknown; choose one of color"):
-        all_captions("colour")
-
-
-def test_exactly_one_relation_holds_for_two_places():
-    for dx, dy in itertools.product(range(-3, 4), repeat=2):
-        held = [relation for relation in RELATIONS if holds(relation, dx, dy)]
-        assert len(held) == int(abs(dx) != abs(dy)), (dx, dy, held)
-    assert holds("above", 1, -5) and holds("below", 1, 5) and holds("left of", -5, 1) and holds("right of", 5, 1)
-
-
-# --- the Shapes sets ---
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_and_held_out_captions_part_the_family(family):
-    prompts = make_prompts(f"shapes-{family}")
-    seen, unseen = set(prompts.prompts), set(prompts.held_out)
-    assert not seen & unseen
-    assert seen | unseen == {str(caption) for caption in all_captions(family)}
-    assert 0.1 < len(unseen) / len(seen | unseen) < 0.3
-
-
-@pytest.mark.parametrize("family", PAIRS)
-def test_both_orders_of_a_pair_are_on_the_same_side(family):
-    for caption in all_captions(family):
-        assert is_held_out(caption) == is_held_out(Caption(caption.things[::-1], caption.relation)), str(caption)
-
-
-def test_all_relations_of_a_pair_are_on_the_same_side():
-    for caption in all_captions("composition"):
-        sides = {is_held_out(Caption(caption.things, relation)) for relation in (None, *RELATIONS)}
-        assert len(sides) == 1, str(caption)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_speaks_of_every_shape_and_color(family):
-    words = set(" ".join(make_prompts(f"shapes-{family}").prompts).replace("s ", " ").split())
-    assert {word.rstrip("s") for word in words} >= {*SHAPES, *COLORS}
-
-
-# --- prompt sets ---
+# --- every registered set ---
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_registered_set_is_called_by_its_name_and_has_no_repeats(name):
     prompts = make_prompts(name)
-    assert prompts.name == name
-    assert len(set(prompts.prompts)) == len(prompts.prompts)
-
-
-def test_common_animals_are_45():
-    animals = make_prompts("common-animals").prompts
-    assert len(animals) == 45 and {"cat", "kangaroo", "ant"} <= set(animals)
+    assert prompts.name == name and prompts.prompts
+    for part in (prompts.prompts, prompts.held_out, *prompts.splits.values()):
+        assert len(set(part)) == len(part)
+        assert all(prompt == " ".join(prompt.split()) for prompt in part)
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_draw_is_deterministic_in_its_generator(name):
+def test_held_out_prompts_are_the_splits_and_are_not_trained_on(name):
     prompts = make_prompts(name)
-    assert draws(prompts, 0) == draws(prompts, 0) != draws(prompts, 1)
-    assert set(draws(prompts, 0)) <= set(prompts.prompts)
+    assert not set(prompts.prompts) & set(prompts.held_out)
+    if prompts.splits:
+        assert set(prompts.held_out) == {prompt for part in prompts.splits.values() for prompt in part}
+    for split, part in prompts.splits.items():
+        chosen = make_prompts(f"{name}/{split}")
+        assert chosen.name == f"{name}/{split}" and chosen.prompts == part and chosen.held_out == ()
 
 
-def test_draw_is_uniform():
-    found = draws(PromptSet("three", ("a", "b", "c")), 0, 3000)
-    for prompt in "abc":
-        assert found.count(prompt) == pytest.approx(1000, abs=4 * np.sqrt(3000 * 2 / 9))
+@pytest.mark.parametrize("name", PROMPTS)
+def test_draw_depends_on_its_generator_alone(name):
+    prompts = make_prompts(name)
+    np.random.seed(0)
+    first = draws(prompts, 0)
+    np.random.seed(1)
+    assert draws(prompts, 0) == first and set(first) <= set(prompts.prompts)
+    if len(prompts.prompts) > 1:
+        assert draws(prompts, 1) != first
 
 
-def test_held_out_split_goes_by_its_name():
-    prompts = make_prompts("shapes-color/held-out")
-    assert prompts.name == "shapes-color/held-out"
-    assert prompts.prompts == make_prompts("shapes-color").held_out and prompts.held_out == ()
+@pytest.mark.parametrize("name", PROMPTS)
+def test_draw_is_uniform(name):
+    prompts = make_prompts(name)
+    found = Counter(draws(prompts, 0, 40 * len(prompts.prompts)))
+    counts = [found[prompt] for prompt in prompts.prompts]
+    assert sum(counts) == 40 * len(prompts.prompts)
+    if len(counts) > 1:
+        assert chisquare(counts).pvalue > 1e-3
+
+
+def test_an_uneven_draw_would_be_seen():
+    """The test of uniformity fails where one of 45 prompts comes twice as often."""
+    uneven = PromptSet("uneven", (*make_prompts("common-animals").prompts, "cat"))
+    found = Counter(draws(uneven, 0, 40 * 45))
+    assert chisquare(list(found.values())).pvalue < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "held_out"),
+    [
+        ("common-animals", 45, {"new-animals": 38, "new-objects": 50}),
+        ("imagenet-animals", 398, {}),
+        ("animal-activities", 45 * 3, {"new-animals": 39 * 3, "new-activities": 45 * 3, "new-both": 39 * 3}),
+        ("counting", 22 * 7, {"new-animals": 23 * 7, "new-numbers": 22 * 2}),
+        ("dpok", 4, {"new-animals": 8, "new-colors": 2, "new-order": 1, "new-numbers": 2, "new-places": 2}),
+        ("dpok-green-rabbit", 1, {"new-animals": 2, "new-colors": 2}),
+        ("dpok-cat-and-dog", 1, {"new-animals": 2, "new-order": 1}),
+        ("dpok-four-wolves", 1, {"new-animals": 2, "new-numbers": 2}),
+        ("dpok-dog-on-the-moon", 1, {"new-animals": 2, "new-places": 2}),
+        ("dpok-color", 6 * 8, {"new-animals": 6 * 4, "new-colors": 2 * 8}),
+        ("dpok-count", 4 * 8, {"new-animals": 4 * 4, "new-numbers": 2 * 8}),
+        ("dpok-composition", 8 * 7, {"new-animals": 8 * 4, "new-pairs": 4 * 3}),
+        ("dpok-location", 8 * 4, {"new-animals": 4 * 4, "new-places": 8 * 2}),
+    ],
+)
+def test_sizes(name, number, held_out):
+    prompts = make_prompts(name)
+    assert len(prompts.prompts) == number and prompts.source
+    assert {split: len(part) for split, part in prompts.splits.items()} == held_out
+
+
+# --- the papers' sets ---
+
+# Appendix F.7, read down the columns: an order that the code does not have.
+F7 = """cat deer lizard mouse pig dog cow beetle rat turkey horse goat ant snake fly monkey lion butterfly turtle llama
+rabbit tiger fish frog camel zebra bear shark chicken bat spider raccoon whale duck gorilla bird fox dolphin goose
+hedgehog sheep wolf squirrel bee kangaroo""".split()
+
+
+def test_common_animals_are_those_of_the_paper():
+    assert len(F7) == 45 and sorted(make_prompts("common-animals").prompts) == sorted(F7)
+
+
+def test_imagenet_animals_are_the_first_classes():
+    names = make_prompts("imagenet-animals").prompts
+    known = {0: "tench", 2: "great white shark", 151: "Chihuahua", 268: "Mexican hairless", 285: "Egyptian cat"}
+    known |= {207: "golden retriever", 340: "zebra", 388: "giant panda", 397: "puffer"}
+    assert {index: names[index] for index in known} == known
+    assert not {"abacus", ""} & set(names) and not any("," in name for name in names)
+
+
+def test_animal_activities_say_the_prompts_that_the_paper_shows():
+    prompts = make_prompts("animal-activities")
+    assert {"a dolphin riding a bike", "an ant playing chess", "a bear washing dishes"} <= set(prompts.prompts)
+    assert {"a capybara washing dishes", "a crab playing chess"} <= set(prompts.splits["new-animals"])
+    assert "a horse typing on a keyboard" in prompts.splits["new-activities"]
+    assert "a parrot driving a car" in prompts.splits["new-both"]
+    assert {prompt for prompt in prompts.prompts if prompt.startswith("an ")} == {
+        f"an ant {activity}" for activity in ("riding a bike", "playing chess", "washing dishes")
+    }
+
+
+def test_counting_has_two_to_eight():
+    prompts = make_prompts("counting")
+    first = Counter(prompt.split()[0] for prompt in prompts.prompts)
+    assert first == dict.fromkeys("two three four five six seven eight".split(), 22)
+    assert {"eight turtles", "two wolves", "three sheep", "four fish", "five foxes"} <= set(prompts.prompts)
+    assert {"two mice", "three geese", "four deer", "six butterflies", "eight flies"} <= set(prompts.held_out)
+    assert {"nine cats", "ten wolves"} < set(prompts.splits["new-numbers"])
+    whole = {prompt.split()[1] for prompt in (*prompts.prompts, *prompts.splits["new-animals"])}
+    assert len(whole) == 45
+
+
+def test_dpok_says_the_four_prompts_of_figure_2():
+    four = ("A green colored rabbit.", "A cat and a dog.", "Four wolves in the park.", "A dog on the moon.")
+    names = ("green-rabbit", "cat-and-dog", "four-wolves", "dog-on-the-moon")
+    assert make_prompts("dpok").prompts == four
+    assert [make_prompts(f"dpok-{name}").prompts for name in names] == [(prompt,) for prompt in four]
+    for family, prompt in zip(("color", "composition", "count", "location"), four, strict=True):
+        assert make_prompts(f"dpok-{family}").prompts.count(prompt) == 1
+
+
+def test_dpok_categories_are_grammatical():
+    color = make_prompts("dpok-color").prompts
+    assert {"An orange colored dog.", "A pink colored wolf."} <= set(color)
+    held_out = make_prompts("dpok-composition").held_out
+    assert {"A cat and an elephant.", "An elephant and a fox."} <= set(held_out)
+    assert {"Two mice in the park.", "Seven sheep in the park."} <= set(make_prompts("dpok-count").held_out)
+    assert "An elephant on the moon." in make_prompts("dpok-location/new-animals").prompts
+
+
+# --- names, lists and sets ---
+
+
+def test_held_out_prompts_go_by_their_name():
+    prompts = make_prompts("animal-activities/held-out")
+    whole = make_prompts("animal-activities")
+    assert prompts.name == "animal-activities/held-out"
+    assert prompts.prompts == whole.held_out == whole.held_out_set().prompts and prompts.held_out == ()
+    assert make_prompts("shapes-color/held-out").prompts == make_prompts("shapes-color").held_out
 
 
 def test_list_and_set_are_taken():
@@ -168,32 +166,57 @@ def test_list_and_set_are_taken():
     assert make_prompts(mine) is mine
 
 
-def test_file_gives_a_prompt_a_line(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("a cat\n\n  a naïve dog \n\na bird", encoding="utf-8")
-    prompts = make_prompts(str(path))
-    assert prompts.prompts == ("a cat", "a naïve dog", "a bird") and prompts.name == str(path)
-
-
-def test_file_of_blank_lines_is_empty(tmp_path):
-    path = tmp_path / "blank.txt"
-    path.write_text("\n \n")
-    with pytest.raises(ValueError, match=r"blank\.txt' is empty; give at least one prompt"):
-        make_prompts(str(path))
+def test_splits_that_overlap_are_joined_once():
+    mine = PromptSet("mine", ("a",), splits={"one": ("b", "c"), "two": ("c", "d")})
+    assert mine.held_out == ("b", "c", "d") and mine.split("two").prompts == ("c", "d")
+    assert mine == PromptSet("mine", ("a",), ("b", "c", "d"), {"one": ("b", "c"), "two": ("c", "d")})
+    assert hash(mine) == hash(PromptSet("mine", ("a",), ("b", "c", "d"), {"one": ("b", "c"), "two": ("c", "d")}))
 
 
 @pytest.mark.parametrize(
-    ("prompts", "error", "message"),
+    ("arguments", "message"),
     [
-        ("comon-animals", ValueError, "prompts='comon-animals' is unknown; did you mean 'common-animals'"),
-        ("shapes-colour/held-out", ValueError, "prompts='shapes-colour' is unknown; did you mean 'shapes-color'"),
-        ("shapes-color/test", ValueError, "names the split 'test'; the only one is 'shapes-color/held-out'"),
-        ("common-animals/held-out", ValueError, "prompts='common-animals' has no held-out prompts"),
-        ("missing.txt", FileNotFoundError, "prompts='missing.txt' is no file; write one prompt a line"),
-        ([], ValueError, "is empty; give at least one prompt"),
-        (["a cat", 5], ValueError, "holds 5, which is no string"),
+        ({"splits": {"one": ()}, "held_out": ()}, "the split 'one' is empty; leave it out"),
+        ({"splits": {"one": ("b",)}, "held_out": ("c",)}, "splits must hold just the held-out prompts"),
+        ({"splits": {"held-out": ("b",)}}, "'held-out' means all held-out prompts; rename the split"),
+        ({"held_out": ("b", "a")}, "trains on the held-out prompt 'a'; take it out of one of the two"),
+        ({"held_out": (3,)}, "holds 3, which is no string"),
     ],
 )
-def test_bad_prompts_are_refused(prompts, error, message):
-    with pytest.raises(error, match=message):
+def test_a_bad_set_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"prompts='mine'.*{message}"):
+        PromptSet("mine", ("a",), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("comon-animals", "prompts='comon-animals' is unknown; did you mean 'common-animals'"),
+        ("shapes-colour/held-out", "prompts='shapes-colour' is unknown; did you mean 'shapes-color'"),
+        ("shapes-color/test", "prompts='shapes-color' has no split 'test'; choose one of held-out"),
+        ("common-animals/x", "no split 'x'; choose one of held-out, new-animals, new-objects"),
+        ("imagenet-animals/held-out", "prompts='imagenet-animals' has no held-out prompts"),
+        ([], "is empty; give at least one prompt"),
+        (["a cat", 5], "holds 5, which is no string"),
+        (5, "prompts=5 must be a name, a prompt file, a list of strings or a PromptSet"),
+    ],
+)
+def test_bad_prompts_are_refused(prompts, message):
+    with pytest.raises(ValueError, match=message):
         make_prompts(prompts)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("common-animals", True),
+        ("common-animals/new-animals", True),
+        ("mine.txt", True),
+        ("folder/mine.JSON#Colors", True),
+        ("a cat", False),
+        ("a cat/a dog", False),
+        ("A dog on the moon.", False),
+    ],
+)
+def test_names_are_told_from_prompts(text, named):
+    assert names_prompt_set(text) == named
