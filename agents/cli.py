@@ -18,18 +18,22 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import gymnasium as gym
 import tyro
 
+from diffusion_gym.agents.evaluation import EVALUATION_SEED
 from diffusion_gym.registry import unknown_name
 
 _USAGE: Final = """usage: diffusion-gym COMMAND [options]
 
 Reinforcement learning on the denoising process of a diffusion model.
 
-  envs      list the environments
-  presets   list the hyperparameter presets, side by side
-  train     train an agent on an environment
-  eval      compare a run's result with the pretrained model
-  report    write a run's page: curve, pictures, tables
-  demo      a complete small run on the embedded model, in minutes
+  envs          list the environments
+  presets       list the hyperparameter presets, side by side
+  train         train an agent on an environment
+  eval          compare a run's result with the pretrained model
+  report        write a run's page: curve, pictures, tables
+  bench         compare agents on a suite of environments, seed by seed
+  download      fetch the files of a model or reward from the hub
+  serve-reward  serve a reward to other processes and machines
+  demo          a complete small run on the embedded model, in minutes
 
 diffusion-gym COMMAND --help explains every option."""
 
@@ -47,7 +51,7 @@ class EvalOptions:
     """The run folder."""
     samples: int = 256
     """Pictures sampled from each of the two models, for the training prompts and again for held-out ones."""
-    seed: int = 1_000
+    seed: int = EVALUATION_SEED
     """Seed of the noise; it never coincides with the noise of training."""
     json: bool = False
     """Print one JSON object and nothing else."""
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(unknown_name("command", name, list(_COMMANDS)))
         _COMMANDS[name](rest)
     except KeyboardInterrupt:
-        _fail("stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint", 130)
+        _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
     except _mistakes() as error:
         _fail(None if _told_elsewhere(error) else str(error), 2)
 
@@ -104,13 +108,16 @@ def _fail(message: str | None, code: int) -> None:
 
 def _envs(args: list[str]) -> None:
     from diffusion_gym.envs.registration import GENERIC_ID, environment_ids
+    from diffusion_gym.models import MODELS
     from diffusion_gym.rewards import REWARDS
 
     tyro.cli(EnvsOptions, args=args, prog="diffusion-gym envs")
-    print(f"{'environment':46}prompts, unless others are asked for")
+    print(f"{'environment':48}prompts, unless others are asked for")
     for id_, kwargs in environment_ids().items():
-        print(f"{id_:46}{REWARDS.default_prompts(kwargs['reward']) or 'those of the model'}")
-    print(f"{GENERIC_ID:46}any: give --env.model, --env.reward and --env.prompts")
+        prompted = "prompt" in MODELS.traits(kwargs["model"])
+        own = REWARDS.default_prompts(kwargs["reward"]) or "those of the model"
+        print(f"{id_:48}{own if prompted else 'none, the model is unconditional'}")
+    print(f"{GENERIC_ID:48}any: give --env.model, --env.reward and --env.prompts")
 
 
 def _presets(args: list[str]) -> None:
@@ -137,7 +144,7 @@ def _train(args: list[str]) -> None:
         return
     print(f"{done.iteration} iterations, {done.reward_queries} reward queries")
     if done.reward_queries < settings.total_reward_queries:
-        print(f"Stopped early. Go on with: diffusion-gym train --resume --out {settings.out}")
+        print(runs.stopped_early(settings.out))
     else:
         print(f"Next: diffusion-gym eval {settings.out}; diffusion-gym report {settings.out}")
         print(f"In diffusers: {loading}")
@@ -228,12 +235,41 @@ def _demo(args: list[str]) -> None:
     run_demo(tyro.cli(DemoOptions, args=args, prog="diffusion-gym demo"))
 
 
+def _serve_reward(args: list[str]) -> None:
+    from diffusion_gym.agents.reward_options import ServeRewardOptions, serve_reward
+
+    serve_reward(tyro.cli(ServeRewardOptions, args=args, prog="diffusion-gym serve-reward"))
+
+
+def _download(args: list[str]) -> None:
+    from diffusion_gym.agents.downloads import DownloadOptions, run_download
+
+    run_download(tyro.cli(DownloadOptions, args=args, prog="diffusion-gym download"))
+
+
+def _bench(args: list[str]) -> None:
+    from diffusion_gym.agents.benchmark.command import BenchOptions, run_bench, suites_text
+
+    if args == ["--list"]:
+        print(suites_text())
+    elif code := run_bench(tyro.cli(BenchOptions, args=args, prog="diffusion-gym bench")):
+        raise SystemExit(code)
+
+
+_STOPPED: Final = {
+    "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint",
+    "bench": "stopped; the same command goes on from the last measurement of each run",
+    "serve-reward": "stopped",
+}
 _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
     "envs": _envs,
     "presets": _presets,
     "train": _train,
     "eval": _eval,
     "report": _report,
+    "bench": _bench,
+    "download": _download,
+    "serve-reward": _serve_reward,
     "demo": _demo,
 }
 

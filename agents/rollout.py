@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
+from diffusion_gym.rewards import RewardOutput
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
+
+_IN_FLIGHT: Final = 4  # batches whose rewards may be awaited while the next one is sampled; bounds their memory
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class Trajectories:
     def actions(self, samples: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Actions x_{t-1} of the same pairs, `(M, C, H, W)`."""
         return self.latents[steps + 1, samples]
+
+    def rewarded(self, output: RewardOutput) -> Trajectories:
+        """The same with the scores of x_0, which came after all else."""
+        components = {name: value.to(self.rewards.device) for name, value in output.info.items()}
+        return replace(self, rewards=self.rewards + output.scores.to(self.rewards.device), components=components)
 
     @staticmethod
     def join(parts: list[Trajectories]) -> Trajectories:
@@ -150,6 +162,9 @@ def collect_many(
     The randomness depends on `seed_path`, such as (seed, iteration), and on nothing that happened before: that is
     what lets a resumed run equal the uninterrupted one. It does not depend on the number of processes either.
 
+    A reward that says `background = True` is computed while the next batches are sampled, unless wrappers want it at
+    once; the result is the same, bit for bit.
+
     Args:
         env: a denoising vector environment, or its one-step view.
         policy: the policy that acts.
@@ -161,19 +176,47 @@ def collect_many(
 
     Raises:
         ValueError: `number`, the groups or the processes do not fit the batches.
+        RewardError: the reward failed.
     """
     if number % env.num_envs:
         raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
     if env.num_envs % group_size:
         raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
-    parts = []
-    for batch in (processes or Processes()).share(number // env.num_envs):
-        env_seed, noise_seed, prompt_seed = np.random.SeedSequence([*seed_path, batch]).generate_state(3, np.uint64)
-        generator = torch.Generator(policy.device).manual_seed(int(noise_seed >> np.uint64(1)))
-        options = None if group_size == 1 else {"prompt": _in_groups(env, group_size, int(prompt_seed))}
-        seed = int(env_seed >> np.uint64(1))
-        parts.append(collect(env, policy, generator, seed=seed, options=options, reference=reference))
+    parts: list[Trajectories] = []
+    with _rewards_of(env) as scores:
+        for noise_seed, reset in _batches(env, number, seed_path, group_size, processes or Processes()):
+            generator = torch.Generator(policy.device).manual_seed(noise_seed)
+            parts.append(collect(env, policy, generator, reference=reference, **reset))
+            if len(scores) > _IN_FLIGHT:
+                scores[-1 - _IN_FLIGHT].result()
+        if scores:
+            parts = [part.rewarded(score.result()) for part, score in zip(parts, scores, strict=True)]
     return Trajectories.join(parts)
+
+
+def _rewards_of(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[list[Future[RewardOutput]]]:
+    """Within this context the rewards are computed in the background, where the environment allows it.
+
+    The list is of the batches' scores; it stays empty where each batch comes with its own.
+    """
+    inner: Any = env.env if isinstance(env, OneStepVectorEnv) else env
+    if (
+        isinstance(inner, DenoisingVectorEnv)
+        and inner.autoreset_mode == AutoresetMode.DISABLED
+        and getattr(inner.reward, "background", False)
+    ):
+        return inner.deferred_rewards()
+    return nullcontext([])
+
+
+def _batches(
+    env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...], group_size: int, processes: Processes
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The seed of the actions' noise, and the arguments of `reset`, for each batch of this process."""
+    for batch in processes.share(number // env.num_envs):
+        env_seed, noise_seed, prompt_seed = np.random.SeedSequence([*seed_path, batch]).generate_state(3, np.uint64)
+        options = None if group_size == 1 else {"prompt": _in_groups(env, group_size, int(prompt_seed))}
+        yield int(noise_seed >> np.uint64(1)), {"seed": int(env_seed >> np.uint64(1)), "options": options}
 
 
 def _in_groups(env: VectorEnv[Any, Any, Any], group_size: int, seed: int) -> list[str]:

@@ -14,8 +14,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.presets import PRESETS, Preset, default_preset
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.reward_options import check_no_secrets, parse_keywords
 from diffusion_gym.agents.trainer import Schedule
-from diffusion_gym.prompts import PROMPTS, PromptSet
+from diffusion_gym.prompts import PromptSet, names_prompt_set
 from diffusion_gym.registry import unknown_name
 
 
@@ -37,8 +38,15 @@ class EnvOptions:
     """`mean` or `sum` over the dimensions of a step."""
     model: str | None = None
     """Another model: a name, a diffusers directory or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    variant: str | None = None
+    """Such as fp16: the weight files of the model to take where there are several."""
     reward: str | None = None
-    """Another reward, by name."""
+    """Another reward: a name, a reward server's http://host:port, module:attribute of your own code, or a weighted sum
+    such as Aesthetic=1,Compressibility=0.1."""
+    reward_kwargs: dict[str, str] | None = None
+    """Keywords of the reward: names and values in turn, values as JSON where they are JSON."""
     strict: bool | None = None
     """Shapes rewards only: score success in {0, 1} in place of the share of facts."""
     prompts: tuple[str, ...] | None = None
@@ -48,14 +56,22 @@ class EnvOptions:
     dtype: str | None = None
     """Type of the model's weights: float32, bfloat16 or float16."""
 
+    def __post_init__(self) -> None:
+        check_no_secrets(parse_keywords(self.reward_kwargs or {}))
+
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments for `gym.make` and `gym.make_vec`."""
         given = {key: value for key, value in asdict(self).items() if value is not None}
+        reward_kwargs = parse_keywords(given.pop("reward_kwargs", {}))
+        if files := {key: given.pop(key) for key in ("revision", "variant") if key in given}:
+            given["model_kwargs"] = files
         if "strict" in given:
-            given["reward_kwargs"] = {"strict": given.pop("strict")}
+            reward_kwargs["strict"] = given.pop("strict")
+        if reward_kwargs:
+            given["reward_kwargs"] = reward_kwargs
         if prompts := given.get("prompts"):
             first = prompts[0]
-            named = len(prompts) == 1 and (first.split("/")[0] in PROMPTS or first.endswith(".txt"))
+            named = len(prompts) == 1 and names_prompt_set(first)
             given["prompts"] = first if named else list(prompts)
         return given
 
@@ -99,23 +115,35 @@ class RunSettings(Schedule):
         """The settings of a run folder's `config.json`.
 
         Raises:
-            ValueError: the JSON is of something else.
+            ValueError: the JSON is of something else, or has an option that this version lacks.
         """
+        path = out / "config.json"
         try:
             chosen: dict[str, Any] = {
                 key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()
             }
-            options = agent_class(stored["agent"]).Config(**chosen)
+            config = agent_class(stored["agent"]).Config
             env = dict(stored["env_options"])
+            for prefix, given, kind in (("agent", chosen, config), ("env", env, EnvOptions)):
+                _check_known(path, prefix, given, _names(kind))
             env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])
             known = {entry.name: stored[entry.name] for entry in fields(cls)}
-            return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": options})
+            return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{out / 'config.json'} is no config of a diffusion-gym run ({error})") from error
+            raise ValueError(f"{path} is no config of a diffusion-gym run ({error})") from error
 
 
 def _names(kind: Any) -> frozenset[str]:
     return frozenset(entry.name for entry in fields(kind))
+
+
+def _check_known(path: Path, prefix: str, given: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{path} is of another version: {unknown_name('option', f'{prefix}.{name}', sorted(known))}; "
+                "go on with the version that began the run (`versions` in that file)"
+            )
 
 
 # What a preset may say of a run: how long and in which portions, not which one.

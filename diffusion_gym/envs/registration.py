@@ -18,7 +18,7 @@ def environment_ids() -> dict[str, dict[str, str]]:
     ids: dict[str, dict[str, str]] = {}
     for model in MODELS:
         for reward in REWARDS:
-            if REWARDS.fits(reward, model):
+            if REWARDS.fits(reward, MODELS.traits(model)):
                 ids[f"{PREFIX}-{model}-{reward}-v0"] = {"model": model, "reward": reward}
     return ids
 

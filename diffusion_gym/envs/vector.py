@@ -6,7 +6,9 @@ the reward r(x_0, c) comes with the last of T steps. The network never runs in h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -29,7 +31,9 @@ from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
 from diffusion_gym.models import DenoisingModel, load_model
 from diffusion_gym.prompts import PromptSet, make_prompts
-from diffusion_gym.rewards import REWARDS, Reward, evaluate, make_reward
+from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
+from diffusion_gym.rewards.factory import Source
+from diffusion_gym.rewards.worker import RewardWorker
 from diffusion_gym.scheduling import StepTable
 
 Output = Literal["torch", "numpy"]
@@ -41,8 +45,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     Args:
         num_envs: N.
         model: a registered name, a diffusers directory, a hub id, or a model object.
-        reward: a registered name or a callable `(images, prompts, metadata)`.
-        reward_kwargs: keywords of a named reward.
+        model_kwargs: `revision` and `variant` of a directory or hub id; see `load_model`.
+        reward: a name, a reward server's URL, `module:attribute`, a weighted sum or a callable; see `make_reward`.
+        reward_kwargs: keywords of a reward that is not a callable.
         prompts: a registered prompt set, a list, a file; by default the reward's, else the model's.
         device: where latents, decoding and rewards live.
         dtype: type of the model's weights; latents are always float32.
@@ -63,7 +68,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         num_envs: int = 1,
         *,
         model: str | DenoisingModel = "Shapes",
-        reward: str | Reward | Callable[..., Any] = "Compressibility",
+        model_kwargs: Mapping[str, str | None] | None = None,
+        reward: Source = "Compressibility",
         reward_kwargs: Mapping[str, Any] | None = None,
         prompts: str | Sequence[str] | PromptSet | None = None,
         device: str | torch.device = "cpu",
@@ -85,8 +91,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         SamplerConfig.from_options(sampler, {})
         self.reward: Reward = make_reward(reward, **(reward_kwargs or {}))
         chosen = make_prompts(prompts) if prompts is not None else None
-        self.model: DenoisingModel = load_model(model, device, dtype)
-        preferred = REWARDS.default_prompts(reward) if isinstance(reward, str) else None
+        self.model: DenoisingModel = load_model(model, device, dtype, model_kwargs)
+        preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
@@ -96,6 +102,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._observed = list(self.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._worker: RewardWorker | None = None
+        self._deferred: list[Future[RewardOutput]] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -173,6 +181,29 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """Put every running episode before its last step, so that the next action is x_0."""
         self._step[~self._done] = self.horizon - 1
 
+    @contextmanager
+    def deferred_rewards(self) -> Iterator[list[Future[RewardOutput]]]:
+        """Within this context a thread scores the pictures, while the caller goes on with the next episodes.
+
+        The step that ends episodes gives reward 0 and no components. It appends one future to the list that this
+        context yields: the scores of the episodes that ended, in their order, or the error of the reward. Leaving the
+        context cancels what is not scored yet.
+
+        Raises:
+            ValueError: episodes are reset by themselves, which leaves no time for their rewards.
+        """
+        if self.autoreset_mode != AutoresetMode.DISABLED:
+            raise ValueError(
+                f"autoreset_mode={self.autoreset_mode.value!r} gives the reward with the last step; use "
+                f"{AutoresetMode.DISABLED.value!r} to defer it"
+            )
+        self._worker, self._deferred = RewardWorker(self.reward), []
+        try:
+            yield self._deferred
+        finally:
+            worker, self._worker = self._worker, None
+            worker.close()
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The decoded preview of every x_t: N uint8 pictures `(H, W, 3)`, or None without a render mode."""
         if self.render_mode is None:
@@ -236,9 +267,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _score(self, ended: np.ndarray, rewards: torch.Tensor) -> dict[str, Any]:
         """Decode and score the pictures of `ended` in one batch; fills `rewards`, returns their infos."""
         rows = torch.from_numpy(np.flatnonzero(ended)).to(self.device)
-        images = self.model.decode(self._latents[rows])
-        result = evaluate(self.reward, images, list(self._prompts[ended]))
-        rewards[rows] = result.scores
+        images, prompts = self.model.decode(self._latents[rows]), list(self._prompts[ended])
+        if self._worker is None:
+            result = evaluate(self.reward, images, prompts)
+        else:
+            self._deferred.append(self._worker.submit(images, prompts))
+            result = RewardOutput(torch.zeros(len(prompts)))
+        rewards[rows] = result.scores.to(self.device)
 
         def spread(part: torch.Tensor) -> Any:
             full = torch.zeros(self.num_envs, *part.shape[1:], dtype=part.dtype, device=self.device)

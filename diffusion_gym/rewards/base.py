@@ -27,7 +27,16 @@ class RewardOutput:
 
 
 class Reward(Protocol):
-    """Scores finished images: `r(x_0, c)` of the DDPO paper, section C.3."""
+    """Scores finished images: `r(x_0, c)` of the DDPO paper, section C.3.
+
+    A reward may also have these attributes:
+
+    - `name`: what errors and metrics call it.
+    - `background = True`: it mostly waits for another process, so that native agents sample the next batch meanwhile.
+      It is then called from a thread of its own, by one thread at a time.
+    - `cancel()`: called from another thread when nobody wants its answer any more; a call that waits should end.
+    - `default_prompts`: the prompt set to use with it; None for the model's.
+    """
 
     def __call__(
         self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -49,34 +58,31 @@ class RewardError(RuntimeError):
 
 
 class RewardRegistry(Registry[RewardFactory]):
-    """Reward factories by name, with the models and prompts that each is meant for."""
+    """Reward factories by name, with the pictures and prompts that each is meant for."""
 
     def __init__(self) -> None:
         super().__init__("reward")
-        self._models: dict[str, Collection[str] | None] = {}
+        self._needs: dict[str, frozenset[str]] = {}
         self._prompts: dict[str, str | None] = {}
 
-    def register(
-        self, name: str, *, models: Collection[str] | None = None, prompts: str | None = None
-    ) -> Callable[[U], U]:
+    def register(self, name: str, *, needs: Collection[str] = (), prompts: str | None = None) -> Callable[[U], U]:
         """Decorate a factory to enter it as `name`.
 
         Args:
             name: the reward's name, which becomes a part of environment ids.
-            models: the models whose pictures it can score; None for all.
+            needs: the traits that a model must have (`ModelRegistry.register` lists them); empty for all models.
             prompts: the prompt set to use with it by default; None for the model's.
 
         Raises:
             ValueError: `name` is taken.
         """
         enter = super().register(name)
-        self._models[name], self._prompts[name] = models, prompts
+        self._needs[name], self._prompts[name] = frozenset(needs), prompts
         return enter
 
-    def fits(self, name: str, model: str) -> bool:
-        """Whether reward `name` can score pictures of `model`."""
-        models = self._models[name]
-        return models is None or model in models
+    def fits(self, name: str, traits: Collection[str]) -> bool:
+        """Whether reward `name` can score pictures of a model with `traits`."""
+        return self._needs[name] <= set(traits)
 
     def default_prompts(self, name: str) -> str | None:
         """The prompt set that goes with reward `name`."""
@@ -84,6 +90,11 @@ class RewardRegistry(Registry[RewardFactory]):
 
 
 REWARDS = RewardRegistry()
+
+
+def reward_name(reward: object) -> str:
+    """What errors and metrics call a reward: its `name`, else that of its function or class."""
+    return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
 
 
 def evaluate(
@@ -107,9 +118,11 @@ def evaluate(
     Raises:
         RewardError: the reward raised, or returned no `(N,)` scores.
     """
-    name = getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
+    name = reward_name(reward)
     try:
         output = reward(images, prompts, metadata if metadata is not None else [{} for _ in prompts])
+    except RewardError:
+        raise  # says already which reward
     except Exception as error:
         raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(output, RewardOutput):

@@ -55,7 +55,7 @@ class ShapesReward:
 
 
 for _family in FAMILIES:
-    REWARDS.register(_family.capitalize(), models=("Shapes",), prompts=f"shapes-{_family}")(
+    REWARDS.register(_family.capitalize(), needs=("shapes",), prompts=f"shapes-{_family}")(
         partial(ShapesReward, _family)
     )
 

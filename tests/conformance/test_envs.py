@@ -1,9 +1,10 @@
 """Every environment id against Gymnasium's own checker and against the project's vector suite.
 
-Models whose weights are not in the package run as the tiny random pipeline, which the same class loads.
+Models and rewards whose weights are not in the package run on tiny random ones, which the same classes load.
 """
 
 import warnings
+from functools import cache
 
 import gymnasium as gym
 import pytest
@@ -12,26 +13,47 @@ from gymnasium.utils.env_checker import check_env
 from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.envs.registration import GENERIC_ID, environment_ids
 from diffusion_gym.models import MODELS
+from diffusion_gym.models.random_ddpm import write_random_ddpm
 from diffusion_gym.models.shapes import WEIGHTS
 from diffusion_gym.rewards import REWARDS
+from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
 
 needs_weights = pytest.mark.skipif(not (WEIGHTS / "unet").is_dir(), reason=f"no weights in {WEIGHTS}")
 
 
 def _cases():
-    """(id, on the tiny pipeline?): its 8x8 pictures do not suit the rewards that are for one model's pictures."""
+    """(id, on a tiny model?): its 8x8 pictures do not suit the rewards of the embedded model's pictures."""
     yield pytest.param(GENERIC_ID, True)
     for id_, keywords in environment_ids().items():
-        if all(REWARDS.fits(keywords["reward"], model) for model in MODELS):
+        if REWARDS.fits(keywords["reward"], {"prompt", "photo", "face"}):
             yield pytest.param(id_, True)
         if keywords["model"] == "Shapes":
             yield pytest.param(id_, False, marks=needs_weights, id=f"{id_}-real")
 
 
+@pytest.fixture(scope="module")
+def tiny_ddpm(tmp_path_factory):
+    return write_random_ddpm(tmp_path_factory.mktemp("models") / "tiny-ddpm")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """`checkpoint(reward)`: the keywords that point a reward to tiny random weights, of the very same classes."""
+
+    @cache
+    def written(reward):
+        return CHECKPOINTS[reward](tmp_path_factory.mktemp(reward)) if reward in CHECKPOINTS else {}
+
+    return written
+
+
 @pytest.fixture
-def keywords(on_tiny, tiny_pipeline):
-    model = {"model": str(tiny_pipeline)} if on_tiny else {}
-    return {**model, "num_inference_steps": 3}
+def keywords(id_, on_tiny, tiny_pipeline, tiny_ddpm, checkpoint):
+    asked = environment_ids().get(id_, {"model": "SD14", "reward": None})
+    given = {"num_inference_steps": 3}
+    if on_tiny:
+        given["model"] = str(tiny_pipeline if "prompt" in MODELS.traits(asked["model"]) else tiny_ddpm)
+    return {**given, "reward_kwargs": checkpoint(asked["reward"])}
 
 
 @pytest.mark.parametrize(("id_", "on_tiny"), list(_cases()))
@@ -54,6 +76,8 @@ def test_vector_env_conforms_where_episodes_are_short(steps, tiny_pipeline):
 
 def test_every_model_has_an_id_for_every_reward_that_fits():
     found = {(keywords["model"], keywords["reward"]) for keywords in environment_ids().values()}
-    assert found == {(model, reward) for model in MODELS for reward in REWARDS if REWARDS.fits(reward, model)}
+    assert found == {
+        (model, reward) for model in MODELS for reward in REWARDS if REWARDS.fits(reward, MODELS.traits(model))
+    }
     assert {model for model, _ in found} == set(MODELS)
     assert {reward for _, reward in found} == set(REWARDS)

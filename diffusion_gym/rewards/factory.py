@@ -1,0 +1,150 @@
+"""Rewards by name, by address, from a module, or as a weighted sum of such."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from diffusion_gym.registry import unknown_name
+from diffusion_gym.rewards.base import REWARDS, Reward, reward_name
+from diffusion_gym.rewards.remote import RemoteReward
+from diffusion_gym.rewards.weighted import WeightedSum, ZScores
+
+Source = str | Reward | Callable[..., Any] | Mapping[Any, float]
+
+
+def make_reward(reward: Source, **kwargs: Any) -> Reward:
+    """Build a reward from a description of it, or pass a callable through.
+
+    Args:
+        reward: one of
+
+            - a name in `REWARDS`;
+            - `"http://host:port"`, a reward server (`RemoteReward`);
+            - `"module:attribute"`: a class is built with the keywords; any other callable is the reward itself, and
+              gets the keywords at each call;
+            - a mapping from names, addresses, `module:attribute` or callables to weights, or the same as a string,
+              `"Aesthetic=1,Compressibility=0.1"` (`WeightedSum`);
+            - a callable `(images, prompts, metadata) -> RewardOutput or (N,) numbers`.
+        **kwargs: the reward's own keywords, such as `strict=True` for the Shapes rewards. Those of a weighted sum are
+            `z_scores` (see `WeightedSum`) and `keywords`, the keywords of each part under what the sum calls it.
+
+    Raises:
+        ValueError: an unknown name, something that is no reward, or keywords together with a callable.
+        TypeError: a keyword that the reward does not take.
+        RewardError: no reward server answers at that address.
+    """
+    if isinstance(reward, Mapping):
+        return _weighted(reward, **kwargs)
+    if isinstance(reward, str):
+        return _named(reward, kwargs)
+    if not callable(reward):
+        raise ValueError(f"reward={reward!r} is neither a name nor a callable; known names: {', '.join(REWARDS)}")
+    if kwargs:
+        raise ValueError(f"reward_kwargs={kwargs!r} goes with a reward's name, not with a callable; bind them yourself")
+    return reward
+
+
+def default_prompts(source: object, reward: Reward) -> str | None:
+    """The prompt set that goes with a reward; None for the model's.
+
+    Args:
+        source: what `make_reward` was given.
+        reward: what it made of that.
+    """
+    if isinstance(source, str) and source in REWARDS:
+        return REWARDS.default_prompts(source)
+    return getattr(reward, "default_prompts", None)
+
+
+def _named(name: str, kwargs: dict[str, Any]) -> Reward:
+    if name in REWARDS:
+        return REWARDS[name](**kwargs)
+    if "=" in name:
+        return _weighted(_weights(name), **kwargs)
+    if name.startswith(("http://", "https://")):
+        return RemoteReward(name, **kwargs)
+    if ":" in name:
+        return _imported(name, kwargs)
+    return REWARDS[name](**kwargs)  # raises, with the closest name
+
+
+def _weights(text: str) -> dict[str, float]:
+    """`"A=1,B=-0.5"` as a mapping."""
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            name = ""
+        if not name or name in weights:
+            raise ValueError(
+                f"reward={text!r} must name each reward once with its weight, such as Aesthetic=1,Compressibility=0.1"
+            )
+        weights[name] = number
+    return weights
+
+
+def _weighted(
+    weights: Mapping[Any, float],
+    *,
+    keywords: Mapping[str, Mapping[str, Any]] | None = None,
+    z_scores: ZScores | None = None,
+) -> Reward:
+    named = [source if isinstance(source, str) else reward_name(source) for source in weights]
+    for name in keywords or {}:
+        if name not in named:
+            raise ValueError(unknown_name("keywords", name, named))
+    parts: dict[str, tuple[Reward, float]] = {}
+    prompts: list[str] = []
+    for key, (source, weight) in zip(named, weights.items(), strict=True):
+        part = make_reward(source, **(keywords or {}).get(key, {}))
+        name = key if key in REWARDS else reward_name(part)
+        if name in parts:
+            raise ValueError(f"reward={list(weights)!r} holds two rewards named {name!r}; give one another name")
+        parts[name] = (part, weight)
+        prompts += [chosen for chosen in [default_prompts(source, part)] if chosen is not None]
+    return WeightedSum(parts, z_scores=z_scores, default_prompts=prompts[0] if prompts else None)
+
+
+def _imported(name: str, kwargs: dict[str, Any]) -> Reward:
+    """The reward `module:attribute`; the current directory counts, as for `python -m`."""
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        raise ValueError(f"reward={name!r} must be module:attribute, such as my_rewards:brightness for my_rewards.py")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = vars(importlib.import_module(module))
+    except ImportError as error:
+        raise ValueError(
+            f"reward={name!r} cannot be imported ({error}); run in the folder of {module!r} or add that to PYTHONPATH"
+        ) from error
+    if attribute not in found:
+        own = [k for k, v in found.items() if callable(v) and getattr(v, "__module__", None) == module]
+        raise ValueError(unknown_name("reward", name, [f"{module}:{key}" for key in own]))
+    value = found[attribute]
+    if isinstance(value, type):
+        value = value(**kwargs)
+    elif kwargs and callable(value):
+        value = _bound(name, value, kwargs)
+    if not callable(value):
+        raise ValueError(
+            f"reward={name!r} is {type(value).__name__}, not callable; name a function, or a class with one"
+        )
+    return value
+
+
+def _bound(name: str, function: Callable[..., Any], kwargs: dict[str, Any]) -> Reward:
+    try:
+        inspect.signature(function).bind(None, None, None, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"reward={name!r} called with reward_kwargs={kwargs!r}: {error}") from None
+    bound: Any = partial(function, **kwargs)
+    bound.name = reward_name(function)
+    return bound

@@ -1,0 +1,128 @@
+"""Alignment of picture and prompt as a vision-language model sees it (DDPO paper, appendix D.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Protocol
+
+import torch
+
+from diffusion_gym.hub import REWARD_SOURCES
+from diffusion_gym.images import to_uint8
+from diffusion_gym.rewards.base import REWARDS, RewardOutput
+from diffusion_gym.rewards.bertscore import BERTScore
+from diffusion_gym.rewards.question_answer import Counting
+from diffusion_gym.rewards.vlm import VLM, VLMError, make_vlm
+
+LLAVA, DEBERTA = REWARD_SOURCES["PromptAlignment"]
+QUESTION: Final = "what is happening in this image?"  # figure 5 of the paper
+
+
+@REWARDS.register("PromptAlignment", needs=("prompt", "photo"), prompts="animal-activities")
+class PromptAlignment:
+    """Asks a vision-language model what a picture shows and compares the answer with the prompt.
+
+    `mode="describe"` scores the BERTScore recall of the description, the prompt being the reference. `mode="count"`
+    is for prompts "n animals": it asks how many there are and scores 1 if the answer is n, else 0.
+
+    Args:
+        vlm: a hub id or directory for transformers, the base URL of an OpenAI-compatible server, or a `VLM`.
+        mode: `describe` or `count`.
+        question: what is asked; with `count`, `{things}` stands for the prompt's noun.
+        reference: what the description is compared with, `{prompt}` standing for the prompt.
+        bertscore_model: hub id or directory of BERTScore's encoder.
+        bertscore_layers: its layers to run; by default the tuned number.
+        cache: folder in which the model's answers are kept; None for no cache.
+        **vlm_options: keywords of `ChatVLM` (`vlm_model`, `api_key`, `concurrency`, `timeout`, `retries`, ...) or of
+            `LocalVLM` (`device`, `dtype`, `batch_size`, ...), and `max_tokens` of both.
+
+    Attributes:
+        descriptions: the answers to the last batch; None where there was none.
+
+    Raises:
+        ValueError: an option that is out of range or does not go with the mode.
+        TypeError: an option that this kind of model does not take.
+        FileNotFoundError: a model's files are not here and cannot be fetched.
+        VLMError: the server cannot be reached, or refuses the key or the model.
+    """
+
+    name = "PromptAlignment"
+
+    def __init__(
+        self,
+        vlm: str | VLM = LLAVA,
+        *,
+        mode: Literal["describe", "count"] = "describe",
+        question: str | None = None,
+        reference: str = "{prompt}",
+        bertscore_model: str = DEBERTA,
+        bertscore_layers: int | None = None,
+        cache: str | None = None,
+        **vlm_options: Any,
+    ) -> None:
+        self._judge: _Judge
+        if mode == "describe":
+            self._judge = _Description(question or QUESTION, reference, bertscore_model, bertscore_layers)
+        elif mode == "count":
+            self._judge = Counting(question)
+        else:
+            raise ValueError(f"mode={mode!r} must be describe or count")
+        self.vlm = make_vlm(vlm, cache=cache, **vlm_options)
+        self.background = self.vlm.remote
+        self.descriptions: list[str | None] = []
+
+    def __call__(
+        self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> RewardOutput:
+        """Score `images`, float `(N, 3, H, W)` in [0, 1].
+
+        Returns:
+            With `describe` the recall, and `precision`, `recall` and `f1` in `info`; with `count` 1 or 0, and the
+            number that was answered as `counted` in `info`, NaN where the answer holds not just one number. All
+            float32 `(N,)`; NaN where the model gave no answer.
+
+        Raises:
+            VLMError: the model gave no answer at all.
+            ValueError: with `count`, a prompt that is not "n things".
+        """
+        self.descriptions = self.vlm.describe(to_uint8(images), self._judge.questions(prompts))
+        answered = [index for index, answer in enumerate(self.descriptions) if answer is not None]
+        if not answered:
+            raise VLMError(f"vlm={self.vlm.name!r} described none of {len(prompts)} pictures")
+        answers = [str(self.descriptions[index]) for index in answered]
+        judged = self._judge.judge(answers, [prompts[index] for index in answered], images.device)
+
+        def spread(part: torch.Tensor) -> torch.Tensor:
+            full = torch.full((len(prompts),), float("nan"))
+            full[answered] = part
+            return full
+
+        return RewardOutput(spread(judged.scores), {name: spread(part) for name, part in judged.info.items()})
+
+    def cancel(self) -> None:
+        """Give up the call that waits for the model in another thread."""
+        self.vlm.cancel()
+
+
+class _Judge(Protocol):
+    """Makes a question of each prompt, and scores of the answers."""
+
+    def questions(self, prompts: Sequence[str]) -> list[str]: ...
+
+    def judge(self, answers: Sequence[str], prompts: Sequence[str], device: torch.device) -> RewardOutput: ...
+
+
+class _Description:
+    def __init__(self, question: str, reference: str, bertscore_model: str, bertscore_layers: int | None) -> None:
+        if "{prompt}" not in reference:
+            raise ValueError(f"reference={reference!r} must hold {{prompt}}, which stands for the prompt")
+        self.question, self.reference = question, reference
+        self.bertscore = BERTScore(bertscore_model, layers=bertscore_layers)
+
+    def questions(self, prompts: Sequence[str]) -> list[str]:
+        return [self.question] * len(prompts)
+
+    def judge(self, answers: Sequence[str], prompts: Sequence[str], device: torch.device) -> RewardOutput:
+        references = [self.reference.replace("{prompt}", prompt) for prompt in prompts]
+        scores = self.bertscore(answers, references, device)
+        return RewardOutput(scores.recall, scores._asdict())

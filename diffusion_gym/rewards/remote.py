@@ -1,0 +1,164 @@
+"""A reward that another process computes: the client of the reward server. docs/reward-server.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import torch
+
+from diffusion_gym.rewards.base import REWARDS, RewardError, RewardOutput
+from diffusion_gym.rewards.server.wire import TOKEN, encode_images, read_output
+from diffusion_gym.rewards.vlm.http import RequestFailed, request_json
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries
+_REWARD_RAISED: Final = 500  # the server answers, and would raise again
+
+
+class RemoteReward:
+    """Scores pictures at a reward server; while that is away or busy it waits, and no sample is lost.
+
+    Args:
+        url: the server, such as `http://127.0.0.1:8000`.
+        token: sent as a bearer token; by default the environment variable `DIFFUSION_GYM_REWARD_TOKEN`, if set.
+        timeout: seconds to wait for the answer to one request.
+        patience: seconds to go on trying without an answer before the reward fails, which stops a run with its
+            checkpoint kept.
+
+    Attributes:
+        name: the reward's name, as the server says.
+        default_prompts: the prompt set of the reward of that name, where there is one here.
+
+    Raises:
+        ValueError: an argument out of range.
+        RewardError: no reward server answers there, or it refuses the token.
+    """
+
+    background = True
+
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 300.0, patience: float = 600.0) -> None:
+        address = urlsplit(url)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+            raise ValueError(f"reward={url!r} must be http://host:port or https://host:port, and {TOKEN} hold a token")
+        if timeout <= 0 or patience < 0:
+            raise ValueError(f"timeout={timeout!r} must be larger than 0 and patience={patience!r} at least 0")
+        self.url, self.timeout, self.patience = url.rstrip("/"), timeout, patience
+        self._token = token or os.environ.get(TOKEN) or None
+        self._cancelled = threading.Event()
+        health = self._health()
+        self.name, self.max_batch, self.max_bytes = str(health["name"]), health["max_batch"], health["max_bytes"]
+        self.default_prompts = REWARDS.default_prompts(self.name) if self.name in REWARDS else None
+
+    def __call__(
+        self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> RewardOutput:
+        """Score `images`, float `(N, 3, H, W)` in [0, 1], which the server sees rounded to 8 bits.
+
+        Raises:
+            RewardError: the reward raised at the server, the server refused the request, or it was away for longer
+                than `patience`.
+        """
+        self._cancelled.clear()
+        outputs = [
+            self._score(body, number, images.device) for body, number in self._requests(images, prompts, metadata)
+        ]
+        names = [name for name in outputs[0].info if all(name in output.info for output in outputs)]
+        return RewardOutput(
+            torch.cat([output.scores for output in outputs]),
+            {name: torch.cat([output.info[name] for output in outputs]) for name in names},
+        )
+
+    def cancel(self) -> None:
+        """Have a call that waits for the server give up; an answer under way is waited for."""
+        self._cancelled.set()
+
+    def _health(self) -> Mapping[str, Any]:
+        try:
+            health = request_json(f"{self.url}/health", key=self._token, timeout=min(self.timeout, 10.0))
+        except RequestFailed as error:
+            raise RewardError(
+                f"reward={self.url!r} does not answer ({error}); start it there with "
+                f"`diffusion-gym serve-reward NAME --port {urlsplit(self.url).port or 80}`"
+            ) from None
+        wanted = ("name", "max_batch", "max_bytes")
+        if not isinstance(health, dict) or any(key not in health for key in wanted):
+            raise RewardError(f"reward={self.url!r} is no reward server: {self.url}/health lacks {', '.join(wanted)}")
+        if not health.get("authorized", True):
+            raise RewardError(self._refused_token())
+        return health
+
+    def _requests(
+        self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        """Bodies within the server's limits, and how many pictures each holds."""
+        rows: list[tuple[str, str, Mapping[str, Any]]] = []
+        size = 0
+        for row in zip(encode_images(images), prompts, metadata, strict=True):
+            own = len(row[0]) + len(json.dumps(row[1:])) + 64  # the keys and commas around it
+            if own > self.max_bytes:
+                raise RewardError(
+                    f"reward={self.url!r} takes requests of max_bytes={self.max_bytes}, a single picture has {own}; "
+                    "start the server with a larger --max-bytes"
+                )
+            if rows and (len(rows) == self.max_batch or size + own > self.max_bytes):
+                yield _body(rows), len(rows)
+                rows, size = [], 0
+            rows.append(row)
+            size += own
+        yield _body(rows), len(rows)
+
+    def _score(self, body: Mapping[str, Any], number: int, device: torch.device) -> RewardOutput:
+        answer = self._post(body)
+        try:
+            output = read_output(answer, number, device)
+        except ValueError as error:
+            raise RewardError(f"reward={self.url!r}: {error}") from None
+        if (name := answer.get("name", self.name)) != self.name:
+            raise RewardError(f"reward={self.url!r} serves {name!r} now, and {self.name!r} when the run began")
+        return output
+
+    def _post(self, body: Mapping[str, Any]) -> Any:
+        """Send until there is an answer, or patience is at an end."""
+        pause, deadline = _FIRST_PAUSE, None
+        while True:
+            try:
+                return request_json(f"{self.url}/score", body, key=self._token, timeout=self.timeout)
+            except RequestFailed as error:
+                now = time.monotonic()
+                deadline = now + self.patience if deadline is None else deadline
+                self._give_up_if_useless(error, deadline - now)
+                wait = min(max(pause, error.retry_after or 0.0), deadline - now)
+            if self._cancelled.wait(wait):
+                raise RewardError(f"reward={self.url!r} was given up before it answered")
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _give_up_if_useless(self, error: RequestFailed, patience_left: float) -> None:
+        if error.status == 401:
+            raise RewardError(self._refused_token()) from None
+        if error.status == _REWARD_RAISED or not error.passing:
+            raise RewardError(f"reward={self.url!r} failed: {error}") from None
+        if patience_left <= 0:
+            raise RewardError(
+                f"reward={self.url!r} has not answered for patience={self.patience:g} s ({error}); start it again, "
+                "then go on from the checkpoint with --resume"
+            ) from None
+        if error.status != 503:  # that one is only busy
+            warnings.warn(
+                f"reward={self.url!r} does not answer ({error}); trying again for up to {self.patience:g} s",
+                stacklevel=2,
+            )
+
+    def _refused_token(self) -> str:
+        what = "the token was refused" if self._token else "it wants a token"
+        return f"reward={self.url!r}: {what}; set {TOKEN} to the server's, or pass token"
+
+
+def _body(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any]:
+    images, prompts, metadata = zip(*rows, strict=True)
+    return {"images": images, "prompts": prompts, "metadata": metadata}

@@ -1,0 +1,42 @@
+"""Vision-language models that answer questions about pictures: in process, or behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from diffusion_gym.registry import unknown_name
+from diffusion_gym.rewards.vlm.base import VLM, VLMError
+from diffusion_gym.rewards.vlm.cache import CachedVLM
+from diffusion_gym.rewards.vlm.chat import ChatVLM
+from diffusion_gym.rewards.vlm.llava import LocalVLM
+
+
+def make_vlm(source: str | VLM, *, cache: str | None = None, **options: Any) -> VLM:
+    """A vision-language model by its address, hub id or directory.
+
+    Args:
+        source: the base URL of a server, such as `http://127.0.0.1:8000/v1`; a hub id or a directory of a model for
+            transformers; or a `VLM`, which is passed through.
+        cache: folder in which answers are kept; None for no cache.
+        **options: keywords of `ChatVLM` for a URL, of `LocalVLM` for an id or a directory.
+
+    Raises:
+        TypeError: an option that this kind of model does not take.
+    """
+    model: VLM
+    if isinstance(source, str):
+        kind = ChatVLM if source.startswith(("http://", "https://")) else LocalVLM
+        known = list(inspect.signature(kind).parameters)[1:]
+        for option in options:
+            if option not in known:
+                raise TypeError(f"with vlm={source!r}: " + unknown_name("reward keyword", option, known))
+        model = kind(source, **options)
+    elif options:
+        raise TypeError(f"reward_kwargs={options!r} go with the vlm's name or URL, not with a VLM object")
+    else:
+        model = source
+    return model if cache is None else CachedVLM(model, cache)
+
+
+__all__ = ["VLM", "CachedVLM", "ChatVLM", "LocalVLM", "VLMError", "make_vlm"]

@@ -1,0 +1,138 @@
+"""One thread that owns a reward: batches wait in line for it, in a rollout as in the reward server."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, evaluate, reward_name
+
+
+@dataclass(frozen=True)
+class _Job:
+    images: torch.Tensor
+    prompts: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]]
+    future: Future[RewardOutput] = field(default_factory=Future)
+
+
+class RewardWorker:
+    """Scores batches in their order, in a thread of its own.
+
+    Args:
+        reward: called by this thread only.
+        max_batch: batches in line whose pictures have one size are scored together, up to this many pictures; 0 scores
+            each batch by itself.
+    """
+
+    def __init__(self, reward: Reward, max_batch: int = 0) -> None:
+        self.reward, self.max_batch = reward, max_batch
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        # A daemon: a reward that hangs must not keep the program from ending.
+        self._thread = threading.Thread(target=self._work, name="reward", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether batches are still scored."""
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def waiting(self) -> int:
+        """Batches in line."""
+        return len(self._jobs)
+
+    def submit(
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Future[RewardOutput]:
+        """Put a batch in line; arguments as `evaluate`.
+
+        Returns:
+            What `evaluate` will return, or the error that it will raise.
+
+        Raises:
+            RuntimeError: the worker is closed.
+        """
+        job = _Job(images, prompts, [{} for _ in prompts] if metadata is None else metadata)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the reward's thread is closed; make another")
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.future
+
+    def close(self) -> None:
+        """Cancel what is in line, ask the reward to give up what it is at, and end the thread."""
+        with self._changed:
+            self._closed = True
+            for job in self._jobs:
+                job.future.cancel()
+            self._jobs.clear()
+            self._changed.notify()
+        if callable(cancel := getattr(self.reward, "cancel", None)):
+            cancel()
+        self._thread.join(timeout=1.0)
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if running:
+                self._score(running)
+
+    def _next(self) -> list[_Job]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if self._closed:
+                return []
+            jobs = [self._jobs.popleft()]
+            number = len(jobs[0].prompts)
+            while self._jobs and self._jobs[0].images.shape[1:] == jobs[0].images.shape[1:]:
+                number += len(self._jobs[0].prompts)
+                if number > self.max_batch:
+                    break
+                jobs.append(self._jobs.popleft())
+        return jobs
+
+    def _score(self, jobs: list[_Job]) -> None:
+        try:
+            outputs = _evaluate(self.reward, jobs)
+        except BaseException as error:  # whoever waits must hear of it, even of a sys.exit() in the reward
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(_told(self.reward, error))
+            else:  # one batch spoils no other
+                for job in jobs:
+                    self._score([job])
+            return
+        for job, output in zip(jobs, outputs, strict=True):
+            job.future.set_result(output)
+
+
+def _told(reward: Reward, error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RewardError(f"reward={reward_name(reward)!r} raised {error!r}")
+
+
+def _evaluate(reward: Reward, jobs: list[_Job]) -> list[RewardOutput]:
+    """The jobs' scores, from one call of the reward."""
+    images = torch.cat([job.images for job in jobs]) if len(jobs) > 1 else jobs[0].images
+    prompts = [prompt for job in jobs for prompt in job.prompts]
+    metadata = [entry for job in jobs for entry in job.metadata]
+    # A thread begins with gradients switched on, and on the first GPU.
+    with torch.no_grad(), torch.cuda.device_of(images):
+        output = evaluate(reward, images, prompts, metadata)
+    sizes = [len(job.prompts) for job in jobs]
+    parts = {name: value.split(sizes) for name, value in output.info.items()}
+    return [
+        RewardOutput(scores, {name: part[index] for name, part in parts.items()})
+        for index, scores in enumerate(output.scores.split(sizes))
+    ]

@@ -1,0 +1,35 @@
+"""What the tests of rewards with a vision model share: tiny random checkpoints, and pictures."""
+
+import functools
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_gym.images import to_uint8
+from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """`checkpoint(name)`: the `reward_kwargs` of reward `name` on its tiny random checkpoint."""
+
+    @functools.cache
+    def written(name):
+        return CHECKPOINTS[name](tmp_path_factory.mktemp("rewards") / name)
+
+    return lambda name: dict(written(name))
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """`pictures(n, height, width)`: float `(n, 3, height, width)` in [0, 1], smooth with noise, and as PIL images."""
+
+    def drawn(number, height, width, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(number, 3, 4, 4, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        images = (smooth + 0.1 * torch.randn(number, 3, height, width, generator=generator)).clamp(0, 1)
+        return images, [Image.fromarray(picture) for picture in to_uint8(images).numpy()]
+
+    return drawn
