@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from diffusion_gym.agents import runs
-from diffusion_gym.agents.evaluation import summary_text
+from diffusion_gym.agents.evaluation import EVALUATION_SEED, summary_text
 from diffusion_gym.agents.reporting.page import write_report
 from diffusion_gym.agents.settings import starting_point
 
@@ -47,10 +47,10 @@ def run_demo(options: DemoOptions) -> None:
     done, loading = runs.train(settings)
     trained = time.perf_counter()
     if done.reward_queries < settings.total_reward_queries:
-        print(f"Stopped early. Go on with: diffusion-gym train --resume --out {settings.out}")
+        print(runs.stopped_early(settings.out))
         return
     print(f"Comparing with the pretrained model on {options.samples} fresh samples of each ...")
-    result = runs.evaluate_run(settings.out, options.samples, 1_000)
+    result = runs.evaluate_run(settings.out, options.samples, EVALUATION_SEED)
     page = write_report(settings.out)
     minutes, rate = (trained - started) / 60, done.reward_queries / (trained - started)
     print(summary_text(result))

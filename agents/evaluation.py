@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 
+EVALUATION_SEED: Final = 1_000  # of a run, unless another is asked for
 _EVALUATION = 2  # second entry of a seed path, after the seed; training and picture grids have their own
 _SHOWN = 16
 

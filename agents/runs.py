@@ -19,7 +19,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.agents.trainer import Trainer, read_metrics
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.storage import is_unfinished, read_json, write_json
 
 _LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "transformers", "peft")
 _PICTURES = 16
@@ -38,15 +38,20 @@ def load_settings(folder: Path) -> RunSettings:
     return RunSettings.from_json(read_json(path)["settings"], folder)
 
 
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+
+
 def check_new(folder: Path) -> None:
-    """Refuse a folder in which something is already.
+    """Refuse a folder in which something is already, but for what a kill during the first write left.
 
     Raises:
         FileExistsError: it holds another run, or other files.
     """
     if (folder / "config.json").exists():
         raise FileExistsError(f"out={str(folder)!r} already holds a run; go on with --resume, or choose another --out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(is_unfinished(path) for path in folder.iterdir())):
         raise FileExistsError(f"out={str(folder)!r} is not empty and no run of diffusion-gym; choose another --out")
 
 
@@ -79,9 +84,8 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     agent = build_agent(settings, env, processes)
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures)
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
     if processes.main:
-        write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": versions})
+        write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
     done = trainer.run(resume=settings.resume and not _killed_early(trainer))
     loading = ""
     failure: OSError | None = None
@@ -93,6 +97,11 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
             failure = error
     processes.agree(failure)  # no process ends, and may have a launcher end the others, before all is written
     return done, loading
+
+
+def stopped_early(folder: Path) -> str:
+    """What to tell the user of a run that Ctrl-C ended."""
+    return f"Stopped early. Go on with: diffusion-gym train --resume --out {folder}"
 
 
 def _killed_early(trainer: Trainer) -> bool:

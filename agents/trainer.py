@@ -47,6 +47,11 @@ class Schedule:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
 
+    @property
+    def planned_reward_queries(self) -> int:
+        """`total_reward_queries` in whole iterations, rounded up."""
+        return -(-self.total_reward_queries // self.samples_per_iteration) * self.samples_per_iteration
+
 
 @dataclass
 class Trainer:
@@ -76,6 +81,9 @@ class Trainer:
                 f"samples_per_iteration={self.schedule.samples_per_iteration} must be a multiple of the rollout's "
                 f"batch, num_envs={self.env.num_envs}"
             )
+        group = getattr(self.agent.config, "group_size", 1)  # refused here, before the run folder is written
+        if self.env.num_envs % group:
+            raise ValueError(f"group_size={group} must divide the rollout's batch, num_envs={self.env.num_envs}")
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
         self.done = Progress()
         self.processes = self.agent.processes
@@ -87,11 +95,12 @@ class Trainer:
         """Whether the budget of reward queries is spent."""
         return self.done.reward_queries >= self.schedule.total_reward_queries
 
-    def run(self, resume: bool = False) -> Progress:
-        """Train to the end of the schedule, or until Ctrl-C.
+    def run(self, resume: bool = False, until: int | None = None) -> Progress:
+        """Train to the end of the schedule, or until Ctrl-C; called again, it goes on.
 
         Args:
             resume: go on from the newest checkpoint, dropping the metrics written after it.
+            until: stop for now once this many pictures were scored, with a checkpoint.
 
         Returns:
             How far the run has come; less than the schedule after a Ctrl-C. A checkpoint holds that state.
@@ -108,19 +117,12 @@ class Trainer:
         if self.processes.main:
             remove_unfinished(self.out)
             self._keep_metrics_up_to(self.done.iteration)
-        board = self._board()
-        bar = tqdm(
-            total=self.schedule.total_reward_queries,
-            initial=self.done.reward_queries,
-            unit="image",
-            disable=not (self.progress and self.processes.main),
-            dynamic_ncols=True,
-        )
+        board, bar = self._board(), self._bar()
         with board, bar, self._graceful_stop():
             if not resume or self._pictures_due:  # a kill may have come between a checkpoint and its pictures
                 self._pictures()
             try:
-                while not self.finished and not self._asked_to_stop():
+                while not self._reached(until) and not self._asked_to_stop():
                     self._iterate(board, bar)
             except NoUsableReward:  # in every process, before the agent has changed
                 self._save()
@@ -128,6 +130,9 @@ class Trainer:
             self._save()
             self._pictures()
         return self.done
+
+    def _reached(self, until: int | None) -> bool:
+        return self.finished or (until is not None and self.done.reward_queries >= until)
 
     def _iterate(self, board: Any, bar: Any) -> None:
         started = time.perf_counter()
@@ -190,6 +195,15 @@ class Trainer:
         if not self.processes.main:
             return nullcontext()
         return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.done.reward_queries + 1)
+
+    def _bar(self) -> Any:
+        asked, planned = self.schedule.total_reward_queries, self.schedule.planned_reward_queries
+        shown = self.progress and self.processes.main
+        if shown and planned != asked:
+            size = self.schedule.samples_per_iteration
+            print(f"total_reward_queries={asked} is rounded up to {planned}, whole iterations of {size}", flush=True)
+        done = self.done.reward_queries
+        return tqdm(total=planned, initial=done, unit="image", disable=not shown, dynamic_ncols=True)
 
     def _write_metrics(self, record: dict[str, Any], board: Any) -> None:
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -35,10 +35,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a path is named as the temporary files are that a kill during `write_atomically` leaves."""
+    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
+
+
 def remove_unfinished(folder: str | Path) -> None:
     """Remove the temporary files that a kill during `write_atomically` left in a folder or below it."""
-    for path in Path(folder).rglob(f".*{_UNFINISHED}"):
-        path.unlink(missing_ok=True)
+    for path in Path(folder).rglob(f"*{_UNFINISHED}"):
+        if is_unfinished(path):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

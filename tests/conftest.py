@@ -9,6 +9,7 @@ import torch
 import diffusion_gym
 from diffusion_gym.models.random_pipeline import write_random_pipeline
 
+pytest.register_assert_rewrite("agent_updates", "scale_out_runs", "trainer_runs")
 torch.set_num_threads(1)
 gym.register_envs(diffusion_gym)
 
@@ -45,3 +46,17 @@ def make_env(tiny_pipeline):
         return gym.make_vec("DiffusionDenoise-v0", num_envs=num_envs, **{**defaults, **keywords})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def perturb():
+    """`perturb(policy, scale)` moves the trainable weights off the pretrained model; LoRA begins at no change."""
+
+    def move(policy, scale=0.05, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in policy.trainable_parameters().values():
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+        return policy
+
+    return move

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
@@ -54,6 +54,23 @@ class Episodes:
         ended = moved & (as_mask(terminations) | as_mask(truncations))
         self._idle = ended if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(ended)
         return Events(moved, ended, ended if self.mode == AutoresetMode.SAME_STEP else idle)
+
+
+class EpisodesVectorEnv(VectorWrapper):
+    """A vector wrapper that follows the episodes: in `step` it asks `_episodes` what the call did to them."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        self._episodes = Episodes(env)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """As the wrapped environment's."""
+        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
+        observation, infos = inner.reset(seed=seed, options=options)
+        self._episodes.reset(infos["_prompt"])
+        return observation, infos
 
 
 def require_states(env: Any, wrapper: str) -> None:

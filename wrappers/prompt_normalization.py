@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from diffusion_gym.wrappers.episodes import Episodes, like
+from diffusion_gym.wrappers.episodes import EpisodesVectorEnv, like
 from diffusion_gym.wrappers.kl_penalty import KLPenalty, KLPenaltyVectorEnv
 from diffusion_gym.wrappers.preview_reward import PreviewReward, PreviewRewardVectorEnv
 
@@ -26,7 +26,7 @@ class Statistics(Protocol):
         ...
 
 
-class PromptNormalizationVectorEnv(VectorWrapper):
+class PromptNormalizationVectorEnv(EpisodesVectorEnv):
     """The reward of each picture, less the mean of its prompt and divided by its standard deviation.
 
     Without it an easy prompt teaches more than a hard one. Pictures that end in the same step are normalised together.
@@ -56,16 +56,6 @@ class PromptNormalizationVectorEnv(VectorWrapper):
         _check(env, statistics)
         super().__init__(env)
         self.statistics = statistics
-        self._episodes = Episodes(env)
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """As the wrapped environment's."""
-        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
-        observation, infos = inner.reset(seed=seed, options=options)
-        self._episodes.reset(infos["_prompt"])
-        return observation, infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the wrapped environment's, with normalised rewards for the pictures that are finished."""

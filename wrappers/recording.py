@@ -13,15 +13,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from diffusion_gym.storage import remove_unfinished, write_bytes, write_text
-from diffusion_gym.wrappers.episodes import Episodes
+from diffusion_gym.wrappers.episodes import EpisodesVectorEnv
 
 LOG_NAME = "pictures.jsonl"
 
 
-class RecordPicturesVectorEnv(VectorWrapper):
+class RecordPicturesVectorEnv(EpisodesVectorEnv):
     """Saves the picture of every k-th episode as `episode-NNNNNNNN.png`, and a line of `pictures.jsonl` for it.
 
     A line has `episode` (counted over all environments, in the order in which they end), `env`, `prompt`, `reward` as
@@ -51,16 +51,6 @@ class RecordPicturesVectorEnv(VectorWrapper):
     def __init__(self, env: VectorEnv[Any, Any, Any], folder: str | Path, every: int = 1) -> None:
         self.recorder = PictureRecorder(folder, every)
         super().__init__(env)
-        self._episodes = Episodes(env)
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """As the wrapped environment's."""
-        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
-        observation, infos = inner.reset(seed=seed, options=options)
-        self._episodes.reset(infos["_prompt"])
-        return observation, infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the wrapped environment's; saves the pictures that are finished and due."""

@@ -16,20 +16,6 @@ from diffusion_gym.agents.rollout import collect
 
 
 @pytest.fixture(scope="session")
-def perturb():
-    """`perturb(policy, scale)` moves the trainable weights off the pretrained model; LoRA begins at no change."""
-
-    def move(policy, scale=0.05, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in policy.trainable_parameters().values():
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-        return policy
-
-    return move
-
-
-@pytest.fixture(scope="session")
 def make_policy(make_env, perturb):
     """`make_policy(trainable)` on the environment `env`, away from the pretrained model."""
 

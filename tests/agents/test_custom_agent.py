@@ -17,11 +17,11 @@ from diffusion_gym.agents.algorithms import DDPOSF, Agent, agent_class
 from diffusion_gym.agents.cli import main, parse_train
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.storage import load_tensors, tensors_metadata
+from run_folders import metrics_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = (ROOT / "docs" / "custom-agents.md").read_text()
 EXAMPLE = (ROOT / "examples" / "custom_agent.py").read_text()
-CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
 MODULES = {
     "running_mean": re.search(r"```python\n(.*?)```", DOCS, flags=re.S)[1],
     "custom_agent": EXAMPLE,
@@ -70,10 +70,6 @@ def failure(arguments, capsys):
     return error
 
 
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def newest(out):
     path = sorted((out / "checkpoints").iterdir())[-1]
     return load_tensors(path), json.loads(tensors_metadata(path)["state"])
@@ -90,16 +86,14 @@ def test_train_resume_eval_and_report(tiny_pipeline, folder, capsys):
     settings = json.loads((out / "config.json").read_text())["settings"]
     assert settings["agent"] == agent and settings["agent_options"]["baseline_decay"] == 0.6
     baseline = 0.0
-    for row in rows(whole):
+    for row in metrics_rows(whole):
         baseline = 0.6 * baseline + 0.4 * row["reward_mean"]
     (tensors, state), (resumed_tensors, resumed_state) = newest(whole), newest(out)
     assert state["agent"]["baseline"] == pytest.approx(baseline, rel=1e-12)
 
     assert resumed_state == state
     assert all(torch.equal(value, resumed_tensors[key]) for key, value in tensors.items())
-    assert [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows(out)] == [
-        {k: v for k, v in row.items() if k not in CLOCKS} for row in rows(whole)
-    ]
+    assert metrics_rows(out) == metrics_rows(whole)
     capsys.readouterr()
     main(["eval", str(out), "--samples", "8", "--json"])
     result = json.loads(capsys.readouterr().out)

@@ -2,65 +2,20 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
 
+from agent_updates import close, gradients, penalties, rewarded, slope, transitions, update, weights
 from diffusion_gym.agents.algorithms import DDPOIS, DDPOISKL
 
 TRAINABLE = ["lora", "full"]
 FORMS = ["squared_log_ratio", "closed_form", "unscaled"]
-NUMBER, STEPS = 8, 4
+NUMBER = 8
 
 
 @pytest.fixture
 def env(make_env):
     return make_env(NUMBER)
-
-
-def rewarded(rolled, seed=5):
-    """The rollout with rewards of a wide spread."""
-    generator = torch.Generator().manual_seed(seed)
-    return replace(rolled, rewards=torch.randn(len(rolled), generator=generator))
-
-
-def update(agent, rolled, seed=0):
-    return agent.update(rolled, np.random.default_rng(seed))
-
-
-def weights(agent):
-    return torch.cat([parameter.detach().flatten() for parameter in agent.parameters])
-
-
-def gradients(agent):
-    """Of the last update, after the gradient's norm was clipped."""
-    return torch.cat([parameter.grad.flatten() for parameter in agent.parameters])
-
-
-def close(ours, reference, tolerance):
-    assert reference.norm() > 1e-6
-    assert (ours - reference).norm() <= tolerance * reference.norm()
-
-
-def transitions(rolled):
-    """Every state and action of the rollout."""
-    samples, steps = torch.cartesian_prod(torch.arange(len(rolled)), torch.arange(STEPS)).unbind(1)
-    return rolled.states(samples, steps), rolled.actions(samples, steps)
-
-
-def penalties(policy, pretrained, rolled, form):
-    """The penalty of every transition by torch.distributions; log-probabilities are means over dimensions."""
-    states, actions = transitions(rolled)
-    ours = policy.distribution(states)
-    with torch.no_grad():
-        reference = pretrained.distribution(states)
-    ours, reference = Normal(ours.mean, ours.std), Normal(reference.mean, reference.std)
-    if form == "squared_log_ratio":
-        ratio = ours.log_prob(actions).flatten(1).mean(1) - reference.log_prob(actions).flatten(1).mean(1)
-        return ratio**2 / 2
-    divergence = kl_divergence(ours, reference)
-    return (divergence if form == "closed_form" else divergence * 2 * ours.stddev**2).flatten(1).mean(1)
 
 
 @pytest.fixture
@@ -90,8 +45,8 @@ def test_the_gradient_is_the_sum_of_both(env, make_agent, pretrained, roll, trai
     agent = make_agent(env, trainable, agent=DDPOISKL, kl_weight=0.0, kl_form=form, **shared)
     other = make_agent(env, trainable, agent=DDPOIS, **shared)
     rolled = rewarded(roll(env, agent.policy))
-    penalty = penalties(agent.policy, pretrained, rolled, form).mean()
-    pull = torch.cat([part.flatten() for part in torch.autograd.grad(penalty, agent.parameters)])
+    penalty = penalties(agent.policy, pretrained, *transitions(rolled), form).mean()
+    pull = slope(penalty, agent.parameters)
     expected = update(other, rolled)
     weight = (gradients(other).norm() / pull.norm()).item()  # so that both count
     agent.config = replace(agent.config, kl_weight=weight)
@@ -112,7 +67,7 @@ def test_the_penalty_alone_leads_back_to_the_pretrained_model(env, make_agent, p
 
     @torch.no_grad()
     def distance(kind):
-        return penalties(agent.policy, pretrained, rolled, kind).mean()
+        return penalties(agent.policy, pretrained, *transitions(rolled), kind).mean()
 
     before, divergence = distance(form), distance("closed_form")
     for seed in range(3):

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal
 
+from agent_updates import ascent, close, gradients, part_of, places, rewarded, update, weights
 from diffusion_gym.agents.algorithms import AGENTS, DDPOIS, DDPOSF, DPOK
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent
 from diffusion_gym.agents.rollout import collect_many
@@ -21,48 +21,13 @@ def env(make_env):
     return make_env(NUMBER)
 
 
-def rewarded(rolled, seed=5):
-    """The rollout with rewards of a wide spread."""
-    generator = torch.Generator().manual_seed(seed)
-    return replace(rolled, rewards=torch.randn(len(rolled), generator=generator))
-
-
-def update(agent, rolled, seed=0):
-    return agent.update(rolled, np.random.default_rng(seed))
-
-
-def weights(agent):
-    return torch.cat([parameter.detach().flatten() for parameter in agent.parameters])
-
-
-def gradients(agent):
-    """Of the last update, after the gradient's norm was clipped."""
-    return torch.cat([parameter.grad.flatten() for parameter in agent.parameters])
-
-
-def close(ours, reference, tolerance):
-    assert reference.norm() > 1e-6
-    assert (ours - reference).norm() <= tolerance * reference.norm()
-
-
-def ascent(agent, rolled, advantages, pairs):
-    """Autograd of the mean of A log p over transitions (sample, step), by torch's density."""
-    samples, steps = torch.as_tensor(pairs).unbind(1)
-    gaussian = agent.policy.distribution(rolled.states(samples, steps))
-    density = Normal(gaussian.mean, gaussian.std).log_prob(rolled.actions(samples, steps)).flatten(1).mean(1)
-    objective = (torch.as_tensor(advantages, dtype=torch.float32)[samples] * density).mean()
-    return torch.cat([part.flatten() for part in torch.autograd.grad(objective, agent.parameters)])
-
-
 def drawn(agent, rolled, seed=0):
     """The (sample, step) pairs that an update uses, in order, found by their actions."""
     seen = []
     hook = agent.policy.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     update(agent, rolled, seed)
     hook.remove()
-    actions = rolled.latents[1:].flatten(2)
-    places = [(actions == row).all(2).nonzero()[0].tolist() for row in torch.cat(seen).flatten(1)]
-    return [(sample, step) for step, sample in places]
+    return places(torch.cat(seen), rolled)
 
 
 # --- groups ----------------------------------------------------------------------------------------------------
@@ -302,15 +267,7 @@ def test_the_order_of_the_samples_changes_nothing(env, make_agent, roll, agent_c
     agent, other = (make_agent(env, agent=agent_class, **options) for _ in range(2))
     rolled = rewarded(roll(env, agent.policy))
     order = np.random.default_rng(1).permutation(NUMBER)
-    mixed = replace(
-        rolled,
-        prompts=tuple(rolled.prompts[index] for index in order),
-        tokens=rolled.tokens[order],
-        latents=rolled.latents[:, order],
-        log_probs=rolled.log_probs[:, order],
-        rewards=rolled.rewards[order],
-        images=rolled.images[order],
-    )
+    mixed = part_of(rolled, order)
     metrics, expected = update(agent, mixed), update(other, rolled)
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-5)
     close(gradients(agent), gradients(other), 1e-4)

@@ -17,32 +17,14 @@ import torch
 
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.storage import load_tensors, tensors_metadata
+from run_folders import CARRYING_OPTIONS, metrics_lines, metrics_rows
 
 pytestmark = pytest.mark.slow
 
 ITERATIONS, SAMPLES, KEPT = 6, 8, 2
-CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
 PROMPTS = ("a red circle", "two blue stars", "a green square", "three circles", "a yellow star")
 
-# Everything that an agent may carry from one iteration to the next is switched on; an agent takes what it has.
-OPTIONS = {
-    "trainable": "lora",
-    "learning_rate": 1e-3,
-    "learning_rate_schedule": "warmup_cosine",
-    "first_learning_rate": 1e-4,
-    "ema_decay": 0.8,
-    "batch_size": 4,
-    "timestep_fraction": 0.67,
-    "normalization": "prompt",
-    "statistics_buffer": 6,
-    "statistics_min_count": 2,
-    "clip_range": 0.2,
-    "updates": 2,
-    "value_batch_size": 12,
-    "value_updates": 1,
-    "replay_iterations": 2,
-    "percentile": 0.5,
-}
+OPTIONS = {**CARRYING_OPTIONS, "trainable": "lora", "batch_size": 4, "replay_iterations": 2}
 
 
 def train_arguments(pipeline, out, name, checkpoint_every, **options):
@@ -79,11 +61,6 @@ def finish(arguments, *launcher, code=0):
     assert process.returncode == code, output
 
 
-def lines(out):
-    path = out / "metrics.jsonl"
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def kill_at_random(process, out, rng):
     """SIGKILL at a random moment after a metrics line that this process has written; its exit code, lines written."""
     before = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").exists() else None
@@ -91,13 +68,13 @@ def kill_at_random(process, out, rng):
     number = rng.randint(done + 1, max(done + 1, ITERATIONS - 2))
     deadline = time.monotonic() + 900
     while time.monotonic() < deadline and process.poll() is None:
-        if len(lines(out)) >= number and (out / "metrics.jsonl").stat().st_mtime_ns != before:
-            time.sleep(rng.uniform(0, 2) * json.loads(lines(out)[-1])["seconds"])
+        if len(metrics_lines(out)) >= number and (out / "metrics.jsonl").stat().st_mtime_ns != before:
+            time.sleep(rng.uniform(0, 2) * json.loads(metrics_lines(out)[-1])["seconds"])
             break
         time.sleep(0.001)
     process.kill()
     process.communicate()
-    return process.returncode, len(lines(out))
+    return process.returncode, len(metrics_lines(out))
 
 
 def checkpoints(out):
@@ -116,11 +93,7 @@ def unfinished(out):
 
 def assert_equals(out, whole):
     """The run folders hold the same: metrics but for the clocks, checkpoints bit for bit, pictures, the model."""
-    rows, expected = (
-        [{key: value for key, value in json.loads(line).items() if key not in CLOCKS} for line in lines(folder)]
-        for folder in (out, whole)
-    )
-    assert rows == expected and len(rows) == ITERATIONS
+    assert metrics_rows(out) == metrics_rows(whole) and len(metrics_rows(out)) == ITERATIONS
     assert len(checkpoints(out)) <= KEPT
     assert checkpoints(out)[-1] == ITERATIONS
     name = f"iteration-{ITERATIONS:06d}.safetensors"
@@ -247,8 +220,8 @@ def test_lost_checkpoints_are_no_early_kill(tiny_pipeline, tmp_path, whole):
     finish(train_arguments(tiny_pipeline, out, "ddpo_is", 2))
     for path in (out / "checkpoints").iterdir():
         path.unlink()
-    before = lines(out)
+    before = metrics_lines(out)
     process = start(["train", "--resume", "--out", out])
     output = process.communicate(timeout=900)[0]
     assert process.returncode == 2 and "holds no checkpoint" in output
-    assert lines(out) == before
+    assert metrics_lines(out) == before

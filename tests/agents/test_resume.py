@@ -10,29 +10,10 @@ from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.trainer import Schedule, Trainer, read_metrics
 from diffusion_gym.rewards import RewardOutput
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
+from run_folders import CARRYING_OPTIONS, metrics_rows
 
 SAMPLES, ITERATIONS = 4, 4
-CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
-
-# Everything that an agent may carry from one iteration to the next is switched on; an agent takes what it has.
-OPTIONS = {
-    "learning_rate": 1e-3,
-    "learning_rate_schedule": "warmup_cosine",
-    "first_learning_rate": 1e-4,
-    "ema_decay": 0.8,
-    "batch_size": 2,
-    "micro_batch_size": 16,
-    "timestep_fraction": 0.67,
-    "normalization": "prompt",
-    "statistics_buffer": 6,
-    "statistics_min_count": 2,
-    "updates": 2,
-    "clip_range": 0.2,
-    "value_batch_size": 12,
-    "value_updates": 1,
-    "replay_iterations": 3,
-    "percentile": 0.5,
-}
+OPTIONS = {**CARRYING_OPTIONS, "batch_size": 2, "micro_batch_size": 16, "replay_iterations": 3}
 
 
 def reward(images, prompts, metadata):
@@ -90,16 +71,9 @@ def cut(trainer, out, iteration):
 
 def same(first, second):
     """Whether two runs left the same: metrics without clocks, tensors bit for bit, other state, progress."""
-    rows, other_rows = (
-        [
-            {key: value for key, value in row.items() if key not in CLOCKS}
-            for row in read_metrics(trainer.out / "metrics.jsonl")
-        ]
-        for trainer in (first, second)
-    )
     tensors, other_tensors = first.agent.tensors(), second.agent.tensors()
     return (
-        rows == other_rows
+        metrics_rows(first.out) == metrics_rows(second.out)
         and tensors.keys() == other_tensors.keys()
         and all(torch.equal(value, other_tensors[key]) for key, value in tensors.items())
         and first.agent.state() == second.agent.state()

@@ -1,18 +1,23 @@
 """DDPO_SF: REINFORCE on a chain of Gaussians worked by hand, and on the tiny pipeline against autograd."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
 
+import agent_updates
+from agent_updates import ascent, close, gradients, update, weights
 from diffusion_gym.agents.algorithms import DDPOIS, DDPOISKL, DDPOSF
 from diffusion_gym.agents.losses import score_function_loss
 from diffusion_gym.scheduling import gaussian_log_prob
 
 TRAINABLE = ["lora", "full"]
 NUMBER, STEPS = 12, 4
+
+rewarded = partial(agent_updates.rewarded, mean=1.0, spread=3.0)  # rewards whose mean is not 0
 
 
 # --- a chain of Gaussians --------------------------------------------------------------------------------------
@@ -112,49 +117,6 @@ def env(make_env):
     return make_env(NUMBER)
 
 
-def rewarded(rolled, seed=5):
-    """The rollout with rewards of a wide spread."""
-    generator = torch.Generator().manual_seed(seed)
-    return replace(rolled, rewards=1 + 3 * torch.randn(len(rolled), generator=generator))
-
-
-def update(agent, rolled, seed=0):
-    return agent.update(rolled, np.random.default_rng(seed))
-
-
-def weights(agent):
-    return torch.cat([parameter.detach().flatten() for parameter in agent.parameters])
-
-
-def gradients(agent):
-    """Of the last update, after the gradient's norm was clipped."""
-    return torch.cat([parameter.grad.flatten() for parameter in agent.parameters])
-
-
-def log_probs(policy, rolled, reduction="mean"):
-    """`(T, N)`, by torch.distributions."""
-    number = torch.arange(len(rolled))
-    rows = []
-    for step in range(STEPS):
-        at = torch.full_like(number, step)
-        gaussian = policy.distribution(rolled.states(number, at))
-        density = Normal(gaussian.mean, gaussian.std).log_prob(rolled.actions(number, at)).flatten(1)
-        rows.append(density.mean(1) if reduction == "mean" else density.sum(1))
-    return torch.stack(rows)
-
-
-def ascent(agent, rolled, advantages, reduction="mean"):
-    """Autograd of sum_t log p * A, over N * T."""
-    advantages = torch.as_tensor(advantages, dtype=torch.float32)
-    objective = (log_probs(agent.policy, rolled, reduction).sum(0) * advantages).sum() / (len(rolled) * STEPS)
-    return torch.cat([part.flatten() for part in torch.autograd.grad(objective, agent.parameters)])
-
-
-def close(ours, reference, tolerance=1e-4):
-    assert reference.norm() > 0
-    assert (ours - reference).norm() <= tolerance * reference.norm()
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("trainable", TRAINABLE)
 def test_the_agents_gradient_is_the_score_function_estimator(make_env, make_agent, roll, trainable, reduction):
@@ -163,10 +125,10 @@ def test_the_agents_gradient_is_the_score_function_estimator(make_env, make_agen
     rolled = rewarded(roll(env, agent.policy))
     rewards = rolled.rewards.double().numpy()
     advantages = (rewards - rewards.mean()) / rewards.std()
-    expected = ascent(agent, rolled, advantages, reduction)
+    expected = ascent(agent, rolled, advantages, reduction=reduction)
     metrics = update(agent, rolled)
     assert expected.norm() > 0.01
-    close(-gradients(agent), expected)
+    close(-gradients(agent), expected, 1e-4)
     assert metrics["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-4)
     assert (metrics["updates"], metrics["samples_dropped"]) == (1, 0)
 

@@ -83,18 +83,9 @@ def check_single():
 
 
 @pytest.fixture
-def moved_policy():
+def moved_policy(perturb):
     """`moved_policy(env)`, a `DenoisingPolicy` off the pretrained model."""
-
-    def make(env):
-        policy = DenoisingPolicy.from_env(env, trainable="full")
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in policy.trainable_parameters().values():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        return policy
-
-    return make
+    return lambda env: perturb(DenoisingPolicy.from_env(env, trainable="full"))
 
 
 @pytest.fixture

@@ -38,34 +38,10 @@ def make_one_step(make_env):
 
 
 @pytest.fixture
-def make_single(tiny_pipeline):
-    def make(**keywords):
-        defaults = {"model": str(tiny_pipeline), "num_inference_steps": 4, "prompts": "shapes-location"}
-        return gym.make("DiffusionDenoise-v0", **{**defaults, **keywords})
-
-    return make
-
-
-@pytest.fixture
 def unconditional(make_env):
     model = copy.copy(make_env(1).unwrapped.model)
     model.prompt_length = model.vocab_size = 0
     return model
-
-
-@pytest.fixture
-def make_policy():
-    """`make_policy(env)`, off the pretrained model."""
-
-    def make(env):
-        policy = DenoisingPolicy.from_env(env, trainable="full")
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in policy.trainable_parameters().values():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        return policy
-
-    return make
 
 
 def noise(number=NUMBER, seed=0):
@@ -192,10 +168,10 @@ def test_without_autoreset_a_step_begins_nothing(make_one_step):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("output", ["numpy", "torch"])
-def test_the_same_noise_gives_the_reward_of_t_steps(make_one_step, make_policy, mode, output):
+def test_the_same_noise_gives_the_reward_of_t_steps(make_one_step, moved_policy, mode, output):
     """DDPO, section C.2 against C.3, bit for bit, over two seeds."""
     env = make_one_step(output=output, autoreset_mode=mode)
-    policy = make_policy(env)
+    policy = moved_policy(env)
     for seed in (5, 8):
         rolls = []
         for view in (env.unwrapped, env):
@@ -208,10 +184,10 @@ def test_the_same_noise_gives_the_reward_of_t_steps(make_one_step, make_policy, 
         torch.testing.assert_close(once.rewards, wanted)
 
 
-def test_with_several_episodes_on_end(make_one_step, make_policy):
+def test_with_several_episodes_on_end(make_one_step, moved_policy):
     """Autoreset goes on alike in both: the noise that step 1 tells leads to the T-step reward of episode 2."""
     once, steps = make_one_step(), make_one_step().unwrapped
-    policy = make_policy(once)
+    policy = moved_policy(once)
     observation, infos = once.reset(seed=1)
     state, _ = steps.reset(seed=1)
     generators = [torch.Generator().manual_seed(2) for _ in range(2)]
