@@ -14,9 +14,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from torch.utils.tensorboard import SummaryWriter
 
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.export import export_policy
 
 gym.register_envs(diffusion_gym)
 
@@ -82,107 +84,111 @@ def normalize(rewards: np.ndarray, prompts: list[str], history: dict[str, deque]
     return advantages.clip(-5, 5)
 
 
-def main(args: Args) -> None:
-    """Train."""
-    horizon, num_steps = args.num_inference_steps, args.num_inference_steps * args.num_episodes
-    batch_size = args.num_envs * args.num_episodes  # pictures an iteration
-    if args.total_reward_queries < batch_size:
-        raise SystemExit(f"--total-reward-queries must be at least the {batch_size} of one iteration")
-    torch.manual_seed(args.seed)  # the minibatches, and the first values of LoRA's adapters
-    generator = torch.Generator(args.device).manual_seed(args.seed)  # the actions
-
-    # env setup
-    envs = gym.make_vec(
+def make_envs(args: Args) -> gym.vector.VectorEnv:
+    """The denoising processes, side by side in one batch."""
+    return gym.make_vec(
         args.env_id,
         num_envs=args.num_envs,
         prompts=args.prompts,
         reward_kwargs={"strict": True} if args.strict else {},
-        num_inference_steps=horizon,
+        num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         device=args.device,
     )
-    policy = DenoisingPolicy.from_env(envs, trainable=args.trainable)
-    parameters = list(policy.trainable_parameters().values())
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=1e-4)
-    # Deterministic steps (sigma = 0) have no policy gradient and are left out.
+
+
+def trained_steps(args: Args, policy: DenoisingPolicy) -> torch.Tensor:
+    """The steps to train on, bool `(T,)`: deterministic ones (sigma = 0) have no policy gradient and are left out."""
+    horizon = args.num_inference_steps
     trained = torch.zeros(horizon, dtype=torch.bool)
     trained[policy.stochastic_steps] = True
     trained[int(args.trained_part * horizon) :] = False
     if not trained.any():
         raise SystemExit(f"--trained-part {args.trained_part} leaves no stochastic step of T={horizon}")
-    writer = None
-    if args.log_dir is not None:
-        from torch.utils.tensorboard import SummaryWriter
+    return trained
 
-        writer = SummaryWriter(str(args.log_dir))
 
-    # storage setup: float32 like the latents, since a rounded action has another log-probability
-    next_obs, _ = envs.reset(seed=args.seed)
-    first = next_obs["latents"]
-    obs = {key: value.new_zeros(num_steps, *value.shape) for key, value in next_obs.items()}
-    actions = first.new_zeros(num_steps, *first.shape)
-    logprobs, rewards = first.new_zeros(num_steps, args.num_envs), first.new_zeros(num_steps, args.num_envs)
+@torch.no_grad()
+def rollout(args: Args, envs, policy: DenoisingPolicy, generator: torch.Generator, next_obs: dict) -> tuple:
+    """`num_episodes` episodes of each environment: storage `(steps, num_envs, ...)`, their prompts, the next states.
+
+    Storage is float32 like the latents, since a rounded action has another log-probability.
+    """
+    obs, actions, logprobs, rewards, prompts = [], [], [], [], []
+    for _ in range(args.num_inference_steps * args.num_episodes):
+        obs.append(next_obs)
+        distribution = policy.distribution(next_obs)
+        actions.append(distribution.sample(generator))
+        logprobs.append(distribution.log_prob(actions[-1]))
+        next_obs, reward, terminations, _, infos = envs.step(actions[-1])
+        rewards.append(reward)
+        if terminations.all():  # all together, every T steps; next_obs is already that of the next episodes
+            prompts += list(infos["final_info"]["prompt"])
+    storage = {key: torch.stack([state[key] for state in obs]) for key in next_obs}
+    return storage, torch.stack(actions), torch.stack(logprobs), torch.stack(rewards), prompts, next_obs
+
+
+def update(args: Args, policy: DenoisingPolicy, optimizer, obs: dict, actions, logprobs, advantages, b_inds) -> dict:
+    """PPO's passes over the transitions `b_inds` of a flattened rollout; what happened to the ratios."""
+    parameters = list(policy.trainable_parameters().values())
+    clipfracs, approx_kls, ratio_errors = [], [], []
+    for _ in range(args.update_epochs):
+        for mb_inds in b_inds[torch.randperm(len(b_inds))].chunk(args.num_minibatches):
+            optimizer.zero_grad()
+            for part in mb_inds.to(args.device).split(args.micro_batch):
+                newlogprob = policy({key: value[part] for key, value in obs.items()}, actions[part])
+                logratio = newlogprob - logprobs[part]
+                ratio = logratio.exp()
+                pg_loss1 = -advantages[part] * ratio
+                pg_loss2 = -advantages[part] * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+                # no value loss: no critic; no entropy bonus: sigma is fixed, and so is the entropy
+                (torch.max(pg_loss1, pg_loss2).sum() / len(mb_inds)).backward()
+                with torch.no_grad():
+                    clipfracs.append(((ratio - 1).abs() > args.clip_coef).float().mean().item())
+                    approx_kls.append((ratio - 1 - logratio).mean().item())
+                    ratio_errors.append((ratio - 1).abs().max().item())
+            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+    return {
+        "clipfrac": float(np.mean(clipfracs)),
+        "approx_kl": float(np.mean(approx_kls)),
+        "first_ratio_error": ratio_errors[0],  # before the first update the ratio must be 1
+    }
+
+
+def main(args: Args) -> None:
+    """Train."""
+    horizon, batch_size = args.num_inference_steps, args.num_envs * args.num_episodes  # pictures an iteration
+    if args.total_reward_queries < batch_size:
+        raise SystemExit(f"--total-reward-queries must be at least the {batch_size} of one iteration")
+    torch.manual_seed(args.seed)  # the minibatches, and the first values of LoRA's adapters
+    generator = torch.Generator(args.device).manual_seed(args.seed)  # the actions
+    envs = make_envs(args)
+    policy = DenoisingPolicy.from_env(envs, trainable=args.trainable)
+    optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=args.learning_rate, weight_decay=1e-4)
+    rows = torch.arange(horizon * batch_size).view(-1, args.num_envs)
+    b_inds = rows[trained_steps(args, policy).repeat(args.num_episodes)].flatten()  # the steps to train on
+    writer = SummaryWriter(str(args.log_dir)) if args.log_dir is not None else None
     history: dict[str, deque] = defaultdict(lambda: deque(maxlen=32))
+    next_obs, _ = envs.reset(seed=args.seed)
     start_time = time.time()
 
     for iteration in range(1, args.total_reward_queries // batch_size + 1):
-        prompts: list[str] = []
-        for step in range(num_steps):
-            for key, value in next_obs.items():
-                obs[key][step] = value
-            with torch.no_grad():
-                distribution = policy.distribution(next_obs)
-                actions[step] = distribution.sample(generator)
-                logprobs[step] = distribution.log_prob(actions[step])
-            next_obs, rewards[step], terminations, _, infos = envs.step(actions[step])
-            if terminations.all():  # all together, every T steps; next_obs is already that of the next episodes
-                prompts += list(infos["final_info"]["prompt"])
-
+        obs, actions, logprobs, rewards, prompts, next_obs = rollout(args, envs, policy, generator, next_obs)
         # gamma = 1 and the reward comes with the last step: every step of an episode has the same return
         episode_rewards = rewards[horizon - 1 :: horizon].cpu().numpy()  # (num_episodes, num_envs)
         advantages = torch.as_tensor(normalize(episode_rewards.ravel(), prompts, history)).to(rewards)
         advantages = advantages.view(-1, args.num_envs).repeat_interleave(horizon, 0)
-
-        # flatten the batch, and keep the steps to train on
         b_obs = {key: value.flatten(0, 1) for key, value in obs.items()}
-        b_actions, b_logprobs, b_advantages = actions.flatten(0, 1), logprobs.flatten(), advantages.flatten()
-        rows = torch.arange(num_steps * args.num_envs).view(num_steps, args.num_envs)
-        b_inds = rows[trained.repeat(args.num_episodes)].flatten()
-
-        clipfracs, approx_kls, ratio_errors = [], [], []
-        for _ in range(args.update_epochs):
-            for mb_inds in b_inds[torch.randperm(len(b_inds))].chunk(args.num_minibatches):
-                optimizer.zero_grad()
-                for part in mb_inds.to(args.device).split(args.micro_batch):
-                    newlogprob = policy({key: value[part] for key, value in b_obs.items()}, b_actions[part])
-                    logratio = newlogprob - b_logprobs[part]
-                    ratio = logratio.exp()
-                    pg_loss1 = -b_advantages[part] * ratio
-                    pg_loss2 = -b_advantages[part] * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-                    # no value loss: no critic; no entropy bonus: sigma is fixed, and so is the entropy
-                    (torch.max(pg_loss1, pg_loss2).sum() / len(mb_inds)).backward()
-                    with torch.no_grad():
-                        clipfracs.append(((ratio - 1).abs() > args.clip_coef).float().mean().item())
-                        approx_kls.append((ratio - 1 - logratio).mean().item())
-                        ratio_errors.append((ratio - 1).abs().max().item())
-                torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-                optimizer.step()
-
-        row = {
-            "reward": float(np.nanmean(episode_rewards)),
-            "clipfrac": float(np.mean(clipfracs)),
-            "approx_kl": float(np.mean(approx_kls)),
-            "first_ratio_error": ratio_errors[0],  # before the first update the ratio must be 1
-            "seconds": time.time() - start_time,
-        }
+        flat = actions.flatten(0, 1), logprobs.flatten(), advantages.flatten()
+        changes = update(args, policy, optimizer, b_obs, *flat, b_inds)
         queries = iteration * batch_size
+        row = {"reward": float(np.nanmean(episode_rewards)), **changes, "seconds": time.time() - start_time}
         print(f"iteration={iteration} reward_queries={queries}", *(f"{k}={v:.3g}" for k, v in row.items()), flush=True)
         for key, value in row.items() if writer is not None else ():
             writer.add_scalar(f"charts/{key}", value, queries)
 
     if args.save_dir is not None:
-        from diffusion_gym.agents.export import export_policy
-
         print(export_policy(policy, args.save_dir))
     if writer is not None:
         writer.close()

@@ -24,7 +24,7 @@ def test_the_tables_agree_with_the_stored_results():
 
 def test_the_python_of_the_readme_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 5
     scope = {}
     for block in blocks:
         exec(block, scope)
@@ -41,5 +41,8 @@ def test_every_linked_file_exists():
 def test_every_environment_of_the_table_is_registered():
     from diffusion_gym.envs.registration import environment_ids
 
-    named = set(re.findall(r"`((?:Shapes|SD1[45])-\w+)`", README))
+    table = README.split("## Environments")[1].split("## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    models_and_rewards = [[re.findall(r"`(\w+)`", cell) for cell in row] for row in rows]
+    named = {f"{model}-{reward}" for models, rewards in models_and_rewards for model in models for reward in rewards}
     assert named == {id_.removeprefix("DiffusionDenoise-").removesuffix("-v0") for id_ in environment_ids()}

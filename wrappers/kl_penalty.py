@@ -46,20 +46,20 @@ class ReferencedPolicy(Protocol):
 class KLPenaltyVectorEnv(VectorWrapper):
     """Rewards r_t - beta KL_t, for algorithms whose loss cannot be changed.
 
-    KL_t = KL(policy || pretrained) = ||mu - mu_ref||^2 / (2 sigma_t^2), in the state that the action was taken in and
-    summed over the dimensions; 0 at deterministic steps. The return is that of the picture, less beta times the
+    KL_t estimates KL(policy || pretrained) = ||mu - mu_ref||^2 / (2 sigma_t^2), in the state that the action was taken
+    in and summed over the dimensions; 0 at deterministic steps. The return is that of the picture, less beta times the
     divergence of the trajectory. `info["kl"]` has KL_t of each step. The penalty costs two more predictions a step.
 
-    An algorithm takes rewards for constants. KL_t depends on the state and the weights and not on the action, so that
-    `exact` drops out of the gradient of step t, as any baseline does, and only teaches to avoid states that lead to
-    larger KL later. `sampled` is RLHF's penalty, log pi(a|s) - log pi_ref(a|s): noisier, of the same mean, and its
-    policy gradient is that of the divergence. Take `sampled` to train, `exact` to measure.
+    `sampled` is RLHF's penalty, log pi(a|s) - log pi_ref(a|s): its mean is the divergence, and its policy gradient is
+    that of the divergence. `exact` is the closed form, without noise. It depends on the state and the weights and not
+    on the action, and an algorithm takes rewards for constants: `exact` drops out of the gradient of step t, as any
+    baseline does, and only teaches to avoid states that lead to larger KL later. Take it to measure, not to train.
 
     Args:
         env: a denoising vector environment, wrapped or not, that shows its states.
         policy: the policy that acts; None where it is made later: then set the attribute before the first step.
         beta: weight of the divergence, at least 0; 0 only measures it.
-        estimator: `exact`, the closed form; or `sampled`, the log-ratio of the action.
+        estimator: `sampled`, the log-ratio of the action; or `exact`, the closed form.
 
     Attributes:
         policy: the policy, which may be replaced at any time.
@@ -73,7 +73,7 @@ class KLPenaltyVectorEnv(VectorWrapper):
         >>> from diffusion_gym.agents import DenoisingPolicy
         >>> env = gym.make_vec("DiffusionDenoise-Shapes-Color-v0", num_envs=2, num_inference_steps=2)
         >>> policy = DenoisingPolicy.from_env(env)  # the pretrained model, so far
-        >>> env = KLPenaltyVectorEnv(env, policy, beta=0.01, estimator="sampled")
+        >>> env = KLPenaltyVectorEnv(env, policy, beta=0.01)
         >>> observation, infos = env.reset(seed=0)
         >>> observation, rewards, *_, infos = env.step(policy.distribution(observation).sample())
         >>> infos["kl"]
@@ -85,7 +85,7 @@ class KLPenaltyVectorEnv(VectorWrapper):
         env: VectorEnv[Any, Any, Any],
         policy: ReferencedPolicy | None,
         beta: float,
-        estimator: Estimator = "exact",
+        estimator: Estimator = "sampled",
     ) -> None:
         _check(env, type(self).__name__, policy, beta, estimator)
         super().__init__(env)
@@ -140,7 +140,7 @@ class KLPenalty(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(
-        self, env: gym.Env[Any, Any], policy: ReferencedPolicy | None, beta: float, estimator: Estimator = "exact"
+        self, env: gym.Env[Any, Any], policy: ReferencedPolicy | None, beta: float, estimator: Estimator = "sampled"
     ) -> None:
         _check(env, type(self).__name__, policy, beta, estimator)
         super().__init__(env)

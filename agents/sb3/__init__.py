@@ -8,6 +8,7 @@ Importing this module makes `"CFGUNetPolicy"` a name that SB3's PPO and A2C know
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 try:
@@ -19,7 +20,7 @@ from stable_baselines3 import A2C, PPO
 
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.ddpo import DDPOPPO
-from diffusion_gym.agents.sb3.env import SB3VecEnv
+from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
 from diffusion_gym.agents.sb3.setup import (
     Env,
@@ -28,6 +29,7 @@ from diffusion_gym.agents.sb3.setup import (
     ddpo_settings,
     policy_kwargs,
     ppo_settings,
+    trained_buffer,
 )
 
 __all__ = ["DDPOPPO", "CFGUNetPolicy", "SB3VecEnv", "TrajectoryBuffer", "ddpo_is", "ddpo_sf", "policy_kwargs"]
@@ -37,7 +39,7 @@ for _algorithm in (PPO, A2C):
     _algorithm.policy_aliases["CFGUNetPolicy"] = CFGUNetPolicy
 
 
-def ddpo_is(env: Env, **changes: Any) -> PPO:
+def ddpo_is(env: Env, *, trained_steps: Sequence[float] | None = None, **changes: Any) -> PPO:
     """DDPO_IS as SB3's own PPO.
 
     With gamma = gae_lambda = 1 and values of 0 SB3's advantage is the reward of the finished picture at each of its
@@ -46,36 +48,54 @@ def ddpo_is(env: Env, **changes: Any) -> PPO:
 
     Args:
         env: a denoising environment; Gymnasium's vector environments are adapted.
+        trained_steps: the part of the trajectory to train on, as fractions of T, 0 being the noise; its transitions
+            come from a `TrajectoryBuffer`, which leaves trajectories out whose reward is not finite. None for all
+            steps and SB3's own buffer, which cannot; such a reward then is an error.
         **changes: arguments of PPO that are to differ; `policy_kwargs` are changes to `policy_kwargs(env)`.
 
     Raises:
-        ValueError: `env` is no denoising environment, or `n_steps` is not a multiple of T.
+        ValueError: `env` is no denoising environment, `n_steps` is not a multiple of T, or
+            `trained_steps` hold no stochastic step.
     """
-    vec_env = as_vec_env(env)
+    vec_env = as_vec_env(env, failed_rewards=_failed_rewards(trained_steps, changes))
     own = {name: changes.pop(name, None) for name in ("n_steps", "batch_size", "policy_kwargs")}
-    settings = {**ppo_settings(vec_env, own["n_steps"], own["batch_size"], own["policy_kwargs"]), **changes}
+    settings = ppo_settings(vec_env, own["n_steps"], own["batch_size"], own["policy_kwargs"])
+    buffer = trained_buffer(vec_env, trained_steps)
+    if buffer and own["batch_size"] is None:  # in transitions, of which a trajectory gives fewer
+        kwargs = buffer["rollout_buffer_kwargs"]
+        settings["batch_size"] = settings["batch_size"] // kwargs["horizon"] * len(kwargs["steps"])
+    settings |= {**buffer, **changes}
     check_value_network(settings)
     return PPO("CFGUNetPolicy", vec_env, **settings)
 
 
-def ddpo_sf(env: Env, **changes: Any) -> A2C:
+def ddpo_sf(env: Env, *, trained_steps: Sequence[float] | None = None, **changes: Any) -> A2C:
     """DDPO_SF as SB3's own A2C: one score-function update on each rollout, DDPO, equation 3.
 
     A2C takes the whole rollout through the network at once: `policy_kwargs={"micro_batch_size": 64}` bounds memory.
 
     Args:
         env: a denoising environment; Gymnasium's vector environments are adapted.
+        trained_steps: see `ddpo_is`.
         **changes: arguments of A2C that are to differ; `policy_kwargs` are changes to `policy_kwargs(env)`.
 
     Raises:
-        ValueError: `env` is no denoising environment, or `n_steps` is not a multiple of T.
+        ValueError: `env` is no denoising environment, `n_steps` is not a multiple of T, or
+            `trained_steps` hold no stochastic step.
     """
-    vec_env = as_vec_env(env)
+    vec_env = as_vec_env(env, failed_rewards=_failed_rewards(trained_steps, changes))
     settings = ddpo_settings(vec_env, changes.pop("n_steps", None), changes.pop("policy_kwargs", None))
     settings |= {
         "normalize_advantage": True,  # rewards have no natural scale
         "use_rms_prop": False,  # else A2C would put RMSprop in place of the policy's AdamW
+        **trained_buffer(vec_env, trained_steps),
         **changes,
     }
     check_value_network(settings)
     return A2C("CFGUNetPolicy", vec_env, **settings)
+
+
+def _failed_rewards(trained_steps: Sequence[float] | None, changes: Mapping[str, Any]) -> FailedRewards:
+    """Only `TrajectoryBuffer` leaves trajectories out."""
+    dropped = trained_steps is not None or changes.get("rollout_buffer_class") is TrajectoryBuffer
+    return "keep" if dropped else "refuse"

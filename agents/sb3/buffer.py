@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
+
+from diffusion_gym.agents.algorithms.base import NoUsableReward
 
 
 class TrajectoryBuffer(RolloutBuffer):
@@ -22,6 +24,7 @@ class TrajectoryBuffer(RolloutBuffer):
         buffer_size: steps of a rollout, a multiple of `horizon`.
         *args: from SB3: spaces and device.
         horizon: T.
+        steps: those that `get` gives; None for all.
         **kwargs: from SB3: gamma, gae_lambda, n_envs.
 
     Attributes:
@@ -37,10 +40,12 @@ class TrajectoryBuffer(RolloutBuffer):
         ValueError: `buffer_size` is not a multiple of `horizon`, or steps that are not those of whole trajectories.
     """
 
-    def __init__(self, buffer_size: int, *args: Any, horizon: int, **kwargs: Any) -> None:
+    def __init__(
+        self, buffer_size: int, *args: Any, horizon: int, steps: Sequence[int] | None = None, **kwargs: Any
+    ) -> None:
         if buffer_size % horizon:
             raise ValueError(f"n_steps={buffer_size} must be a multiple of T={horizon}, so that episodes are whole")
-        self.horizon = horizon
+        self.horizon, self.steps = horizon, torch.arange(horizon) if steps is None else torch.tensor(steps)
         super().__init__(buffer_size, *args, **kwargs)
 
     def __len__(self) -> int:
@@ -114,6 +119,18 @@ class TrajectoryBuffer(RolloutBuffer):
         """The sum of each trajectory's rewards, float64 `(N,)`."""
         return self.step_rewards.sum(0).double().cpu().numpy()
 
+    def usable(self) -> np.ndarray:
+        """The trajectories whose reward is finite, int64.
+
+        Raises:
+            NoUsableReward: there is none.
+        """
+        rewards = self.trajectory_rewards()
+        usable = np.flatnonzero(np.isfinite(rewards))
+        if len(usable) == 0:
+            raise NoUsableReward(f"all {len(rewards)} rewards of the rollout are NaN or infinite; check the reward")
+        return usable
+
     def has_step_rewards(self) -> bool:
         """Whether there are rewards before the last step."""
         return bool((self.step_rewards[:-1] != 0).any())
@@ -147,9 +164,13 @@ class TrajectoryBuffer(RolloutBuffer):
         )
 
     def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:  # type: ignore[override]
-        """Minibatches of transitions in random order, for SB3's own `train`."""
+        """Minibatches of transitions in random order, for SB3's own `train`; without those of failed rewards.
+
+        Raises:
+            NoUsableReward: no trajectory has a finite reward.
+        """
         assert self.full, "the rollout is not complete"
-        pairs = torch.cartesian_prod(torch.arange(len(self)), torch.arange(self.horizon)).to(self.device)
+        pairs = torch.cartesian_prod(torch.from_numpy(self.usable()), self.steps).to(self.device)
         order = torch.from_numpy(np.random.permutation(len(pairs))).to(self.device)
         for part in pairs[order].split(batch_size or len(pairs)):
             yield self.transitions(part)

@@ -50,6 +50,21 @@ def refuse(options: Mapping[str, Any]) -> None:
             )
 
 
+def require_finite(rewards: np.ndarray) -> np.ndarray:
+    """Rewards `(N,)` as they are.
+
+    Raises:
+        ValueError: one of them is NaN or infinite, of which SB3's algorithms would make weights that are NaN.
+    """
+    if not np.isfinite(rewards).all():
+        failed = np.flatnonzero(~np.isfinite(rewards)).tolist()
+        raise ValueError(
+            f"the reward of env {failed} is NaN or infinite, which would make SB3's weights NaN; let the reward return "
+            "a number, or leave such trajectories out: ddpo_is or ddpo_sf with trained_steps=(0, 1), or DDPOPPO"
+        )
+    return rewards
+
+
 def require_denoising(observation_space: Any) -> None:
     """Raise a ValueError unless states are those of a denoising environment."""
     if not {"timestep", "latents"} <= set(getattr(observation_space, "spaces", {})):

@@ -14,8 +14,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 
+from diffusion_gym.agents.adapters import chosen_steps
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
-from diffusion_gym.agents.algorithms.base import NoUsableReward, averages, part_of
+from diffusion_gym.agents.algorithms.base import averages, part_of
 from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.checks import UnsavedModel
@@ -26,7 +27,6 @@ from diffusion_gym.agents.sb3.setup import (
     as_vec_env,
     check_ddpo_options,
     check_value_network,
-    chosen_steps,
     horizon_of,
     policy_kwargs,
     ppo_settings,
@@ -89,7 +89,7 @@ class DDPOPPO(PPO):
     ) -> None:
         check_ddpo_options(policy, micro_batch_size, normalization, advantage_clip, kl_weight, options)
         check_kl_form(kl_form)
-        vec_env = as_vec_env(env, output="torch")
+        vec_env = as_vec_env(env, output="torch", failed_rewards="keep")
         self.horizon = horizon_of(vec_env)
         settings = {**ppo_settings(vec_env, n_steps, batch_size, policy_kwargs), **options}
         settings["normalize_advantage"] = False  # rewards are normalised, before they become advantages
@@ -151,9 +151,7 @@ class DDPOPPO(PPO):
         """Put normalised rewards into the buffer; the trajectories whose reward is finite."""
         buffer = self.rollout_buffer
         rewards, keys = buffer.trajectory_rewards(), buffer.prompt_keys()
-        usable = np.flatnonzero(np.isfinite(rewards))
-        if len(usable) == 0:
-            raise NoUsableReward(f"all {len(rewards)} rewards of the rollout are NaN or infinite; check the reward")
+        usable = buffer.usable()
         if buffer.has_step_rewards():
             self._require_no_normalization()
             buffer.step_advantages.clamp_(-self.advantage_clip, self.advantage_clip)

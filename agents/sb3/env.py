@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -13,9 +13,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from diffusion_gym.agents.adapters import SINGLE_SPACES, info_rows, layers, to_numpy
+from diffusion_gym.agents.sb3.checks import require_finite
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 
-_OF_ONE = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+FailedRewards = Literal["refuse", "keep"]
 
 
 class SB3VecEnv(VecEnv):
@@ -29,6 +31,8 @@ class SB3VecEnv(VecEnv):
         env: what `gym.make_vec("DiffusionDenoise-...")` gives, wrapped or not, in any autoreset mode.
         output: what observations are: `numpy` arrays, or `torch` tensors on the environment's device, which SB3's
             rollout takes too and its own buffers do not. Rewards and flags are always NumPy.
+        failed_rewards: what to do with a reward that is NaN or infinite: `refuse` it, because SB3's algorithms would
+            train on it; or `keep` it for an algorithm that leaves such trajectories out.
 
     Attributes:
         env: the vector environment.
@@ -38,18 +42,26 @@ class SB3VecEnv(VecEnv):
         ValueError: `env` is no denoising vector environment, or its actions are unbounded.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], *, output: Literal["numpy", "torch"] = "numpy") -> None:
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        *,
+        output: Literal["numpy", "torch"] = "numpy",
+        failed_rewards: FailedRewards = "refuse",
+    ) -> None:
         if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
             raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
         if output not in ("numpy", "torch"):
             raise ValueError(f"output={output!r} must be 'numpy' or 'torch'")
+        if failed_rewards not in get_args(FailedRewards):
+            raise ValueError(f"failed_rewards={failed_rewards!r} must be 'refuse' or 'keep'")
         space: Any = env.single_action_space
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(
                 f"action_space={space} is unbounded, which SB3 refuses; take the wrapper off that clips actions "
                 "(the environment's own bounds never do)"
             )
-        self.env, self.vector, self.output = env, env.unwrapped, output
+        self.env, self.vector, self.output, self.failed_rewards = env, env.unwrapped, output, failed_rewards
         self.spec = env.spec
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._same_step = self.vector.autoreset_mode == AutoresetMode.SAME_STEP
@@ -64,7 +76,7 @@ class SB3VecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._returns[:], self._lengths[:] = 0, 0
-        self.reset_infos = _rows(infos, self.num_envs)
+        self.reset_infos = self._rows(infos)
         return self._out(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -72,15 +84,21 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take the step: observations, rewards `(N,)`, dones `(N,)`, one info an env."""
+        """Take the step: observations, rewards `(N,)`, dones `(N,)`, one info an env.
+
+        Raises:
+            ValueError: a reward is NaN or infinite, and `failed_rewards` is `refuse`.
+        """
         observation, rewards, terminations, truncations, infos = self.env.step(self._actions)
-        scores = _numpy(rewards).astype(np.float32)
-        terminated = _numpy(terminations)
-        ended = terminated | _numpy(truncations)
+        scores = to_numpy(rewards).astype(np.float32)
+        if self.failed_rewards == "refuse":
+            require_finite(scores)
+        terminated = to_numpy(terminations)
+        ended = terminated | to_numpy(truncations)
         self._returns += scores
         self._lengths += 1
         if not ended.any():
-            rows = _rows(infos, self.num_envs)
+            rows = self._rows(infos)
         else:
             observation, rows = self._turn_over(observation, infos, ended)
         for index, row in enumerate(rows):
@@ -97,15 +115,15 @@ class SB3VecEnv(VecEnv):
             statistics: dict[str, Any] = {key: infos[key] for key in ("episode", "_episode") if key in infos}
             fresh = {key: infos[key] for key in infos if key.removeprefix("_") not in _OF_THE_END}
             # What goes on has its infos at the top; what has ended has them below.
-            rows, ends = _rows(fresh, self.num_envs), _rows({**statistics, **infos["final_info"]}, self.num_envs)
+            rows, ends = self._rows(fresh), self._rows({**statistics, **infos["final_info"]})
             begun = list(rows)
             for index in over:
                 rows[index] = ends[index]
         else:
             last = {key: observation[key][over] for key in observation}
-            rows = _rows(infos, self.num_envs)
+            rows = self._rows(infos)
             observation, fresh = self.env.reset(options={"reset_mask": ended.copy()})
-            begun = _rows(fresh, self.num_envs)
+            begun = self._rows(fresh)
         last, now = self._out(last), time.time()
         for row, index in enumerate(over):
             rows[index]["terminal_observation"] = {key: value[row] for key, value in last.items()}
@@ -134,7 +152,7 @@ class SB3VecEnv(VecEnv):
         Raises:
             AttributeError: none of them has it.
         """
-        value = getattr(self._layer(attr_name), _OF_ONE.get(attr_name, attr_name))
+        value = getattr(self._layer(attr_name), SINGLE_SPACES.get(attr_name, attr_name))
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -165,22 +183,17 @@ class SB3VecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether a wrapper of that class, such as a vector wrapper of Gymnasium, is around the environment."""
-        found = any(isinstance(layer, wrapper_class) for layer in self._layers())
+        found = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
         return [found for _ in self._get_indices(indices)]
 
-    def _layers(self) -> Iterator[Any]:
-        """The wrappers from the outermost, then the environment."""
-        layer: Any = self.env
-        while layer is not self.vector:
-            yield layer
-            layer = layer.env
-        yield layer
-
     def _layer(self, name: str) -> Any:
-        for layer in self._layers():
+        for layer in layers(self.env):
             if hasattr(layer, name):
                 return layer
         raise AttributeError(f"the environment has no attribute {name!r}")
+
+    def _rows(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        return info_rows(infos, np.arange(self.num_envs))
 
     def _batched_options(self) -> dict[str, Any] | None:
         names = list(dict.fromkeys(name for options in self._options for name in options))
@@ -189,32 +202,16 @@ class SB3VecEnv(VecEnv):
                 raise ValueError(f"options[{name!r}] must be given for all {self.num_envs} envs; reset takes them all")
         batched: dict[str, Any] = {name: [options[name] for options in self._options] for name in names}
         if "latents" in batched:
-            batched["latents"] = np.stack([_numpy(latents) for latents in batched["latents"]])
+            batched["latents"] = np.stack([to_numpy(latents) for latents in batched["latents"]])
         return batched or None
 
     def _out(self, observation: dict[str, Any]) -> dict[str, Any]:
         if self.output == "numpy":
-            return {key: _numpy(value) for key, value in observation.items()}
+            return {key: to_numpy(value) for key, value in observation.items()}
         return {key: torch.as_tensor(value, device=self.vector.device) for key, value in observation.items()}
 
 
 _OF_THE_END = ("final_obs", "final_info", "episode")
-
-
-def _rows(infos: dict[str, Any], number: int) -> list[dict[str, Any]]:
-    """Gymnasium's infos of a batch, with their `_key` masks, as one dictionary an env."""
-    rows: list[dict[str, Any]] = [{} for _ in range(number)]
-    for key, value in infos.items():
-        if key.startswith("_"):
-            continue
-        parts = _rows(value, number) if isinstance(value, dict) else _numpy(value)  # one transfer for the batch
-        for index in np.flatnonzero(infos.get(f"_{key}", np.ones(number, dtype=bool))):
-            rows[index][key] = parts[index]
-    return rows
-
-
-def _numpy(value: Any) -> Any:
-    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 def _stack(parts: list[Any]) -> Any:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
-import torch
+import numpy as np
 from gymnasium.vector import VectorEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+from gymnasium.wrappers import TransformReward
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
-from diffusion_gym.agents.sb3.checks import UnsavedModel
-from diffusion_gym.agents.sb3.env import SB3VecEnv
+from diffusion_gym.agents.adapters import chosen_steps
+from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
+from diffusion_gym.agents.sb3.checks import UnsavedModel, require_finite
+from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.registry import unknown_name
@@ -53,15 +56,30 @@ def policy_kwargs(env: Any, **options: Any) -> dict[str, Any]:
     }
 
 
-def as_vec_env(env: Any, *, output: Literal["numpy", "torch"] = "numpy") -> Any:
+def as_vec_env(
+    env: Any, *, output: Literal["numpy", "torch"] = "numpy", failed_rewards: FailedRewards = "refuse"
+) -> Any:
     """`env` as SB3 takes it: a Gymnasium vector environment in `SB3VecEnv`, anything else as it is.
+
+    Args:
+        env: a denoising environment.
+        output: of `SB3VecEnv`.
+        failed_rewards: of `SB3VecEnv`; one that is there already is set to it, and a single environment refuses by a
+            wrapper. SB3's own `DummyVecEnv` keeps such rewards.
 
     Raises:
         ValueError: it is no denoising environment, or observations are normalised.
     """
     _denoising(env)
     if isinstance(env, VectorEnv):
-        return SB3VecEnv(env, output=output)
+        return SB3VecEnv(env, output=output, failed_rewards=failed_rewards)
+    if isinstance(env, gym.Env):
+        return env if failed_rewards == "keep" else TransformReward(env, _finite)
+    inner = env
+    while isinstance(inner, VecEnvWrapper):
+        inner = inner.venv
+    if isinstance(inner, SB3VecEnv):
+        inner.failed_rewards = failed_rewards
     normalize = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
     if normalize is not None and normalize.norm_obs:
         raise ValueError(
@@ -69,6 +87,10 @@ def as_vec_env(env: Any, *, output: Literal["numpy", "torch"] = "numpy") -> Any:
             "norm_obs=False"
         )
     return env
+
+
+def _finite(reward: Any) -> float:
+    return float(require_finite(np.array([reward]))[0])
 
 
 def horizon_of(env: Any) -> int:
@@ -153,20 +175,17 @@ def check_ddpo_options(
             raise ValueError(f"{name}={options[name]!r} does not go with DDPOPPO, which uses {instead}; leave it out")
 
 
-def chosen_steps(stochastic: torch.Tensor, horizon: int, part: Sequence[float]) -> torch.Tensor:
-    """The stochastic steps in that part of the trajectory, int64.
-
-    Raises:
-        ValueError: `part` is no interval of [0, 1], or holds no such step.
-    """
-    first, last = part
-    chosen = stochastic[(stochastic >= first * horizon) & (stochastic < last * horizon)]
-    if not 0 <= first < last <= 1 or len(chosen) == 0:
-        raise ValueError(
-            f"trained_steps={tuple(part)} must be two fractions of T={horizon}, 0 <= first < last <= 1, with a "
-            "stochastic step between them"
-        )
-    return chosen
+def trained_buffer(env: Any, part: Sequence[float] | None) -> dict[str, Any]:
+    """SB3's arguments for a `TrajectoryBuffer` of the stochastic steps in a part of the trajectory; none for None."""
+    if part is None:
+        return {}
+    inner, _ = _denoising(env)
+    stochastic = (inner.model.step_table(inner.sampler_config).sigma > 0).nonzero().flatten().cpu()
+    steps = chosen_steps(stochastic, inner.horizon, part).tolist()
+    return {
+        "rollout_buffer_class": TrajectoryBuffer,
+        "rollout_buffer_kwargs": {"horizon": inner.horizon, "steps": steps},
+    }
 
 
 def _denoising(env: Any) -> tuple[DenoisingVectorEnv, Any]:

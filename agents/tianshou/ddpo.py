@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,11 +12,13 @@ from tianshou.algorithm.modelfree.reinforce import Reinforce
 from tianshou.algorithm.optim import OptimizerFactory
 from tianshou.data import ReplayBuffer
 
+from diffusion_gym.agents.adapters import chosen_steps
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.tianshou.policy import GuidedPolicy, denoising_policy
 
 Normalization = Literal["prompt", "batch", "none"]
+_REWARD_OPTIONS = ("normalization", "advantage_clip", "statistics_buffer", "statistics_min_count", "trained_steps")
 
 
 class TrajectoryRewards:
@@ -31,6 +34,7 @@ class TrajectoryRewards:
         advantage_clip: advantages are clipped to +- this.
         statistics_buffer: rewards kept a prompt.
         statistics_min_count: rewards that a prompt needs before its own statistics count.
+        trained_steps: the part of the trajectory that is trained on, as fractions of T, 0 being the noise.
 
     Attributes:
         statistics: of the prompts; part of what `save` writes.
@@ -46,6 +50,7 @@ class TrajectoryRewards:
         advantage_clip: float = 5.0,
         statistics_buffer: int = 32,
         statistics_min_count: int = 16,
+        trained_steps: Sequence[float] = (0.0, 1.0),
     ) -> None:
         if normalization not in get_args(Normalization):
             raise ValueError(f"normalization={normalization!r} must be one of {', '.join(get_args(Normalization))}")
@@ -54,7 +59,8 @@ class TrajectoryRewards:
         self.normalization, self.advantage_clip = normalization, advantage_clip
         self.statistics = PromptStatistics(statistics_buffer, statistics_min_count)
         self.horizon = len(policy.table)
-        self._stochastic = policy.table.timesteps.cpu()[policy.stochastic_steps].numpy()
+        steps = chosen_steps(policy.stochastic_steps, self.horizon, trained_steps)
+        self._trained = policy.table.timesteps.cpu()[steps].numpy()
 
     def normalize(self, batch: Any) -> None:
         """Replace the rewards of a rollout, trajectory after trajectory: the normalised return comes at the end.
@@ -75,9 +81,9 @@ class TrajectoryRewards:
         batch.rew = np.zeros(len(batch))
         batch.rew[self.horizon - 1 :: self.horizon] = returns
 
-    def stochastic(self, batch: Any) -> Any:
-        """The part of a rollout that a policy gradient can use: steps with sigma > 0, as in the native agents."""
-        return batch[np.flatnonzero(np.isin(batch.obs.timestep[:, 0], self._stochastic))]
+    def trained(self, batch: Any) -> Any:
+        """The part of a rollout to train on: steps with sigma > 0 in `trained_steps`, as in the native agents."""
+        return batch[np.flatnonzero(np.isin(batch.obs.timestep[:, 0], self._trained))]
 
     def _require_whole(self, batch: Any) -> None:
         ends = np.flatnonzero(batch.done)
@@ -98,7 +104,21 @@ class TrajectoryRewards:
             )
 
 
-class DDPOReinforce(Reinforce):
+class _OnTrajectories:
+    """What DDPO does to the rollout that both algorithms are given."""
+
+    rewards: TrajectoryRewards
+    _credit: str  # where the algorithm keeps what its loss multiplies log-probabilities or ratios by
+
+    def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
+        self.rewards.normalize(batch)
+        prepared = super()._preprocess_batch(batch, buffer, indices)  # type: ignore[misc]
+        bound = self.rewards.advantage_clip
+        prepared[self._credit] = prepared[self._credit].clip(-bound, bound)
+        return self.rewards.trained(prepared)
+
+
+class DDPOReinforce(_OnTrajectories, Reinforce):
     """DDPO_SF: Tianshou's REINFORCE on trajectory rewards.
 
     Args:
@@ -116,6 +136,7 @@ class DDPOReinforce(Reinforce):
     """
 
     policy: GuidedPolicy
+    _credit = "returns"
 
     def __init__(
         self,
@@ -134,26 +155,15 @@ class DDPOReinforce(Reinforce):
     def _create_optimizer(self, module: torch.nn.Module, factory: OptimizerFactory, max_grad_norm: Any = None) -> Any:
         return super()._create_optimizer(module, factory, max_grad_norm=self._max_grad_norm)
 
-    def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
-        self.rewards.normalize(batch)
-        prepared: Any = super()._preprocess_batch(batch, buffer, indices)
-        bound = self.rewards.advantage_clip
-        prepared.returns = prepared.returns.clip(-bound, bound)
-        return self.rewards.stochastic(prepared)
 
-
-class DDPOPPO(PPO):
+class DDPOPPO(_OnTrajectories, PPO):
     """DDPO_IS: Tianshou's PPO on trajectory rewards.
 
     Args:
         policy: the policy.
         critic: values of states; `ZeroCritic` for none.
         optim: makes the optimiser.
-        normalization: of `TrajectoryRewards`, as the next three.
-        advantage_clip: see there.
-        statistics_buffer: see there.
-        statistics_min_count: see there.
-        **options: of Tianshou's `PPO`; `ddpo_is` gives those of DDPO.
+        **options: of `TrajectoryRewards` and of Tianshou's `PPO`; `ddpo_is` gives those of DDPO.
 
     Attributes:
         rewards: normalises them.
@@ -163,30 +173,14 @@ class DDPOPPO(PPO):
     """
 
     policy: GuidedPolicy
+    _credit = "adv"
 
     def __init__(
-        self,
-        *,
-        policy: GuidedPolicy,
-        critic: torch.nn.Module,
-        optim: OptimizerFactory,
-        normalization: Normalization = "prompt",
-        advantage_clip: float = 5.0,
-        statistics_buffer: int = 32,
-        statistics_min_count: int = 16,
-        **options: Any,
+        self, *, policy: GuidedPolicy, critic: torch.nn.Module, optim: OptimizerFactory, **options: Any
     ) -> None:
         denoising = denoising_policy(policy)
         if options.get("recompute_advantage"):
             raise ValueError("recompute_advantage=True would undo the normalisation of rewards; leave it out")
+        rewards = {name: options.pop(name) for name in _REWARD_OPTIONS if name in options}
         super().__init__(policy=policy, critic=critic, optim=optim, **options)
-        self.rewards = TrajectoryRewards(
-            denoising, normalization, advantage_clip, statistics_buffer, statistics_min_count
-        )
-
-    def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
-        self.rewards.normalize(batch)
-        prepared: Any = super()._preprocess_batch(batch, buffer, indices)
-        bound = self.rewards.advantage_clip
-        prepared.adv = prepared.adv.clamp(-bound, bound)
-        return self.rewards.stochastic(prepared)
+        self.rewards = TrajectoryRewards(denoising, **rewards)

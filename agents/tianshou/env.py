@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,10 +11,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tianshou.data import Batch
 from tianshou.env import BaseVectorEnv
 
+from diffusion_gym.agents.adapters import SINGLE_SPACES, info_rows, layers, to_numpy
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 
-_OF_ONE = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
 _LEFT_OUT = "image"  # Tianshou's buffers would keep room for a picture at every step
 
 
@@ -104,7 +104,7 @@ class TianshouVectorEnv(BaseVectorEnv):
             ValueError: not one action an env, envs left out within an episode, or a reward that is not finite.
         """
         ids = self._ids(id)
-        actions = _numpy(action)
+        actions = to_numpy(action)
         if len(actions) != len(ids):
             raise ValueError(f"action holds {len(actions)} actions for the {len(ids)} envs {ids.tolist()}")
         resting = ~np.isin(np.arange(self.env_num), ids)
@@ -117,14 +117,14 @@ class TianshouVectorEnv(BaseVectorEnv):
             self.env.reset(options={"reset_mask": resting, **start})
         self._keep(observation, ids)
         self._taken[ids] += 1
-        scores = _numpy(rewards)[ids]
+        scores = to_numpy(rewards)[ids]
         if not np.isfinite(scores).all():
             failed = ids[~np.isfinite(scores)].tolist()
             raise ValueError(
                 f"the reward of env {failed} is NaN or infinite, and Tianshou cannot leave a trajectory out; let the "
                 "reward return a number, or train with a native agent, which drops such trajectories"
             )
-        flags = _numpy(terminated)[ids], _numpy(truncated)[ids]
+        flags = to_numpy(terminated)[ids], to_numpy(truncated)[ids]
         return self._seen(ids), scores, *flags, self._infos(infos, ids)
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
@@ -159,8 +159,8 @@ class TianshouVectorEnv(BaseVectorEnv):
             AttributeError: none of them has it.
         """
         ids = self._ids(id)
-        name = _OF_ONE.get(key, key)
-        for layer in self._layers():
+        name = SINGLE_SPACES.get(key, key)
+        for layer in layers(self.env):
             if hasattr(layer, name):
                 return [getattr(layer, name)] * len(ids)
         raise AttributeError(f"the environment has no attribute {key!r}")
@@ -173,7 +173,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         """
         if len(self._ids(id)) != len(self):
             raise ValueError(f"id={id!r} leaves envs out, but they share {key!r}; leave id out")
-        owner = next((layer for layer in self._layers() if hasattr(layer, key)), self.vector)
+        owner = next((layer for layer in layers(self.env) if hasattr(layer, key)), self.vector)
         setattr(owner, key, value)
 
     # --- the parts of a call -------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class TianshouVectorEnv(BaseVectorEnv):
 
     def _keep(self, observation: dict[str, Any], ids: np.ndarray) -> None:
         for key, value in observation.items():
-            array = _numpy(value)
+            array = to_numpy(value)
             if key not in self._observation:
                 self._observation[key] = array.copy()
             self._observation[key][ids] = array[ids]
@@ -210,17 +210,9 @@ class TianshouVectorEnv(BaseVectorEnv):
 
     def _infos(self, infos: dict[str, Any], ids: np.ndarray) -> np.ndarray:
         rows = np.empty(len(ids), dtype=object)
-        for position, row in enumerate(_rows(infos, ids)):
+        for position, row in enumerate(info_rows(infos, ids, without=(_LEFT_OUT,))):
             rows[position] = {**row, "env_id": int(ids[position])}
         return rows
-
-    def _layers(self) -> Iterator[Any]:
-        """The wrappers from the outermost, then the environment."""
-        layer: Any = self.env
-        while layer is not self.vector:
-            yield layer
-            layer = layer.env
-        yield layer
 
 
 def _check(env: Any) -> None:
@@ -238,21 +230,3 @@ def _check(env: Any) -> None:
                 f"{name}={given} is not the model's, {space}; take off the wrapper that scales, clips or changes "
                 "observations or actions"
             )
-
-
-def _rows(infos: dict[str, Any], ids: np.ndarray) -> list[dict[str, Any]]:
-    """Gymnasium's infos of a batch, with their `_key` masks, as one dictionary for each of `ids`."""
-    rows: list[dict[str, Any]] = [{} for _ in ids]
-    for key, value in infos.items():
-        if key.startswith("_") or key == _LEFT_OUT:
-            continue
-        parts = _rows(value, ids) if isinstance(value, dict) else _numpy(value)[ids]
-        known = infos.get(f"_{key}")
-        for row, part, there in zip(rows, parts, np.ones(len(ids)) if known is None else known[ids], strict=True):
-            if there:
-                row[key] = part
-    return rows
-
-
-def _numpy(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -140,6 +140,20 @@ def test_gradient_with_the_native_advantages(make_env, make_agent, roll, perturb
     agree(gradient_of_sb3(model), gradient_of_native(agent, trajectories), 1e-5)
 
 
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.25, 0.75), (0.5, 1.0)])
+@pytest.mark.parametrize("make", [ddpo_is, ddpo_sf])
+def test_gradient_of_a_part_of_the_steps(make_env, make_agent, roll, perturb, make, part, exact_end_pipeline):
+    """SB3's own `train` on the trained steps alone, without the deterministic last one."""
+    model_options = {"model": str(exact_end_pipeline)}
+    arguments = (make_env, make_agent, roll, perturb, make.__name__, 5, 0.0, model_options)
+    env, agent, trajectories = prepared(*arguments, trained_steps=part)
+    model = settled(make(env, trained_steps=part, normalize_advantage=False), agent.policy)
+    rewards = np.zeros((T, 5), np.float32)
+    rewards[-1] = agent.advantages(trajectories)
+    filled(model, trajectories, rewards)
+    agree(gradient_of_sb3(model), gradient_of_native(agent, trajectories), 1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [

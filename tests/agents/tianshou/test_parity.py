@@ -117,12 +117,13 @@ def test_advantages(world, native, make, normalization):
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "exact_end_pipeline"])
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.0, 0.5)])
 @pytest.mark.parametrize("native, make", [(DDPOSF, ddpo_sf), (DDPOIS, ddpo_is)])
-def test_policy_gradient(world, monkeypatch, request, native, make, model):
+def test_policy_gradient(world, monkeypatch, request, native, make, model, part):
     """Also where the last step is deterministic: it counts neither in the sum nor in the mean."""
     env, policy, trajectories = world(model=str(request.getfixturevalue(model)))
     parameters = policy.trainable_parameters()
-    options = {"normalization": "batch", "max_grad_norm": UNBOUNDED}
+    options = {"normalization": "batch", "max_grad_norm": UNBOUNDED, "trained_steps": part}
 
     agent = native(policy, native.Config(**options, micro_batch_size=64))
     frozen(monkeypatch, agent.optimizer.adam)
