@@ -1,0 +1,1 @@
+"""The benchmark: suites, the matrix of runs, its measures and statistics."""

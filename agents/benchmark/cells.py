@@ -1,0 +1,234 @@
+"""One cell of the matrix: train one agent on one task with one seed, measure it on the way, keep one record."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+
+from diffusion_gym.agents.benchmark.contender import Contender
+from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of, make_contender
+from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
+from diffusion_gym.agents.benchmark.measures import Evaluator, Work
+from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.runs import library_versions
+from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.prompts import PromptSet
+from diffusion_gym.rewards import make_reward
+from diffusion_gym.storage import read_json, save_tensors, write_json
+
+FORMAT: Final = "diffusion-gym-benchmark-1"
+_NEVER: Final = 10**9
+_POINTS: Final = "points.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell is to do; JSON values only, so that it travels to another process or machine.
+
+    Attributes:
+        suite: a suite's name or `.toml` path.
+        task: the task's name.
+        agent: a native agent, `module:Class`, a library's, such as `sb3/ppo`, or a variant that the suite defines.
+        seed: of the training; the noise of the measurements derives from it and is the same for every agent.
+        out: the benchmark's folder.
+        budget: reward queries; None for the suite's.
+        device: None for the suite's.
+        threads: CPU threads; 0 leaves torch's own choice.
+    """
+
+    suite: str
+    task: str
+    agent: str
+    seed: int
+    out: str
+    budget: int | None = None
+    device: str | None = None
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """What its folder and its record are called."""
+        return f"{self.task}--{self.agent.replace(':', '.').replace('/', '.')}--seed-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out) / "runs" / self.name
+
+    @property
+    def record(self) -> Path:
+        """The file of its record."""
+        return Path(self.out) / "records" / f"{self.name}.json"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How its record begins, whatever comes of it."""
+        return {"format": FORMAT, "task": self.task, "agent": self.agent, "seed": self.seed, "threads": self.threads}
+
+    def load_suite(self) -> Suite:
+        """The suite, with the budget and the device of this cell."""
+        suite = Suite.load(self.suite)
+        budget = suite.budget if self.budget is None else self.budget
+        return replace(suite, budget=budget, device=self.device or suite.device)
+
+    def settings(self, suite: Suite) -> RunSettings:
+        """The settings of the training.
+
+        Raises:
+            ValueError: an unknown agent, preset or option, a library that is not installed.
+        """
+        config = config_of(suite.trained(self.agent))
+        settings = suite.settings(self.task, self.agent, config, self.seed, self.folder)
+        # A checkpoint at each measurement: an interrupted cell goes on from the one of its last finished measurement.
+        return replace(settings, checkpoint_every=_NEVER, keep_checkpoints=2, threads=self.threads)
+
+    def finished(self) -> bool:
+        """Whether its record is there, of a training that succeeded.
+
+        Raises:
+            ValueError: the record, or what the run folder holds of a training, is of another suite or other settings.
+        """
+        suite = self.load_suite()
+        if self.record.is_file() and "error" not in (record := read_json(self.record)):
+            self._require_same(self.record, {"suite": record["suite"], **record["settings"]}, suite)
+            return True
+        if (self.folder / _POINTS).is_file():
+            path = self.folder / "config.json"
+            self._require_same(path, read_json(path)["settings"], suite)
+        return False
+
+    def _require_same(self, path: Path, stored: Mapping[str, Any], suite: Suite) -> None:
+        asked = {"suite": suite.name, **_comparable(self.settings(suite))}
+        if changed := _differing(stored, asked):
+            raise ValueError(f"{path} is of other settings ({changed}); remove it or choose another --out")
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train and measure; writes the record, also that of a failure.
+
+    Returns:
+        The record: `points`, each with the measures and `reward_queries`, `seconds`, `network_evaluations`; or `error`.
+    """
+    started, about = time.perf_counter(), cell.about | {"versions": library_versions(), "hardware": hardware()}
+    try:
+        suite = cell.load_suite()
+        settings, trained = cell.settings(suite), suite.trained(cell.agent)
+        if trained in LIBRARY_AGENTS:
+            library = LIBRARY_AGENTS[trained].distribution
+            about["versions"][library] = version(library)
+        about |= {"suite": suite.name, "trained": trained, "settings": _comparable(settings)}
+        points = _train(cell, suite, settings)
+        record = {**about, "points": points, "peak_memory_mb": peak_memory_mb()}
+    except Exception as error:
+        lines = traceback.format_exc().splitlines()
+        record = {**about, "error": f"{type(error).__name__}: {error}", "traceback": lines[-12:]}
+    record["total_seconds"] = round(time.perf_counter() - started, 1)
+    write_json(cell.record, record)
+    return record
+
+
+def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, Any]]:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    contender, points = _begin(cell, suite.trained(cell.agent), settings)
+    work = Work(contender.policy)
+    if points:
+        work.evaluations, work.seconds = points[-1]["network_evaluations"], points[-1]["seconds"]
+    evaluator = _evaluator(cell, suite, settings)
+    for target in [0, *suite.points(settings.samples_per_iteration)]:
+        if points and points[-1]["reward_queries"] >= target:
+            continue
+        if target:
+            with work.counting():
+                contender.train_until(target)
+        with contender.weights():
+            points.append(_point(cell, contender, evaluator, work))
+        write_json(cell.folder / _POINTS, points)
+    return points
+
+
+def _begin(cell: Cell, trained: str, settings: RunSettings) -> tuple[Contender, list[dict[str, Any]]]:
+    """The contender, at the last point that it has behind it, and these points."""
+    path = cell.folder / _POINTS
+    points: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    contender = make_contender(trained, settings)
+    if points and not contender.go_back(points[-1]["reward_queries"]):
+        points, contender = [], make_contender(trained, settings)
+    if not points:
+        if cell.folder.exists():
+            shutil.rmtree(cell.folder)
+        write_json(cell.folder / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+    return contender, points
+
+
+def _point(cell: Cell, contender: Contender, evaluator: Evaluator, work: Work) -> dict[str, Any]:
+    started = time.perf_counter()
+    found = evaluator.measure(contender.policy)
+    path = cell.folder / "points" / f"{contender.reward_queries:08d}.safetensors"
+    save_tensors(path, found.samples, {"prompts": json.dumps(found.prompts)})
+    return {
+        "reward_queries": contender.reward_queries,
+        "seconds": round(work.seconds, 3),
+        "network_evaluations": work.evaluations,
+        "measuring_seconds": round(time.perf_counter() - started, 3),
+        **{name: value if math.isfinite(value) else None for name, value in found.values.items()},
+    }
+
+
+def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
+    batch = min(suite.batch, suite.samples)
+    env = make_env(settings, batch)
+    prompts: PromptSet = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
+    held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
+    task = suite.tasks[cell.task]
+    probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+    return Evaluator(env, held_out, suite.samples, cell.seed, probe)
+
+
+def _comparable(settings: RunSettings) -> dict[str, Any]:
+    """The settings that make a run what it is, as JSON gives them back: not where it lies, nor its threads."""
+    free = ("out", "threads", "resume")
+    found: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
+    return {key: value for key, value in found.items() if key not in free}
+
+
+def _differing(stored: Any, asked: Any, name: str = "") -> str:
+    """The first option of both that differs; one that came to be after the record was written is at its default."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        found = (_differing(value, asked[key], key) for key, value in stored.items() if key in asked)
+        return next(filter(None, found), "")
+    return "" if stored == asked else f"{name}={asked!r}, there {stored!r}"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the cell that the first argument describes, as JSON; 1 if it failed.
+
+    With `--end-with-parent` the process ends when its standard input does, which the parent's death brings about.
+    """
+    if "--end-with-parent" in arguments:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    record = run_cell(Cell(**json.loads(arguments[0])))
+    return 1 if "error" in record else 0
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

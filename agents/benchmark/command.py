@@ -1,0 +1,137 @@
+"""The command `bench`: run a suite's matrix, and say how the agents compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.benchmark.cells import Cell
+from diffusion_gym.agents.benchmark.contenders import require_package
+from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
+from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.suites import Suite, suite_file, suites
+from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
+from diffusion_gym.storage import write_text
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Compare agents on a suite of environments, seed by seed; the same command goes on where it was stopped.
+
+    `diffusion-gym bench --list` shows the suites.
+    """
+
+    suite: str
+    """A suite's name, or the path of a .toml file like those in agents/benchmark/suites/."""
+    out: Path
+    """Where the records, the run folders and the logs go."""
+    agents: str | None = None
+    """Agents, separated by commas: native ones, module:Class, sb3/ppo, sb3/a2c, sb3/ddpo_ppo, tianshou/ppo,
+    tianshou/reinforce, or variants that the suite defines. By default the suite's variants, else all native ones."""
+    seeds: int = 5
+    """Seeds 0, 1, ... of each agent on each task; those of the same number share their noise."""
+    budget: int | None = None
+    """Reward queries of each training; by default the suite's."""
+    jobs: int = 1
+    """Trainings at once on this machine."""
+    threads: int = 1
+    """CPU threads of each training; 0 leaves torch's own choice."""
+    device: str | None = None
+    """Device of each training; by default the suite's."""
+    engine: Literal["processes", "ray"] = "processes"
+    """Processes on this machine, or tasks of Ray (extra `ray`)."""
+    ray_address: str | None = None
+    """Address of a Ray cluster; by default Ray is started on this machine."""
+    gpus: float = 0.0
+    """GPUs that a training takes of Ray, also a part of one."""
+
+
+def run_bench(options: BenchOptions) -> int:
+    """Run what is not finished, write `summary.json` and `points.csv`, and print how the agents compare.
+
+    Returns:
+        The exit code: 1 if a run failed.
+
+    Raises:
+        ValueError: an unknown suite, agent or option, a library that is missing, or what `out` holds is of another
+            suite or of other settings; nothing has run then.
+    """
+    for name, least in (("seeds", 1), ("budget", 1), ("jobs", 1), ("threads", 0), ("gpus", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value!r} must be at least {least}")
+    if options.engine == "ray":
+        require_package("ray", "ray", "engine='ray'")
+    out = options.out.absolute()  # another process may have another current directory
+    chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
+    cells = cells_of(options.suite, _agents(options), options.seeds, out, **chosen)
+    kept = keep_suite(options.suite, out)
+    cells = [replace(cell, suite=str(kept)) for cell in cells]
+    todo = [cell for cell in cells if not cell.finished()]
+    print(f"{len(cells)} runs, {len(cells) - len(todo)} finished before; records in {out / 'records'}", flush=True)
+    progress = _Progress(len(todo))
+    if not todo:
+        pass
+    elif options.engine == "ray":
+        run_ray(todo, options.ray_address, options.gpus, progress.told)
+    else:
+        run_local(todo, options.jobs, progress.told)
+    results = Results.read(out)
+    write_summary(results)
+    print(summary_text(results))
+    if progress.failed:
+        print(f"{progress.failed} runs failed; the same command tries them again", file=sys.stderr)
+    print(f"Next: diffusion-gym report {options.out}")
+    return 1 if progress.failed else 0
+
+
+def _agents(options: BenchOptions) -> list[str]:
+    if options.agents is None:
+        return list(Suite.load(options.suite).agents) or AGENTS.names()
+    return [entry.strip() for entry in options.agents.split(",") if entry.strip()]
+
+
+def suites_text() -> str:
+    """The suites that come with the package, with their tasks."""
+    lines = []
+    for suite in map(Suite.load, suites()):
+        lines.append(f"{suite.name:14}{suite.description}")
+        lines.append(f"{'':14}{suite.budget} reward queries a run; tasks: {', '.join(suite.tasks)}")
+    return "\n".join(lines)
+
+
+def keep_suite(suite: str, out: Path) -> Path:
+    """Copy a suite's file to the benchmark's folder, so that its records stay readable when the suite changes.
+
+    Raises:
+        ValueError: the folder is of another suite.
+    """
+    source = suite_file(suite)
+    target, text = out / source.name, source.read_text(encoding="utf-8")
+    for other in out.glob("*.toml"):
+        if other.name != target.name or other.read_text(encoding="utf-8") != text:
+            raise ValueError(f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out")
+    write_text(target, text)
+    return target
+
+
+class _Progress:
+    """A line for each run that ends."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.done, self.failed = number, 0, 0
+
+    def told(self, cell: Cell, record: Mapping[str, Any]) -> None:
+        """Print what came of a cell."""
+        self.done += 1
+        if "error" in record:
+            self.failed += 1
+            text = f"failed: {record['error']}"
+        else:
+            first, last = record["points"][0], record["points"][-1]
+            text = f"reward {first['reward']:.3f} -> {last['reward']:.3f}, {record['total_seconds'] / 60:.1f} minutes"
+        print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}", flush=True)

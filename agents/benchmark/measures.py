@@ -1,0 +1,168 @@
+"""What is measured of a policy at an evaluation point, from noise that is the same for every agent of the same seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch.nn.functional import interpolate
+
+from diffusion_gym.agents.algorithms import NoUsableReward
+from diffusion_gym.agents.benchmark.diversity import Features, by_prompt, centred, model_features, vendi_score
+from diffusion_gym.agents.denoised_path import denoised_path
+from diffusion_gym.agents.evaluation import trajectory_kl
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.images import to_float, to_uint8
+from diffusion_gym.rewards import Reward, evaluate
+
+_NOISE: Final = 3  # second entry of a seed path, after the seed: apart from training, grids and `eval`
+_KL_SAMPLES: Final = 32
+_SHOWN: Final = 16
+_SHOWN_SIDE: Final = 256  # pixels of a stored picture
+_PATHS: Final = 4
+_PATH_SIDE: Final = 96  # of one along a trajectory, of which there are T + 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A policy at an evaluation point.
+
+    Attributes:
+        values: the measures by name.
+        samples: what the report shows: `images` uint8 `(M, H, W, 3)` of the first samples, `rewards` `(N,)`, `features`
+            `(N, D)`, and of a few samples the denoised estimates with their rewards, `path_images`
+            `(T + 1, K, H, W, 3)` and `path_rewards` `(T + 1, K)`. Large pictures are made smaller.
+        prompts: of the N samples.
+    """
+
+    values: dict[str, float]
+    samples: dict[str, torch.Tensor]
+    prompts: tuple[str, ...]
+
+
+@dataclass
+class Evaluator:
+    """Measures a policy on the prompts of its training and on held-out ones.
+
+    Args:
+        env: the environment; a measurement's samples are a multiple of its `num_envs`.
+        held_out: the same with held-out prompts; None where there are none.
+        samples: pictures of a measurement, for either kind of prompts.
+        seed: of the noise.
+        probe: a reward that is not trained on, or None.
+    """
+
+    env: VectorEnv[Any, Any, Any]
+    held_out: VectorEnv[Any, Any, Any] | None
+    samples: int
+    seed: int
+    probe: Reward | None = None
+    _base: Features | None = field(default=None, init=False)
+
+    def measure(self, policy: DenoisingPolicy) -> Measurement:
+        """All measures of the policy.
+
+        Raises:
+            NoUsableReward: every reward is NaN or infinite.
+
+        Returns:
+            Values `reward`, the reward's components, `probe`, `kl` (nats a trajectory, closed form summed over the
+            steps), `vendi` and `distance` (within a prompt), `all_vendi` (over all pictures); and under `held_out_` the
+            reward and its components for the held-out prompts. What has no value is NaN.
+        """
+        found = self._trajectories(self.env, policy)
+        path = denoised_path(self.env, policy, found, _PATHS)
+        samples = {
+            "images": _small(found.images[:_SHOWN], _SHOWN_SIDE),
+            "rewards": found.rewards,
+            "path_images": torch.stack([_small(images, _PATH_SIDE) for images in path.images]),
+            "path_rewards": path.rewards,
+        }
+        values = _means(found)
+        values["kl"] = float(trajectory_kl(policy, found, min(_KL_SAMPLES, len(found))).double().mean())
+        features = self._features(policy, found)
+        if features is not None:
+            values |= {**by_prompt(features, found.prompts), "all_vendi": vendi_score(features)}
+            samples["features"] = torch.from_numpy(features).float()
+        if self.probe is not None:
+            pictures = to_float(found.images.to(policy.device))
+            values["probe"] = _finite_mean(evaluate(self.probe, pictures, list(found.prompts)).scores)
+        if self.held_out is not None:
+            unseen = _means(self._trajectories(self.held_out, policy))
+            values |= {f"held_out_{key}": value for key, value in unseen.items()}
+        return Measurement(values, samples, found.prompts)
+
+    def _trajectories(
+        self, env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, *, reference: bool = False
+    ) -> Trajectories:
+        number = -(-self.samples // env.num_envs) * env.num_envs
+        return collect_many(env, policy, number, (self.seed, _NOISE), reference=reference)
+
+    def _features(self, policy: DenoisingPolicy, found: Trajectories) -> Features | None:
+        """Features less the mean of the pretrained model's from the same noise; None where the network has none."""
+        if getattr(policy.model.unet, "mid_block", None) is None:
+            return None
+        if self._base is None:
+            self._base = model_features(policy, self._trajectories(self.env, policy, reference=True).finished)
+        return centred(model_features(policy, found.finished), self._base)
+
+
+def _means(found: Trajectories) -> dict[str, float]:
+    if not bool(found.rewards.isfinite().any()):
+        raise NoUsableReward(f"all {len(found)} rewards of the measurement are NaN or infinite; check the reward")
+    parts = {"reward": found.rewards, **found.components}
+    return {name: _finite_mean(values) for name, values in parts.items()}
+
+
+def _small(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures uint8 `(M, H, W, 3)` of at most `side` pixels."""
+    factor = side / max(images.shape[1:3])
+    if factor >= 1:
+        return images
+    shape = [max(1, round(length * factor)) for length in images.shape[1:3]]
+    return to_uint8(interpolate(to_float(images), shape, mode="area"))
+
+
+def _finite_mean(values: torch.Tensor) -> float:
+    numbers = values.double().cpu().numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    return float(numbers.mean()) if len(numbers) else float("nan")
+
+
+class Work:
+    """Counts what a training costs while `counting`: samples through the network, and seconds.
+
+    Args:
+        policy: the policy whose network is counted.
+
+    Attributes:
+        evaluations: samples that went through the network forward, both branches of the guidance counted.
+        seconds: wall-clock time.
+    """
+
+    def __init__(self, policy: DenoisingPolicy) -> None:
+        self.evaluations, self.seconds = 0, 0.0
+        self._networks = {policy.unet, policy.model.unet}
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what happens within this context."""
+
+        def count(module: Any, arguments: tuple[Any, ...]) -> None:
+            self.evaluations += len(arguments[0])
+
+        handles = [network.register_forward_pre_hook(count) for network in self._networks]
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+            for handle in handles:
+                handle.remove()

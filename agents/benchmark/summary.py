@@ -1,0 +1,113 @@
+"""What a benchmark says in a few lines, and in full as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+
+from diffusion_gym.agents.benchmark.results import Results, Verdict
+from diffusion_gym.agents.benchmark.statistics import Estimate, interquartile_mean
+from diffusion_gym.storage import write_json, write_text
+
+_FORMAT: Final = "diffusion-gym-benchmark-summary-1"
+_KEYS: Final = ("agent", "task", "seed")
+
+
+def summary_text(results: Results) -> str:
+    """A line an agent, and one for each pair of agents."""
+    width = max(map(len, ("agent", *results.agents)))
+    lines = [f"{'agent':{width}}{'score':>8}  {'95 % interval':18}{'runs':>5}{'failed':>8}"]
+    for agent in results.agents:
+        scores = results.scores(agent)
+        found, runs = interquartile_mean(scores), sum(len(part) for part in scores)
+        lines.append(f"{agent:{width}}{found.value:8.3f}  {_interval(found):18}{runs:5}{results.failed(agent):8}")
+    lines.append("score: interquartile mean over tasks and seeds; 0 is the pretrained model, 1 the task's ceiling")
+    verdicts = results.verdicts()
+    if verdicts:
+        lines += ["", *map(_sentence, verdicts)]
+        lines.append("better, worse: the 95 % interval of the paired differences excludes 0, and Holm's p <= 0.05")
+    return "\n".join(lines)
+
+
+def summary_json(results: Results) -> dict[str, Any]:
+    """All numbers of the tables, as JSON values; what has no value is null."""
+    content = {
+        "format": _FORMAT,
+        "suite": results.suite.name,
+        "agents": {agent: _agent(results, agent) for agent in results.agents},
+        "comparisons": [{**asdict(verdict), "verdict": verdict.word} for verdict in results.verdicts()],
+        "failures": [{key: record[key] for key in (*_KEYS, "error")} for record in results.failures],
+    }
+    plain: dict[str, Any] = _finite(content)
+    return plain
+
+
+def write_summary(results: Results) -> None:
+    """Write `summary.json`, and `points.csv` with a row for each run and measurement, to the benchmark's folder."""
+    write_json(results.folder / "summary.json", summary_json(results))
+    rows = [
+        {**{key: record[key] for key in _KEYS}, **point}
+        for record in results.records.values()
+        for point in record["points"]
+    ]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(results.folder / "points.csv", text.getvalue())
+
+
+def _agent(results: Results, agent: str) -> dict[str, Any]:
+    scores = results.scores(agent)
+    return {
+        "score": asdict(interquartile_mean(scores)),
+        "runs": sum(len(part) for part in scores),
+        "failed": results.failed(agent),
+        "tasks": {task: _task(results, agent, task) for task in results.tasks_of(agent)},
+    }
+
+
+def _task(results: Results, agent: str, task: str) -> dict[str, Any]:
+    """The score on a task; and of each measure, before and after, the mean over seeds and its standard error."""
+    seeds = results.seeds(agent, task)
+    measures = dict.fromkeys(key for seed in seeds for key in results.records[agent, task, seed]["points"][-1])
+    return {
+        "seeds": seeds,
+        "score": asdict(interquartile_mean(results.scores(agent, tasks=[task]))),
+        **{
+            name: {measure: _mean(results.column(agent, task, measure, point)) for measure in measures}
+            for name, point in (("before", 0), ("after", -1))
+        },
+    }
+
+
+def _mean(values: Any) -> dict[str, float]:
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"mean": float(values.mean()), "standard_error": float(error)}
+
+
+def _sentence(verdict: Verdict) -> str:
+    word = {"better": "better than", "worse": "worse than", "undecided": "undecided against"}[verdict.word]
+    return (
+        f"{verdict.first} {word} {verdict.second}: {verdict.difference.value:+.3f} ({_interval(verdict.difference)}), "
+        f"probability of improvement {verdict.probability.value:.2f}, p {verdict.p:.2g}, {verdict.pairs} pairs"
+    )
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.low:.3f} to {found.high:.3f}" if math.isfinite(found.low) else "one seed: none"
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,171 @@
+"""The command `bench`: from the command line to the summary, and its mistakes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from benchmark_suites import write_suite
+from diffusion_gym.agents import cli
+from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.benchmark import command, matrix
+from diffusion_gym.agents.benchmark.cells import run_cell
+from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.storage import read_json
+
+DOCS = Path(__file__).parents[3] / "docs" / "benchmark.md"
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run the cells here, one after the other, in place of processes; the list of what ran."""
+    ran = []
+
+    def run(cells, jobs, told):
+        for cell in cells:
+            ran.append(cell)
+            told(cell, run_cell(cell))
+
+    monkeypatch.setattr(command, "run_local", run)
+    return ran
+
+
+def bench(*arguments):
+    cli.main(["bench", *map(str, arguments)])
+
+
+def failure(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        bench(*arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys):
+    """In a process of its own, as users have it; done twice, nothing runs again."""
+    out = tmp_path / "out"
+    arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
+    bench(*arguments)
+    told = capsys.readouterr().out
+    assert "1 runs, 0 finished before" in told and f"Next: diffusion-gym report {out}" in told
+    assert re.search(r"1/1 size, ddpo_is, seed 0: reward 0\.\d+ -> 0\.\d+, 0\.\d minutes", told)
+    assert read_json(out / "summary.json")["agents"]["ddpo_is"]["runs"] == 1 and (out / "points.csv").is_file()
+    assert (out / "tiny.toml").read_text() == tiny_suite.read_text()
+    stamp = next((out / "records").iterdir()).stat().st_mtime_ns
+    bench(*arguments)
+    assert "1 runs, 1 finished before" in capsys.readouterr().out
+    assert next((out / "records").iterdir()).stat().st_mtime_ns == stamp
+    assert Results.read(out).agents == ["ddpo_is"]
+
+
+def test_a_failed_run_is_told_and_tried_again(tiny_suite, tmp_path, capsys, in_this_process, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ("--suite", tiny_suite, "--agents", "ddpo_is,module_b:Failing", "--seeds", 1, "--out", out)
+    module = tmp_path / "module_b.py"
+    module.write_text(
+        "from diffusion_gym.agents.algorithms import DDPOIS\n\n\n"
+        "class Failing(DDPOIS):\n    broken = True\n\n    def update(self, *args):\n"
+        "        if self.broken:\n            raise OSError('no disk')\n        return super().update(*args)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        bench(*arguments)
+    told = capsys.readouterr()
+    assert stopped.value.code == 1 and "1 runs failed; the same command tries them again" in told.err
+    assert "2/2 size, module_b:Failing, seed 0: failed: OSError: no disk" in told.out
+    assert read_json(out / "summary.json")["failures"][0]["error"] == "OSError: no disk"
+    import module_b
+
+    monkeypatch.setattr(module_b.Failing, "broken", False)
+    in_this_process.clear()
+    bench(*arguments)
+    assert [cell.agent for cell in in_this_process] == ["module_b:Failing"]
+    assert read_json(out / "summary.json")["failures"] == []
+
+
+def test_by_default_the_variants_of_the_suite(tiny_suite, tmp_path, in_this_process):
+    bench("--suite", tiny_suite, "--seeds", 1, "--budget", 4, "--out", tmp_path / "out")
+    assert [(cell.agent, cell.budget) for cell in in_this_process] == [("frozen_null", 4)]
+
+
+def test_ctrl_c(tiny_suite, tmp_path, capsys, monkeypatch):
+    def interrupted(cells, jobs, told):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_local", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        bench("--suite", tiny_suite, "--out", tmp_path / "out")
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_list_of_suites(capsys):
+    bench("--list")
+    told = capsys.readouterr().out
+    for name in ("shapes-v1", "ddpo-paper", "thesis", "dpok", "smoke"):
+        assert re.search(rf"^{name} +\w", told, flags=re.M)
+    assert "3200 reward queries a run; tasks: color, count, composition" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--suite", "shapes-v2"), "suite='shapes-v2' is unknown; did you mean 'shapes-v1'"),
+        (("--suite", "smoke", "--agents", "dpokk"), "agent='dpokk' is unknown; did you mean 'dpok'"),
+        (("--suite", "smoke", "--agents", ","), "agents is empty"),
+        (("--suite", "smoke", "--seeds", 0), "seeds=0 must be at least 1"),
+        (("--suite", "smoke", "--budget", 0), "budget=0 must be at least 1"),
+        (("--suite", "smoke", "--budget", 3), "budget=3 is below one iteration, samples_per_iteration=16"),
+        (("--suite", "smoke", "--jobs", 0), "jobs=0 must be at least 1"),
+    ],
+)
+def test_a_mistake_leaves_nothing_behind(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(matrix, "_start", lambda cell: pytest.fail("something ran"))
+    assert failure(capsys, *arguments, "--out", tmp_path / "out").startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_suite_or_other_settings_in_the_same_folder(
+    tiny_suite, tiny_pipeline, tmp_path, capsys, in_this_process
+):
+    out = tmp_path / "out"
+    bench("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
+    assert "holds a benchmark of another suite, tiny.toml" in failure(capsys, "--suite", "smoke", "--out", out)
+    changed = write_suite(tmp_path / "changed", tiny_pipeline, samples="8")
+    assert "of another suite, tiny.toml; choose another --out" in failure(capsys, "--suite", changed, "--out", out)
+    arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--budget", 12, "--out", out)
+    assert "is of other settings (total_reward_queries=12, there 8)" in failure(capsys, *arguments)
+    assert len(in_this_process) == 1
+
+
+def test_the_commands_of_the_documentation():
+    """Every `diffusion-gym bench` of docs/benchmark.md is understood."""
+    commands = re.findall(r"^ +diffusion-gym bench ((?:.*\\\n)*.*)$", DOCS.read_text(), flags=re.M)
+    assert len(commands) >= 4
+    for found in commands:
+        words = shlex.split(found.replace("\\\n", " "))
+        if words != ["--list"]:
+            options = tyro.cli(command.BenchOptions, args=words)
+            assert options.suite in [*command.suites(), "my-suite.toml"]
+
+
+def test_the_suite_of_the_documentation(tmp_path):
+    """It loads, builds settings for every agent, and its variant is one."""
+    text = DOCS.read_text()
+    suite = re.search(r"```toml\n(.*?)```", text, flags=re.S)[1]
+    variant = re.search(r"^ +(\[agents\..*?)\n\n", text, flags=re.S | re.M)[1]
+    path = tmp_path / "my-suite.toml"
+    path.write_text(suite + "\n".join(line.strip() for line in variant.splitlines()))
+    cells = matrix.cells_of(str(path), [*AGENTS, "ddpo_is_conditional"], 1, tmp_path)
+    settings = cells[-1].settings(cells[-1].load_suite())
+    assert settings.env_options.guidance_scale == 1.5 and not settings.agent_options.cfg_training
+
+
+def test_every_measure_is_documented(tiny_suite, tmp_path, in_this_process):
+    bench("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", tmp_path)
+    point = read_json(in_this_process[0].record)["points"][0]
+    told = DOCS.read_text().split("## Measures")[1].split("## Scores")[0]
+    documented = set(re.findall(r"`(\w+)`", told))
+    held_out = {key for key in point if key.startswith("held_out_")}
+    assert set(point) - held_out - documented == {key.removeprefix("held_out_") for key in held_out} - {"reward"}
