@@ -59,10 +59,12 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write `report.html` of a run: one self-contained page."""
+    """Write `report.html` of a run or of a benchmark: one self-contained page."""
 
     dir: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder, or the folder of a benchmark: its `--out`."""
+    seed: int | None = None
+    """Of a benchmark: the seed whose pictures are shown; by default each agent's first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,6 +202,8 @@ def _check_same(stored: Any, asked: Any) -> None:
         "checkpoint_every",
         "pictures_every",
         "keep_checkpoints",
+        "development_every",
+        "track",
         "threads",
         "resume",
         "out",
@@ -223,10 +227,22 @@ def _eval(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
+    from diffusion_gym.agents.reporting.benchmark.page import is_benchmark, write_benchmark_report
     from diffusion_gym.agents.reporting.page import write_report
 
     options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
-    print(f"report: {write_report(options.dir)}")
+    if is_benchmark(options.dir):
+        print(f"report: {write_benchmark_report(options.dir, options.seed)}")
+    elif not (options.dir / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(options.dir)!r} holds neither a run (config.json) nor a benchmark (records/); pass the --out of one"
+        )
+    elif options.seed is not None:
+        raise ValueError(
+            f"seed={options.seed} chooses pictures of a benchmark, which {options.dir} is not; leave it out"
+        )
+    else:
+        print(f"report: {write_report(options.dir)}")
 
 
 def _demo(args: list[str]) -> None:

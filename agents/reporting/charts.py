@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffusion_gym.agents.reporting.drawing import Drawing, Key
 from diffusion_gym.agents.reporting.markup import Html, element, join
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -18,9 +19,12 @@ class Curve:
     Attributes:
         name: what the legend calls it.
         x: where the points are.
-        y: their values; those that are not finite are left out.
-        color: `first` or `second` of the page's style.
+        y: their values; points of which either is not finite are left out.
+        color: classes of the page's style: `first`, `second`, or `series-1` to `series-8`, also `dashed`.
         level: a value to compare with, as a dashed horizontal line.
+        band: lower and upper end of an interval at each point; empty for none.
+        smooth: whether the line is the running mean, or goes through the points.
+        dots: whether the points are drawn.
     """
 
     name: str
@@ -28,10 +32,18 @@ class Curve:
     y: Sequence[float]
     color: str = "first"
     level: float | None = None
+    band: Sequence[tuple[float, float]] = ()
+    smooth: bool = True
+    dots: bool = True
 
     def points(self) -> list[tuple[float, float]]:
         """The finite points."""
-        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(y)]
+        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+
+    def ends(self) -> list[tuple[float, float, float]]:
+        """Where the band is, and its lower and upper end; without those that are not finite."""
+        rows = [(x, *ends) for x, ends in zip(self.x, self.band, strict=True)] if self.band else []
+        return [row for row in rows if all(map(math.isfinite, row))]
 
 
 @dataclass(frozen=True)
@@ -76,37 +88,74 @@ class Axis:
         return f" (×10{str(self.exponent).translate(_SUPERSCRIPTS)})" if self.exponent else ""
 
 
-def line_chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve], *, height: int, zero: bool) -> Html:
-    """A figure with curves over one x axis.
+@dataclass(frozen=True)
+class LineChart(Drawing):
+    """Curves over one x axis.
 
-    Args:
+    Attributes:
         title: what the chart shows.
-        x_label: name and unit of the x axis, which begins at 0.
+        x_label: name and unit of the x axis.
         y_label: name and unit of the y axis.
         curves: what to draw; a legend names them, and the dashed levels, if there is more than one line.
         height: of the plot, in pixels; its width is the page's.
         zero: whether the y axis includes 0.
+        from_zero: whether the x axis begins at 0.
     """
-    points = [point for curve in curves for point in curve.points()]
-    if not points:
-        return element("figure", element("p", title, class_="title"), element("figcaption", "No finite value."))
-    levels = [curve.level for curve in curves if curve.level is not None]
-    across = Axis.covering([0.0, *(x for x, _ in points)], 4, rounded=False)
-    up = Axis.covering([*(y for _, y in points), *levels, *([0.0] if zero else [])], 4, rounded=True)
-    first, last = points[0], points[-1]
-    spoken = f"{title}: {y_label} from {first[1]:.4g} at {first[0]:g} to {last[1]:.4g} at {last[0]:g} {x_label}."
-    drawing = element(
-        "svg",
-        _frame(across, up),
-        element("text", x_label + across.unit, x="50%", y="100%", dy="2.9em", text_anchor="middle"),
-        *(_draw(curve, across, up) for curve in curves),
-        height=height,
-        role="img",
-        aria_label=spoken,
-    )
-    names = [element("p", title, class_="title"), element("p", y_label + up.unit, class_="legend")]
-    legend = [_legend(curves)] if len(curves) > 1 or levels else []
-    return element("figure", *names, *legend, drawing, class_="chart")
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Sequence[Curve]
+    height: int = 300
+    zero: bool = False
+    from_zero: bool = True
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """The y axis, with the power of ten that its labels leave out."""
+        return self.y_label + (self._up().unit if self._points() else "")
+
+    @property
+    def keys(self) -> list[Key]:
+        """A key for each curve, and one for the levels."""
+        leveled = [curve.color for curve in self.curves if curve.level is not None]
+        if len(self.curves) < 2 and not leveled:
+            return []
+        line = element("line", x1=0, x2="100%", y1=5, y2=5, class_="level")
+        named = [Key(curve.name, curve.color) for curve in self.curves]
+        return [*named, *(Key("" if color != leveled[-1] else "pretrained model", color, line) for color in leveled)]
+
+    def plot(self) -> Html:
+        """Grid, labels and curves."""
+        if not self._points():
+            return Html()
+        beginning = [0.0] if self.from_zero else []
+        across = Axis.covering([*beginning, *(x for x, _ in self._points())], 4 if self.from_zero else 6, rounded=False)
+        up = self._up()
+        name = element("text", self.x_label + across.unit, x="50%", y="100%", dy="2.9em", text_anchor="middle")
+        return join([_frame(across, up), name, *(_draw(curve, across, up) for curve in self.curves)])
+
+    def spoken(self) -> str:
+        """First and last point of the first curve."""
+        if not self._points():
+            return f"{self.title}: no finite value."
+        first, last = self._points()[0], self._points()[-1]
+        ends = f"from {first[1]:.4g} at {first[0]:g} to {last[1]:.4g} at {last[0]:g}"
+        return f"{self.title}: {self.y_label} {ends} {self.x_label}."
+
+    def _points(self) -> list[tuple[float, float]]:
+        return [point for curve in self.curves for point in curve.points()]
+
+    def _up(self) -> Axis:
+        values = [y for _, y in self._points()]
+        values += [end for curve in self.curves for _, *ends in curve.ends() for end in ends]
+        values += [curve.level for curve in self.curves if curve.level is not None]
+        return Axis.covering([*values, *([0.0] if self.zero else [])], 4, rounded=True)
+
+
+def line_chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve], *, height: int, zero: bool) -> Html:
+    """A `LineChart` within a page."""
+    return LineChart(title, x_label, y_label, curves, height, zero).figure()
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -139,31 +188,22 @@ def _draw(curve: Curve, across: Axis, up: Axis) -> Html:
     parts = [
         element("circle", element("title", f"{x:,g}: {y:.4g}"), cx=f"{left}%", cy=f"{top}%", r=3)
         for (x, y), (left, top) in zip(points, places, strict=True)
+        if curve.dots
     ]
     if curve.level is not None:
         y = f"{100 - up.percent(curve.level)}%"
         parts.append(element("line", x1=0, x2="100%", y1=y, y2=y, class_="level"))
-    smooth = running_mean([top for _, top in places], window_for(len(places)))
+    window = window_for(len(places)) if curve.smooth else 1
+    smooth = running_mean([top for _, top in places], window)
     line = "M" + " ".join(f"{left} {top:.3f}" for (left, _), top in zip(places, smooth, strict=True))
     # Stretched to the plot, whose width is known to the browser only; the line keeps its thickness.
-    path = element("path", d=line, vector_effect="non-scaling-stroke")
-    parts.append(element("svg", path, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%"))
+    paths = [element("path", d=line, vector_effect="non-scaling-stroke")] if places else []
+    if ends := curve.ends():
+        lower = [f"{across.percent(x)} {100 - up.percent(low):.3f}" for x, low, _ in ends]
+        upper = [f"{across.percent(x)} {100 - up.percent(high):.3f}" for x, _, high in reversed(ends)]
+        paths.insert(0, element("path", d=f"M{' '.join(lower + upper)}Z", class_="band"))
+    parts.append(element("svg", *paths, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%"))
     return element("g", *parts, class_=curve.color)
-
-
-def _legend(curves: Sequence[Curve]) -> Html:
-    items: list[Html] = []
-    for curve in curves:
-        line = element("path", d="M2 5H24")
-        items.append(element("li", _key(line, curve.color), curve.name))
-    if leveled := [curve for curve in curves if curve.level is not None]:
-        line = element("line", x1=0, x2="100%", y1=5, y2=5, class_="level")
-        items.append(element("li", *(_key(line, curve.color) for curve in leveled), "pretrained model"))
-    return element("ul", *items, class_="legend")
-
-
-def _key(line: Html, color: str) -> Html:
-    return element("svg", line, height=10, class_=color, aria_hidden="true")
 
 
 def _round_step(least: float) -> float:

@@ -25,13 +25,15 @@ _HEAD: Final = """<!doctype html>
 <link rel="icon" href="data:,">
 """
 
-_STYLE: Final = """
+STYLE: Final = """
 :root { color-scheme: light dark;
   --page: #ffffff; --card: #f6f7f9; --line: #e1e5ea; --text: #1b1f24; --muted: #59636e;
-  --first: #1f5fc4; --second: #a8500a; --note: #fff7e0; --note-line: #e0b84a; }
+  --first: #1f5fc4; --second: #a8500a; --note: #fff7e0; --note-line: #e0b84a;
+  --third: #0b7d55; --fourth: #b0388c; --fifth: #6b4fc0; --sixth: #8a6d00; --seventh: #0a7f96; --eighth: #c22b2b; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14171b; --card: #1c2026; --line: #313841; --text: #e7eaee; --muted: #9ba6b2;
-  --first: #7db1ff; --second: #f0ac5c; --note: #2a2413; --note-line: #8a6d1f; } }
+  --first: #7db1ff; --second: #f0ac5c; --note: #2a2413; --note-line: #8a6d1f;
+  --third: #4fd0a0; --fourth: #f08fd0; --fifth: #b7a3ff; --sixth: #e0cc50; --seventh: #58cfe6; --eighth: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 70rem; padding: 3rem 1.25rem 4rem; background: var(--page); color: var(--text);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -63,16 +65,26 @@ figcaption { margin-top: .4rem; font-size: .875rem; }
 .strip { gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
 img.pixelated { image-rendering: pixelated; }
-.chart { margin: 1.25rem 0 0; }
-.chart > svg { width: calc(100% - 4.65rem); margin: .8rem .75rem 0 3.9rem; padding: 0; }
+.chart { display: flow-root; margin: 1.25rem 0 0; }
+.chart > svg { width: calc(100% - 4.65rem); margin: .8rem .75rem 3rem 3.9rem; padding: 0; }
+.chart.rows > svg { width: calc(100% - 1.5rem); margin-left: .75rem; }
 .chart svg { display: block; overflow: visible; }
-.chart::after { content: ""; display: block; height: 3rem; }
 .chart svg text { font-size: .8125rem; fill: var(--muted); font-variant-numeric: tabular-nums; }
 .chart .grid { stroke: var(--line); }
 .chart path { fill: none; stroke: var(--ink); stroke-width: 2.25; stroke-linejoin: round; stroke-linecap: round; }
 .chart circle { fill: var(--ink); opacity: .4; }
 .chart .level { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 5; }
+.chart .band { fill: var(--ink); stroke: none; opacity: .16; }
+.chart .interval { stroke: var(--ink); stroke-width: 4; stroke-linecap: round; opacity: .45; }
+.chart .mark { stroke: var(--muted); stroke-dasharray: 3 4; }
+.chart .whole circle { opacity: 1; }
+.chart svg text.name { fill: var(--text); }
+.chart rect { fill: var(--ink); }
+.dashed path { stroke-dasharray: 7 5; }
 .first { --ink: var(--first); } .second { --ink: var(--second); }
+.series-1 { --ink: var(--first); } .series-2 { --ink: var(--second); } .series-3 { --ink: var(--third); }
+.series-4 { --ink: var(--fourth); } .series-5 { --ink: var(--fifth); } .series-6 { --ink: var(--sixth); }
+.series-7 { --ink: var(--seventh); } .series-8 { --ink: var(--eighth); }
 .title { margin: 0; font-weight: 600; font-size: .95rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.25rem; margin: .2rem 0 0; padding: 0; list-style: none;
   font-size: .875rem; color: var(--muted); }
@@ -89,6 +101,22 @@ thead th[colspan] { text-align: left; border-left: 1px solid var(--line); }
 tbody th { font-weight: 400; }
 .family th, .family td { background: var(--card); font-weight: 600; }
 tbody:last-child tr:last-child > * { border-bottom: 0; }
+.plain { max-height: none; }
+.files { margin: 0; font-size: .8125rem; color: var(--muted); }
+.files a { color: inherit; }
+.scroll + .files { margin-top: .4rem; }
+a { color: var(--first); }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1.5rem 0 0; font-size: .9rem; }
+details { margin: .5rem 0; border: 1px solid var(--line); border-radius: 10px; padding: .55rem 1rem; }
+details[open] { padding-bottom: 1rem; }
+summary { cursor: pointer; font-weight: 600; font-size: .95rem; overflow-wrap: anywhere; }
+summary .muted { font-weight: 400; }
+h4 { margin: 1.25rem 0 .25rem; font-size: .9rem; }
+.samples { display: grid; gap: 1rem 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); }
+.rolls { display: grid; gap: 1.1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+b.whole { white-space: nowrap; }
+.labels { display: grid; grid-auto-columns: 1fr; grid-auto-flow: column; text-align: center; font-size: .72rem;
+  color: var(--muted); font-variant-numeric: tabular-nums; line-height: 1.5; }
 .columns { columns: 18rem; column-gap: 3rem; margin: 1.25rem 0; }
 .columns section { break-inside: avoid; padding-bottom: 1.5rem; }
 .columns h3 { margin-top: 0; }
@@ -129,7 +157,7 @@ def join(parts: Iterable[object]) -> Html:
 
 def page(title: str, *content: Html) -> str:
     """A whole document, which may not load anything from anywhere."""
-    head = join([element("title", title), Html(f"<style>{_STYLE}</style>")])
+    head = join([element("title", title), Html(f"<style>{STYLE}</style>")])
     return f"{_HEAD}{head}\n</head>\n<body>\n<main>\n" + "\n".join(content) + "\n</main>\n</body>\n</html>\n"
 
 
@@ -148,18 +176,22 @@ def card(label: str, value: object, *details: object) -> Html:
 
 def picture(path: Path, alt: str, caption: object) -> Html:
     """A picture file as a figure, its bytes within the page."""
-    data, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width > _WIDEST:
-            width, height = _WIDEST, round(height * _WIDEST / width)
+    return element("figure", image(path.read_bytes(), alt), element("figcaption", caption))
+
+
+def image(data: bytes, alt: str, widest: int = _WIDEST) -> Html:
+    """A PNG picture, its bytes within the page; one wider than `widest` pixels is made smaller, a JPEG."""
+    kind = "png"
+    with Image.open(io.BytesIO(data)) as opened:
+        width, height = opened.size
+        if width > widest:
+            width, height = widest, round(height * widest / width)
             buffer = io.BytesIO()
-            image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
+            opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
             data, kind = buffer.getvalue(), "jpeg"
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     pixels = "pixelated" if width <= _ENLARGED else "smooth"
-    shown = element("img", src=source, alt=alt, width=width, height=height, class_=pixels)
-    return element("figure", shown, element("figcaption", caption))
+    return element("img", src=source, alt=alt, width=width, height=height, class_=pixels)
 
 
 def table(

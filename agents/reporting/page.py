@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.reporting.charts import Curve, line_chart, running_mean, window_for
 from diffusion_gym.agents.reporting.commands import quoted, train_command
+from diffusion_gym.agents.reporting.development import development_section
 from diffusion_gym.agents.reporting.markup import Html, card, definitions, element, join, note, page, picture
 from diffusion_gym.agents.reporting.results import arrow, by_family, number, prompt_table, result_cards
 from diffusion_gym.agents.runs import load_settings
 from diffusion_gym.agents.settings import RunSettings
-from diffusion_gym.agents.trainer import read_metrics
 from diffusion_gym.storage import read_json, write_text
 
 _QUERIES: Final = "reward queries (images scored)"
@@ -87,7 +88,18 @@ def write_report(folder: Path) -> Path:
         ValueError: a file of the run is truncated or of something else.
     """
     run = Run.read(folder)
-    sections = (_header, _headline, _before_after, _learning, _strip, _diagnostics, _prompts, _configuration, _commands)
+    sections = (
+        _header,
+        _headline,
+        _before_after,
+        _learning,
+        _strip,
+        _development,
+        _diagnostics,
+        _prompts,
+        _configuration,
+        _commands,
+    )
     title = f"{run.settings.agent} on {run.settings.env}, seed {run.settings.seed}"
     text = page(title, *(section(run) for section in sections))
     path = folder / "report.html"
@@ -198,6 +210,10 @@ def _strip(run: Run) -> Html:
     content = element("div", *figures, class_="strip") if figures else note("The run has drawn no pictures yet.")
     text = element("p", "The same noise and prompts at every point of the training.", class_="muted")
     return element("section", element("h2", "Pictures over training"), text, content)
+
+
+def _development(run: Run) -> Html:
+    return development_section(run.folder)
 
 
 def _diagnostics(run: Run) -> Html:

@@ -34,7 +34,9 @@ def write_suite(folder, budget=64):
     write_text(Path(folder) / "made.toml", SUITE.format(budget=budget))
 
 
-def write_run(folder, agent, task, seed, rewards, *, samples=True, suite="made", settings=None, **measures):
+def write_run(
+    folder, agent, task, seed, rewards, *, samples=True, suite="made", settings=None, trained=None, **measures
+):
     """A record with a point for each of `rewards`, 32 reward queries apart; a measure is a list, a value for each."""
     points = [
         {
@@ -56,6 +58,7 @@ def write_run(folder, agent, task, seed, rewards, *, samples=True, suite="made",
         "versions": {"python": "3.11.7", "torch": "9.8.7"},
         "hardware": {"processor": "a processor", "cores": 2},
         "suite": suite,
+        "trained": trained or agent,
         "settings": settings or {"total_reward_queries": 32 * (len(rewards) - 1)},
         "points": points,
         "peak_memory_mb": 700.0,
