@@ -12,12 +12,15 @@ import torch
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
+from diffusion_gym.agents.development import DevelopmentSet
 from diffusion_gym.agents.evaluation import compare, save_pictures
 from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.settings import RunSettings, make_env
-from diffusion_gym.agents.trainer import Trainer, read_metrics
+from diffusion_gym.agents.tracking import check_track
+from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.storage import is_unfinished, read_json, write_json
 
@@ -83,7 +86,8 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     env = make_env(settings, settings.rollout_batch, processes=processes)
     agent = build_agent(settings, env, processes)
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
-    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures)
+    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
+    trainer.development = _development(settings, processes)
     if processes.main:
         write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
     done = trainer.run(resume=settings.resume and not _killed_early(trainer))
@@ -104,6 +108,16 @@ def stopped_early(folder: Path) -> str:
     return f"Stopped early. Go on with: diffusion-gym train --resume --out {folder}"
 
 
+def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet | None:
+    """The development set of the main process, in the largest batches that fit it and are no more than the grids'."""
+    if not processes.main or not settings.development_interval:
+        return None
+    samples = settings.development_samples
+    batch = max(size for size in range(1, _PICTURES + 1) if samples % size == 0)
+    env = make_env(settings, batch, processes=processes)
+    return DevelopmentSet(env, settings.out, settings.seed, samples, settings.development_paths)
+
+
 def _killed_early(trainer: Trainer) -> bool:
     """Whether the run came to no checkpoint before it was killed, so that to resume it is to begin it anew."""
     rows = read_metrics(trainer.out / "metrics.jsonl")
@@ -116,6 +130,7 @@ def _refusal(settings: RunSettings, processes: Processes) -> Exception | None:
         if not settings.resume:
             check_new(settings.out)
         processes.share(settings.samples_per_iteration // settings.rollout_batch)
+        check_track(settings.track)
     except (FileExistsError, ValueError) as error:
         return error
     return None

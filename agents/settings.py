@@ -15,7 +15,8 @@ from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.presets import PRESETS, Preset, default_preset
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.reward_options import check_no_secrets, parse_keywords
-from diffusion_gym.agents.trainer import Schedule
+from diffusion_gym.agents.schedule import Schedule
+from diffusion_gym.agents.tracking import Track
 from diffusion_gym.prompts import PromptSet, names_prompt_set
 from diffusion_gym.registry import unknown_name
 
@@ -94,6 +95,8 @@ class RunSettings(Schedule):
     """Trajectories sampled at once; samples_per_iteration is a multiple of it."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
+    track: Track = "tensorboard"
+    """Where numbers and pictures are shown while it trains: TensorBoard; W&B as well with `wandb`; or nowhere."""
     resume: bool = False
     """Go on with the run in the run folder; its settings are taken over."""
     env_options: Annotated[EnvOptions, tyro.conf.arg(name="env")] = field(default_factory=EnvOptions)
@@ -127,10 +130,18 @@ class RunSettings(Schedule):
             for prefix, given, kind in (("agent", chosen, config), ("env", env, EnvOptions)):
                 _check_known(path, prefix, given, _names(kind))
             env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])
-            known = {entry.name: stored[entry.name] for entry in fields(cls)}
+            known = {
+                entry.name: stored[entry.name]
+                for entry in fields(cls)
+                if entry.name not in _ADDED or entry.name in stored
+            }
             return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is no config of a diffusion-gym run ({error})") from error
+
+
+# May be missing in a run folder: options younger than the first runs, which change nothing that a training learns.
+_ADDED: Final = frozenset({"development_every", "development_samples", "development_paths", "track"})
 
 
 def _names(kind: Any) -> frozenset[str]:

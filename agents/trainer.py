@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,38 +17,20 @@ from tqdm import tqdm
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
+from diffusion_gym.agents.development import DevelopmentSet
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from diffusion_gym.storage import remove_unfinished, write_text
+from diffusion_gym.agents.schedule import Schedule
+from diffusion_gym.agents.tracking import Track, Tracker, open_tracker
+from diffusion_gym.storage import remove_unfinished
+
+__all__ = ["Schedule", "Trainer", "read_metrics", "reward_metrics"]
+
+T = TypeVar("T")
 
 _TRAIN, _PICTURES = 0, 1  # second entry of a seed path, after the seed: what it is for
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run goes on and what it writes on the way."""
-
-    total_reward_queries: int = 50_000
-    """Pictures to score in training before the run ends; the DDPO paper goes to 50k."""
-    samples_per_iteration: int = 256
-    """Trajectories sampled before each round of updates; a multiple of the rollout's batch."""
-    checkpoint_every: int = 10
-    """Iterations between two checkpoints; the last one is always written."""
-    pictures_every: int = 10
-    """Iterations between two grids of pictures from the same noise; 0 for none but the first and last."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept."""
-
-    def __post_init__(self) -> None:
-        for name in ("total_reward_queries", "samples_per_iteration", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-
-    @property
-    def planned_reward_queries(self) -> int:
-        """`total_reward_queries` in whole iterations, rounded up."""
-        return -(-self.total_reward_queries // self.samples_per_iteration) * self.samples_per_iteration
 
 
 @dataclass
@@ -65,6 +45,8 @@ class Trainer:
         seed: all randomness of the run derives from it.
         pictures_env: a small vector environment for the picture grids; None for no pictures.
         progress: show a progress bar.
+        development: the development set of the main process; None for none.
+        track: where numbers and pictures are shown: `tensorboard`; `wandb`, which is both; or `none`.
     """
 
     env: VectorEnv[Any, Any, Any]
@@ -74,6 +56,8 @@ class Trainer:
     seed: int = 0
     pictures_env: VectorEnv[Any, Any, Any] | None = None
     progress: bool = True
+    development: DevelopmentSet | None = None
+    track: Track = "tensorboard"
 
     def __post_init__(self) -> None:
         if self.schedule.samples_per_iteration % self.env.num_envs:
@@ -110,31 +94,39 @@ class Trainer:
             RewardError: the reward failed.
             PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
             OSError: a checkpoint could not be written.
+            ValueError: W&B is asked for and cannot be written to.
         """
         self._stop = False  # of an earlier run that Ctrl-C ended
         if resume:
             self.done = self.checkpoints.load(self.agent)
         if self.processes.main:
             remove_unfinished(self.out)
-            self._keep_metrics_up_to(self.done.iteration)
-        board, bar = self._board(), self._bar()
-        with board, bar, self._graceful_stop():
+            drop_records_after(self._metrics, self.done.iteration)
+            if self.development is not None:
+                self.development.go_back(self.done.iteration)
+        with self._tracker() as tracker, self._bar() as bar, self._graceful_stop():
             if not resume or self._pictures_due:  # a kill may have come between a checkpoint and its pictures
                 self._pictures()
+            self._develop(tracker)
             try:
                 while not self._reached(until) and not self._asked_to_stop():
-                    self._iterate(board, bar)
+                    self._iterate(tracker, bar)
             except NoUsableReward:  # in every process, before the agent has changed
                 self._save()
                 raise
             self._save()
             self._pictures()
+            self._develop(tracker)
         return self.done
 
     def _reached(self, until: int | None) -> bool:
         return self.finished or (until is not None and self.done.reward_queries >= until)
 
-    def _iterate(self, board: Any, bar: Any) -> None:
+    @property
+    def _metrics(self) -> Path:
+        return self.out / "metrics.jsonl"
+
+    def _iterate(self, tracker: Tracker, bar: Any) -> None:
         started = time.perf_counter()
         path = (self.seed, _TRAIN, self.done.iteration)
         trajectories = self._sample(path)
@@ -153,29 +145,36 @@ class Trainer:
             "images_per_second": round(number / seconds, 3),
         }
         if self.processes.main:
-            self._write_metrics(record, board)
+            append_record(self._metrics, record)
+            tracker.scalars(record, self.done.reward_queries)
         bar.update(number)
         bar.set_postfix_str(f"reward {record['reward_mean']:.3f}, {record['images_per_second']:.1f} images/s")
         if self.done.iteration % self.schedule.checkpoint_every == 0:
             self._save()
         if self._pictures_due:
             self._pictures()
+        if not self.finished:  # then it comes after the last checkpoint
+            self._develop(tracker)
 
     def _sample(self, path: tuple[int, ...]) -> Trajectories:
-        """This process's trajectories; when one process fails, all of them raise instead of waiting for it."""
-        trajectories: Trajectories | None = None
+        """This process's trajectories."""
+        number = self.schedule.samples_per_iteration
+        return self._together(lambda: self.agent.sample(self.env, number, path))
+
+    def _together(self, act: Callable[[], T]) -> T:
+        """What `act` gives; when it fails in one process, all of them raise instead of waiting for it."""
+        results: list[T] = []
         failure: Exception | None = None
         try:
-            trajectories = self.agent.sample(self.env, self.schedule.samples_per_iteration, path)
+            results.append(act())
         except Exception as error:
             failure = error
         try:
             self.processes.agree(failure)
-        except Exception:  # in every process, before the agent has changed
+        except Exception:  # in every process, the agent being that of the last iteration
             self._save()
             raise
-        assert trajectories is not None
-        return trajectories
+        return results[0]
 
     def _save(self) -> None:
         """Write a checkpoint; no process goes on, or ends and has the others ended, before it is there."""
@@ -189,12 +188,11 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         return any(self.processes.gather_json(self._stop))
 
-    def _board(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def _tracker(self) -> Tracker:
+        """Where the main process shows the training."""
         if not self.processes.main:
-            return nullcontext()
-        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.done.reward_queries + 1)
+            return Tracker()
+        return open_tracker(self.track, self.out, self.done.reward_queries)
 
     def _bar(self) -> Any:
         asked, planned = self.schedule.total_reward_queries, self.schedule.planned_reward_queries
@@ -204,19 +202,6 @@ class Trainer:
             print(f"total_reward_queries={asked} is rounded up to {planned}, whole iterations of {size}", flush=True)
         done = self.done.reward_queries
         return tqdm(total=planned, initial=done, unit="image", disable=not shown, dynamic_ncols=True)
-
-    def _write_metrics(self, record: dict[str, Any], board: Any) -> None:
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
-            if key not in ("iteration", "reward_queries") and math.isfinite(value):
-                board.add_scalar(key, value, self.done.reward_queries)
-
-    def _keep_metrics_up_to(self, iteration: int) -> None:
-        path = self.out / "metrics.jsonl"
-        kept = [json.dumps(row) for row in read_metrics(path) if row["iteration"] <= iteration]
-        text = "".join(line + "\n" for line in kept)
-        write_text(path, text)
 
     @property
     def _pictures_due(self) -> bool:
@@ -231,6 +216,19 @@ class Trainer:
                     self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES)
                 )
             save_grid(path, shown.images)
+
+    def _develop(self, tracker: Tracker) -> None:
+        """Evaluate the development set, if that is due and not done; the other processes wait."""
+        every = self.schedule.development_interval
+        if not every or not self.done.iteration or (self.done.iteration % every and not self.finished):
+            return
+
+        def evaluate() -> None:
+            if self.development is not None:
+                with self.agent.averaged():
+                    self.development.track(self.agent.policy, self.done, tracker)
+
+        self._together(evaluate)
 
     @contextmanager
     def _graceful_stop(self) -> Iterator[None]:
@@ -266,15 +264,3 @@ def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str
             value = trajectories.components[name].double()
             metrics[f"{name}_mean"] = float(processes.gather(value)[usable].mean())
     return metrics
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line cut off by a kill is left out."""
-    records: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-    return records
