@@ -17,7 +17,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.reward_options import check_no_secrets, parse_keywords
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import Track
-from diffusion_gym.prompts import PromptSet, names_prompt_set
+from diffusion_gym.prompts import PromptSet, prompts_of_words
 from diffusion_gym.registry import unknown_name
 
 
@@ -51,7 +51,7 @@ class EnvOptions:
     strict: bool | None = None
     """Shapes rewards only: score success in {0, 1} in place of the share of facts."""
     prompts: tuple[str, ...] | None = None
-    """A prompt set by name, a .txt file, or the prompts themselves."""
+    """A prompt set by name, a file (.txt, .json, .jsonl, .csv, .tsv), or the prompts themselves."""
     device: str | None = None
     """Device of the model, the latents and the rewards."""
     dtype: str | None = None
@@ -71,9 +71,7 @@ class EnvOptions:
         if reward_kwargs:
             given["reward_kwargs"] = reward_kwargs
         if prompts := given.get("prompts"):
-            first = prompts[0]
-            named = len(prompts) == 1 and names_prompt_set(first)
-            given["prompts"] = first if named else list(prompts)
+            given["prompts"] = prompts_of_words(prompts)
         return given
 
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
+def closest_name(name: object, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The name of `known` that `name` was meant to be: the shortest that begins with it, else the most similar.
+
+    Args:
+        name: what was typed; its case does not matter.
+        known: the names to choose from.
+        cutoff: least similarity, `difflib`'s ratio in [0, 1]; a beginning needs three letters only.
+    """
+    typed, lower = str(name).lower(), {entry.lower(): entry for entry in known}
+    begun = [entry for entry in lower if len(typed) >= 3 and entry.startswith(typed)]
+    close = [min(begun, key=len)] if begun else difflib.get_close_matches(typed, lower, n=1, cutoff=cutoff)
+    return lower[close[0]] if close else None
+
+
 def unknown_name(kind: str, name: object, known: list[str]) -> str:
     """The text of the error for a name that is not in `known`, with the closest name suggested."""
-    lower = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
-    hint = f"did you mean {lower[close[0]]!r}? " if close else ""
+    closest = closest_name(name, known)
+    hint = f"did you mean {closest!r}? " if closest else ""
     return f"{kind}={name!r} is unknown; {hint}known: {', '.join(known)}"
 
 

@@ -48,6 +48,17 @@ def test_an_unknown_name_gets_a_suggestion(animals, wrong, meant):
         animals[wrong]
 
 
+def test_a_beginning_is_preferred_to_a_similar_name():
+    agents = Registry("agent")
+    for name in ("dpok", "ddpo_is", "ddpo_iskl"):
+        agents.register(name)(name)
+    for typed, meant in (("ddpo", "ddpo_is"), ("DDPO_ISK", "ddpo_iskl"), ("dppk", "dpok"), ("dpo", "dpok")):
+        with pytest.raises(ValueError, match=f"agent='{typed}' is unknown; did you mean '{meant}'"):
+            agents[typed]
+    with pytest.raises(ValueError, match="agent='d' is unknown; known: "):  # too little to guess from
+        agents["d"]
+
+
 def test_without_a_close_name_the_known_ones_are_listed(animals):
     with pytest.raises(ValueError) as error:
         animals["Quokka"]

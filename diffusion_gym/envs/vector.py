@@ -6,9 +6,11 @@ the reward r(x_0, c) comes with the last of T steps. The network never runs in h
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -31,6 +33,7 @@ from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
 from diffusion_gym.models import DenoisingModel, load_model
 from diffusion_gym.prompts import PromptSet, make_prompts
+from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.factory import Source
 from diffusion_gym.rewards.worker import RewardWorker
@@ -88,6 +91,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
         # Everything cheap is checked before the weights are loaded.
+        _check_known(sampler)
         SamplerConfig.from_options(sampler, {})
         self.reward: Reward = make_reward(reward, **(reward_kwargs or {}))
         chosen = make_prompts(prompts) if prompts is not None else None
@@ -342,3 +346,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise gym.error.ResetNeeded(
                 f"the episodes of env {over} are over; reset them first: env.reset(options={{'reset_mask': mask}})"
             )
+
+
+def _check_known(keywords: Mapping[str, Any]) -> None:
+    """Refuse a keyword that is neither the environment's nor the sampler's; both are said to be known."""
+    parameters = inspect.signature(DenoisingVectorEnv.__init__).parameters.values()
+    own = [entry.name for entry in parameters if entry.name != "self" and entry.kind is not entry.VAR_KEYWORD]
+    sampler = [entry.name for entry in fields(SamplerConfig)]
+    for name in keywords:
+        if name not in sampler:
+            raise TypeError(unknown_name("keyword argument", name, own + sampler))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_gym.prompts.base import PROMPTS, PromptSet
 from diffusion_gym.prompts.files import is_prompt_file, read_prompt_file
+from diffusion_gym.registry import closest_name
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith(("_", "build_")):  # those are run as scripts
@@ -35,16 +37,65 @@ def make_prompts(prompts: str | Sequence[str] | PromptSet) -> PromptSet:
         return PromptSet("custom", tuple(prompts))
     if is_prompt_file(prompts):
         return read_prompt_file(prompts)
-    if Path(prompts).is_file():
-        raise ValueError(f"prompts={prompts!r} is a file of another kind; name it .txt, .json, .jsonl, .csv or .tsv")
-    name, _, split = prompts.partition("/")
+    name, mark, split = _set_and_split(prompts)
+    if name not in PROMPTS:
+        _check_no_path(prompts)
     chosen = PROMPTS[name]()
+    if mark == "#":
+        raise ValueError(f"prompts={prompts!r}: a part of a set stands after a /; write {name + '/' + split!r}")
     return chosen.split(split) if split else chosen
 
 
+def _set_and_split(text: str) -> tuple[str, str, str]:
+    """`set/split` in its parts; with the # of a file's part too, which people write."""
+    return text.partition("#") if "/" not in text.partition("#")[0] else text.partition("/")
+
+
+def _check_no_path(text: str) -> None:
+    """Refuse what is no set but a path, before it is called an unknown set."""
+    file, _, part = text.rpartition("/")
+    if Path(text).is_dir():
+        raise ValueError(f"prompts={text!r} is a directory; name a prompt file in it")
+    if Path(text).is_file():
+        raise ValueError(f"prompts={text!r} is a file of another kind; name it .txt, .json, .jsonl, .csv or .tsv")
+    if is_prompt_file(file):
+        raise ValueError(f"prompts={text!r}: a part of a file stands after a #; write {file + '#' + part!r}")
+
+
 def names_prompt_set(text: str) -> bool:
-    """Whether `text` names a set or a file for `make_prompts`; else it is a prompt itself."""
-    return text.partition("/")[0] in PROMPTS or is_prompt_file(text)
+    """Whether `text` names a set or a file for `make_prompts`, if only by a path it refuses; else it is a prompt."""
+    if _set_and_split(text)[0] in PROMPTS or is_prompt_file(text) or is_prompt_file(text.rpartition("/")[0]):
+        return True
+    return ("/" in text or "." in text) and os.path.exists(text)  # Path.exists would raise for a long prompt
 
 
-__all__ = ["PROMPTS", "PromptSet", "make_prompts", "names_prompt_set"]
+def prompts_of_words(words: Sequence[str]) -> str | list[str]:
+    """What the words of a command line mean to `make_prompts`: one name of a set or file, or prompts.
+
+    Args:
+        words: one name, or one or more prompts.
+
+    Raises:
+        ValueError: a set or file among several words, or one word that is nearly the name of a set. A plain word, such
+            as "mountain", must be nearer to a name ("counting") than one that is spelt like a name, with - or _ or /.
+    """
+    for word in words:
+        if len(words) > 1 and names_prompt_set(word):
+            raise ValueError(
+                f"prompts={' '.join(words)!r} has the set or file {word!r} among {len(words)} words; give one set or "
+                "file by itself, or write all the prompts into one .txt file"
+            )
+    if len(words) != 1 or names_prompt_set(words[0]):
+        return words[0] if len(words) == 1 else list(words)
+    word = words[0]
+    like_a_name = any(mark in word for mark in "-_/#")
+    meant = closest_name(_set_and_split(word)[0], PROMPTS.names(), cutoff=0.6 if like_a_name else 0.8)
+    if meant and " " not in word.strip():
+        raise ValueError(
+            f"prompts={word!r} is no prompt set; did you mean {meant!r}? To train on the word itself, write it into a "
+            f".txt file; known sets: {', '.join(PROMPTS)}"
+        )
+    return [word]
+
+
+__all__ = ["PROMPTS", "PromptSet", "make_prompts", "names_prompt_set", "prompts_of_words"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,18 @@ _FORMS: Final = (
     'a list of prompts, a list of {"prompt": "...", "category": "..."}, {"prompts": [...], "held_out": [...]}, '
     '{"PROMPT": {"category": "..."}} or {"template": "a(n) {animal}", "animal": [...]}'
 )
+
+
+_SURPLUS: Final = "\0surplus"  # the cells of a row beyond the columns; no column is called so
+
+# What to write where there is no file yet.
+_NEW_FILE: Final[Mapping[str, str]] = {
+    ".txt": "one prompt a line",
+    ".json": "a list of prompts",
+    ".jsonl": 'one {"prompt": "..."} a line',
+    ".csv": "a table with a column named 'Prompts'",
+    ".tsv": "a table with a column named 'Prompts'",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,10 @@ def read_prompt_file(name: str) -> PromptSet:
     """
     path, part = _parts(name)
     if not path.is_file():
-        raise FileNotFoundError(f"prompts={name!r} is no file; write one prompt a line, or see docs/prompts.md")
+        if path.is_dir():
+            raise FileNotFoundError(f"prompts={name!r} is a directory; name a prompt file in it")
+        form = _NEW_FILE[path.suffix.lower()]
+        raise FileNotFoundError(f"prompts={name!r} is no file; mend the path, or write {form}; see docs/prompts.md")
     try:
         content = _READERS[path.suffix.lower()](path)
     except ValueError as error:
@@ -62,7 +78,7 @@ def read_prompt_file(name: str) -> PromptSet:
 
 def _parts(name: str) -> tuple[Path, str]:
     path, _, part = name.partition("#")
-    return (Path(name), "") if Path(name).is_file() else (Path(path), part)
+    return (Path(name), "") if os.path.isfile(name) else (Path(path), part)  # no error for a long prompt
 
 
 def _select(whole: PromptSet, content: _Content, part: str) -> PromptSet:
@@ -112,13 +128,27 @@ def _json_lines(path: Path) -> _Content:
 
 def _table(path: Path) -> _Content:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    columns = {str(column).strip().lower(): column for column in (rows[0] if rows else ())}
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restkey=_SURPLUS)
+        rows = [_whole(row, reader.line_num) for row in reader]
+    columns = {str(column).strip().lower(): column for column in (rows[0] if rows else {})}
     prompt = columns.get("prompts", columns.get("prompt"))
-    if rows and prompt is None:
+    if not rows:
+        return _Content([])
+    if prompt is None:
         raise ValueError(f"the table has the columns {_show(list(rows[0]))} but none named 'Prompts'; name it so")
     items = [{"prompt": row[prompt] or "", "category": row.get(columns.get("category", "")) or ""} for row in rows]
     return _Content(_entries(items, "row"))
+
+
+def _whole(row: dict[str, Any], line: int) -> dict[str, Any]:
+    """The row of a table, whose cells are as many as the columns, else a prompt was cut at its comma."""
+    surplus = [cell for cell in row.pop(_SURPLUS, ()) if cell.strip()]
+    if surplus:
+        raise ValueError(
+            f"line {line} has more cells than the table has columns ({_show(surplus[0].strip())} is left over); "
+            'quote the prompt: "a cat, a dog"'
+        )
+    return row
 
 
 _READERS: Final[Mapping[str, Callable[[Path], _Content]]] = {

@@ -8,6 +8,11 @@ from diffusion_gym.models.random_pipeline import write_random_pipeline
 
 BAD_KEYWORDS = {
     "keyword": ({"guidence_scale": 3.0}, TypeError, "'guidence_scale' is unknown; did you mean 'guidance_scale'"),
+    "keyword-own": (
+        {"promts": ["a"]},
+        TypeError,
+        "'promts' is unknown; did you mean 'prompts'.* reward_kwargs, .*, eta",
+    ),
     "reward": ({"reward": "Compresibility"}, ValueError, "reward='Compresibility' .* did you mean 'Compressibility'"),
     "reward-5": ({"reward": 5}, ValueError, "reward=5 is neither a name nor a callable; .*Compressibility"),
     "reward-kwargs": ({"reward_kwargs": {"strict": True}}, ValueError, "reward_kwargs=.*strict"),

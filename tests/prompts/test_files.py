@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -138,6 +139,12 @@ NOTHING = "is empty; give at least one prompt"
         ("a.jsonl", '"a cat"\n5\n', "line 2 is 5; write a string or an object with 'prompt'"),
         ("a.csv", "Text,Category\na cat,Animals\n", r"columns \[\"Text\", \"Category\"\] but none named 'Prompts'"),
         ("a.csv", "Prompts,Category\n", NOTHING),
+        (
+            "a.csv",
+            "Prompts\na cat\n\na dog, a bird\n",
+            r"line 4 has more cells .* \(\"a bird\" is left over\); quote the",
+        ),
+        ("a.tsv", "Prompts\na cat, one\na dog\tx\n", "line 3 has more cells than the table has columns"),
         ("a.csv", "Prompts,Category\n,Animals\n", "row 1 has the 'prompt' \"\"; write a string"),
         ("a.yaml", "- a cat", "is a file of another kind; name it .txt, .json, .jsonl, .csv or .tsv"),
     ],
@@ -156,10 +163,38 @@ def test_bytes_that_are_no_text_are_refused_by_name(tmp_path):
             make_prompts(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "missing.json#Colors", "some/folder/missing.csv"])
-def test_a_missing_file_is_named(name):
-    with pytest.raises(FileNotFoundError, match=f"prompts='{name}' is no file; write one prompt a line, or see"):
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("missing.txt", "one prompt a line"),
+        ("missing.json#Colors", "a list of prompts"),
+        ("missing.jsonl", 'one {"prompt": "..."} a line'),
+        ("some/folder/missing.csv", "a table with a column named 'Prompts'"),
+        ("missing.TSV", "a table with a column named 'Prompts'"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_form(name, form):
+    message = f"prompts={name!r} is no file; mend the path, or write {form}; see docs/prompts.md"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
         make_prompts(name)
+
+
+def test_a_directory_is_called_one(tmp_path):
+    with pytest.raises(ValueError, match="is a directory; name a prompt file in it"):
+        make_prompts(str(tmp_path))
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(FileNotFoundError, match="is a directory; name a prompt file in it"):
+        make_prompts(str(tmp_path / "a.json"))
+
+
+def test_a_part_after_a_slash_is_shown_after_a_hash(write):
+    path = write("held.json", {"prompts": ["a cat"], "held_out": ["a dog"]})
+    with pytest.raises(ValueError, match=f"a part of a file stands after a #; write '{path}#held-out'"):
+        make_prompts(f"{path}/held-out")
+
+
+def test_quoted_commas_and_empty_cells_at_the_end_are_kept(write):
+    assert make_prompts(write("a.csv", 'Prompts\n"a cat, a dog"\na bird,\n')).prompts == ("a cat, a dog", "a bird")
 
 
 def test_a_part_of_a_file_without_parts_is_refused(write):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from diffusion_gym.prompts import PROMPTS, PromptSet, make_prompts, names_prompt_set
+from diffusion_gym.agents.settings import EnvOptions
+from diffusion_gym.prompts import PROMPTS, PromptSet, make_prompts, names_prompt_set, prompts_of_words
 
 
 def draws(prompts, seed, number=40):
@@ -194,6 +195,8 @@ def test_a_bad_set_is_refused(arguments, message):
         ("comon-animals", "prompts='comon-animals' is unknown; did you mean 'common-animals'"),
         ("shapes-colour/held-out", "prompts='shapes-colour' is unknown; did you mean 'shapes-color'"),
         ("shapes-color/test", "prompts='shapes-color' has no split 'test'; choose one of held-out"),
+        ("shapes-color#held-out", "a part of a set stands after a /; write 'shapes-color/held-out'"),
+        ("shapes-colour#held-out", "prompts='shapes-colour' is unknown; did you mean 'shapes-color'"),
         ("common-animals/x", "no split 'x'; choose one of held-out, new-animals, new-objects"),
         ("imagenet-animals/held-out", "prompts='imagenet-animals' has no held-out prompts"),
         ([], "is empty; give at least one prompt"),
@@ -213,10 +216,66 @@ def test_bad_prompts_are_refused(prompts, message):
         ("common-animals/new-animals", True),
         ("mine.txt", True),
         ("folder/mine.JSON#Colors", True),
+        ("counting#new-animals", True),
+        ("held.json/held-out", True),
         ("a cat", False),
+        ("a very long prompt. " * 300, False),
         ("a cat/a dog", False),
         ("A dog on the moon.", False),
     ],
 )
 def test_names_are_told_from_prompts(text, named):
     assert names_prompt_set(text) == named
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        (["counting"], "counting"),
+        (["counting/new-animals"], "counting/new-animals"),
+        (["mine.csv#Colors"], "mine.csv#Colors"),
+        (["a cat"], ["a cat"]),
+        (["cat"], ["cat"]),
+        (["mountain"], ["mountain"]),  # difflib: 0.75 of "counting"
+        (["a common animal"], ["a common animal"]),
+        (["cat", "comon-animals dog"], ["cat", "comon-animals dog"]),
+    ],
+)
+def test_words_are_a_name_or_prompts(words, meaning):
+    assert prompts_of_words(tuple(words)) == meaning
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["animal-activites"],
+            "prompts='animal-activites' is no prompt set; did you mean 'animal-activities'.* .txt file",
+        ),
+        (["comon-animals/new-animals"], "did you mean 'common-animals'"),
+        (["Countng"], "did you mean 'counting'"),
+        (
+            ["common-animals", "counting"],
+            "has the set or file 'common-animals' among 2 words; give one set .* by itself",
+        ),
+        (["a cat", "mine.txt"], "prompts='a cat mine.txt' has the set or file 'mine.txt' among 2 words"),
+    ],
+)
+def test_words_that_only_look_like_prompts_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        prompts_of_words(words)
+
+
+def test_a_path_that_is_no_prompt_file_is_refused_and_no_prompt(tmp_path):
+    with pytest.raises(ValueError, match="is a directory"):
+        make_prompts(prompts_of_words([str(tmp_path)]))
+    (tmp_path / "a.yaml").write_text("- a cat")
+    with pytest.raises(ValueError, match="is a file of another kind"):
+        make_prompts(prompts_of_words([str(tmp_path / "a.yaml")]))
+
+
+def test_the_prompts_of_the_command_line_are_read_so():
+    assert EnvOptions(prompts=("counting",)).keywords()["prompts"] == "counting"
+    assert EnvOptions(prompts=("a cat", "a dog")).keywords()["prompts"] == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match="did you mean 'animal-activities'"):
+        EnvOptions(prompts=("animal-activites",)).keywords()
