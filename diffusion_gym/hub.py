@@ -176,11 +176,15 @@ class _Wanted:
         files = self.files or ", ".join(f"{part}/" for part in self.parts) or whole
         chosen = {"revision": self.revision, "variant": self.variant}
         options = "".join(f" --{name} {value}" for name, value in chosen.items() if value)
+        name, others = self.source, ""
+        if not options and (rewards := [key for key, ids in REWARD_SOURCES.items() if self.source in ids]):
+            also = f"or {', '.join(rewards[1:])}: " if rewards[1:] else ""
+            name, others = rewards[0], f" ({also}all of that reward's weights)"
         size = size_text(self.source, variant=self.variant, weights=self.weights)
         return (
             f"{self.argument}={self.source!r} is not in the local cache and the hub gave nothing ({reason}); it needs "
-            f"{files} ({size}): fetch them where there is a network with `diffusion-gym download {self.source}"
-            f"{options}`, or pass a local path as {self.argument}='PATH'"
+            f"{files} ({size}): fetch them where there is a network with `diffusion-gym download {name}"
+            f"{options}`{others}, or pass a local path as {self.argument}='PATH'"
         )
 
 

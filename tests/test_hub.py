@@ -307,3 +307,20 @@ def test_sizes_are_those_of_the_parameters():
     assert size_text(MODEL_SOURCES["SD14"], variant="fp16") == f"about {4.3 / 2:.1f} GB"
     assert size_text(MODEL_SOURCES["Church"]) == f"about {4 * 113_673_219 / 1e9:.1f} GB"
     assert size_text("someone/something") == "size unknown"
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        (REWARD_SOURCES["Aesthetic"][1], "`diffusion-gym download Aesthetic` (all of that reward's weights)"),
+        (
+            REWARD_SOURCES["CLIPScore"][0],
+            "`diffusion-gym download Aesthetic` (or CLIPScore: all of that reward's weights)",
+        ),
+        (MODEL_SOURCES["SD14"], f"`diffusion-gym download {MODEL_SOURCES['SD14']}`, or"),
+    ],
+)
+def test_weights_of_a_reward_are_to_be_fetched_by_its_name(source, advice):
+    with pytest.raises(FileNotFoundError) as caught:
+        located(source)
+    assert advice in str(caught.value)

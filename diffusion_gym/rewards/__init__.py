@@ -9,6 +9,8 @@ from diffusion_gym.rewards.base import REWARDS, Reward, RewardError, RewardOutpu
 from diffusion_gym.rewards.factory import default_prompts, make_reward
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    # These write checkpoints and hold no reward; Python warns of a program that is imported before it is run.
+    if not _module.name.startswith("random_"):
+        importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["REWARDS", "Reward", "RewardError", "RewardOutput", "default_prompts", "evaluate", "make_reward"]

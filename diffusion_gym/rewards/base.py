@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
 from diffusion_gym.registry import Registry
 
 U = TypeVar("U")
+
+_PACKAGE: Final = Path(__file__).resolve().parent.parent
+_LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,16 @@ def reward_name(reward: object) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
 
 
+def _where(error: Exception) -> str:
+    """The innermost line of the user's own code, as ` (FILE:LINE)`; empty where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        ours = any(file.is_relative_to(folder) for folder in (_PACKAGE, *_LIBRARIES))
+        if not ours and not frame.filename.startswith("<frozen"):
+            return f" ({file.name}:{frame.lineno})"
+    return ""
+
+
 def evaluate(
     reward: Reward,
     images: torch.Tensor,
@@ -124,7 +140,7 @@ def evaluate(
     except RewardError:
         raise  # says already which reward
     except Exception as error:
-        raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}") from error
+        raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}{_where(error)}") from error
     if not isinstance(output, RewardOutput):
         output = RewardOutput(output)
     try:

@@ -39,7 +39,7 @@ def make_reward(reward: Source, **kwargs: Any) -> Reward:
         RewardError: no reward server answers at that address.
     """
     if isinstance(reward, Mapping):
-        return _weighted(reward, **kwargs)
+        return _sum(reward, kwargs)
     if isinstance(reward, str):
         return _named(reward, kwargs)
     if not callable(reward):
@@ -56,21 +56,55 @@ def default_prompts(source: object, reward: Reward) -> str | None:
         source: what `make_reward` was given.
         reward: what it made of that.
     """
-    if isinstance(source, str) and source in REWARDS:
+    own: str | None = getattr(reward, "default_prompts", None)  # may depend on its keywords
+    if own is None and isinstance(source, str) and source in REWARDS:
         return REWARDS.default_prompts(source)
-    return getattr(reward, "default_prompts", None)
+    return own
 
 
 def _named(name: str, kwargs: dict[str, Any]) -> Reward:
     if name in REWARDS:
+        _check_keywords(name, REWARDS[name], kwargs)
         return REWARDS[name](**kwargs)
     if "=" in name:
-        return _weighted(_weights(name), **kwargs)
+        return _sum(_weights(name), kwargs)
     if name.startswith(("http://", "https://")):
+        hint = "; the reward's own keywords go with `diffusion-gym serve-reward` at the server"
+        _check_keywords(name, partial(RemoteReward, name), kwargs, hint)
         return RemoteReward(name, **kwargs)
     if ":" in name:
         return _imported(name, kwargs)
     return REWARDS[name](**kwargs)  # raises, with the closest name
+
+
+def _check_keywords(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any], hint: str = "") -> None:
+    """Check the names of keywords before anything is built.
+
+    Raises:
+        TypeError: a keyword that `factory` does not take; `hint` ends the message.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # a class written in C tells nothing of itself
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return  # the factory checks them
+    fixed = factory.keywords if isinstance(factory, partial) else {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [parameter.name for parameter in parameters if parameter.kind in named and parameter.name not in fixed]
+    for key in kwargs:
+        if key not in known:
+            told = (
+                unknown_name("reward_kwargs", key, known) if known else f"reward_kwargs={key!r}: it takes no keywords"
+            )
+            raise TypeError(f"with reward={name!r}: {told}{hint}")
+
+
+def _sum(weights: Mapping[Any, float], kwargs: dict[str, Any]) -> Reward:
+    parts = [source if isinstance(source, str) else reward_name(source) for source in weights]
+    hint = f"; keywords of a part go in keywords={{{parts[0] if parts else 'Color'!r}: {{...}}}}"
+    _check_keywords(",".join(parts), partial(_weighted, weights), kwargs, hint)
+    return _weighted(weights, **kwargs)
 
 
 def _weights(text: str) -> dict[str, float]:
@@ -130,6 +164,7 @@ def _imported(name: str, kwargs: dict[str, Any]) -> Reward:
         raise ValueError(unknown_name("reward", name, [f"{module}:{key}" for key in own]))
     value = found[attribute]
     if isinstance(value, type):
+        _check_keywords(name, value, kwargs)
         value = value(**kwargs)
     elif kwargs and callable(value):
         value = _bound(name, value, kwargs)

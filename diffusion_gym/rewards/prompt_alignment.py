@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -12,7 +13,7 @@ from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards.base import REWARDS, RewardOutput
 from diffusion_gym.rewards.bertscore import BERTScore
 from diffusion_gym.rewards.question_answer import Counting
-from diffusion_gym.rewards.vlm import VLM, VLMError, make_vlm
+from diffusion_gym.rewards.vlm import VLM, VLMError, check_vlm_options, make_vlm
 
 LLAVA, DEBERTA = REWARD_SOURCES["PromptAlignment"]
 QUESTION: Final = "what is happening in this image?"  # figure 5 of the paper
@@ -38,6 +39,7 @@ class PromptAlignment:
 
     Attributes:
         descriptions: the answers to the last batch; None where there was none.
+        default_prompts: the prompt set of the mode: `animal-activities`, or `counting` with `count`.
 
     Raises:
         ValueError: an option that is out of range or does not go with the mode.
@@ -60,6 +62,7 @@ class PromptAlignment:
         cache: str | None = None,
         **vlm_options: Any,
     ) -> None:
+        check_vlm_options(vlm, vlm_options, list(inspect.signature(PromptAlignment).parameters)[:-1])
         self._judge: _Judge
         if mode == "describe":
             self._judge = _Description(question or QUESTION, reference, bertscore_model, bertscore_layers)
@@ -69,6 +72,7 @@ class PromptAlignment:
             raise ValueError(f"mode={mode!r} must be describe or count")
         self.vlm = make_vlm(vlm, cache=cache, **vlm_options)
         self.background = self.vlm.remote
+        self.default_prompts = "counting" if mode == "count" else "animal-activities"
         self.descriptions: list[str | None] = []
 
     def __call__(

@@ -19,6 +19,8 @@ _WORDS: Final = "|".join(_VALUES)
 _NUMBER: Final = re.compile(
     rf"(?<![\w.,])(?:\d{{1,3}}(?:,\d{{3}})+|\d+(?:\.\d+)?|{_WORDS})(?!\w|[.,]\d)", re.IGNORECASE
 )
+# "a cat riding a bike", "a cat and dogs": the article begins a scene and counts nothing. Not "a king", "a running dog".
+_SCENE: Final = re.compile(r"\S+\s(?:.*\s)?(?:an?|the|and|with|in|on|at|\w+ing)\s.+", re.IGNORECASE)
 _PROMPT: Final = re.compile(rf"(an?|\d+|{_WORDS})\s+(\S.*)", re.IGNORECASE)
 
 
@@ -57,15 +59,17 @@ def parse_prompt(prompt: str) -> tuple[int, str]:
     """Number and plural noun of a prompt: (4, "wolves") of "four wolves", (1, "cats") of "a cat".
 
     Raises:
-        ValueError: the prompt does not begin with a number, `a` or `an`.
+        ValueError: the prompt does not begin with a number, `a` or `an`; or it begins with `a` and tells of more than
+            one thing.
     """
     match = _PROMPT.fullmatch(prompt.strip().rstrip("."))
-    if match is None:
+    single = match is not None and match[1].lower() in ("a", "an")
+    if match is None or (single and _SCENE.fullmatch(match[2])):
         raise ValueError(
             f"prompt={prompt!r} is not of the form 'n things', so mode='count' cannot judge it; use prompts='counting' "
             f"or mode='describe'"
         )
-    number = 1 if match[1].lower() in ("a", "an") else _value(match[1])
+    number = 1 if single else _value(match[1])
     return int(number), plural(match[2]) if number == 1 else match[2]
 
 

@@ -1,12 +1,15 @@
 """Checkpoints with random weights for the rewards that need weights, for tests and benchmarks; downloads nothing.
 
-Run `python -m diffusion_gym.rewards.random_checkpoints NAME OUT`: it prints the `reward_kwargs` as JSON. They are tiny,
-or with `--size published` of the published model's exact shape, to measure time and memory.
+Run `python -m diffusion_gym.rewards.random_checkpoints NAME OUT`: it prints the `reward_kwargs` as JSON, and on
+standard error as options of `diffusion-gym train`. They are tiny, or with `--size published` of the published model's
+exact shape, to measure time and memory.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -175,10 +178,17 @@ def main(name: str, out: Path, size: Literal["tiny", "published"] = "tiny") -> N
     if name not in known:
         raise ValueError(f"name={name!r} is not to be had in size={size!r}; use one of {', '.join(known)}")
     out.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(known[name](out)))
+    keywords = known[name](out)
+    print(json.dumps(keywords))
+    words = [word for key, value in keywords.items() for word in (key, str(value))]
+    print(f"--env.reward-kwargs {shlex.join(words)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
     import tyro
 
-    tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,))
+    try:
+        tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,))
+    except (ValueError, OSError) as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -22,3 +22,20 @@ def test_anything_else_names_the_reward(answer):
 
     with pytest.raises(RewardError, match=r"reward='mine' returned .*one number an image, shape \(3,\)"):
         evaluate(mine, IMAGES, PROMPTS)
+
+
+def test_a_reward_that_raises_names_the_line(tmp_path):
+    (tmp_path / "mine.py").write_text("import json\n\n\ndef mine(*batch):\n    return json.loads('no')\n")
+    space = {}
+    exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), space)
+    with pytest.raises(RewardError, match=r"reward='mine' raised JSONDecodeError: .* \(mine.py:5\)$"):
+        evaluate(space["mine"], IMAGES, PROMPTS)
+
+
+def test_an_error_within_a_library_names_the_line_that_called_it():
+    def mine(images, prompts, metadata):
+        return torch.nn.functional.interpolate(images, mode="no such mode")
+
+    line = mine.__code__.co_firstlineno + 1
+    with pytest.raises(RewardError, match=rf"\(test_base.py:{line}\)$"):
+        evaluate(mine, IMAGES, PROMPTS)

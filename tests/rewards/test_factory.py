@@ -166,3 +166,23 @@ def test_an_environment_takes_a_sum(make_env):
     parts = infos["final_info"]["reward_components"]
     torch.testing.assert_close(rewards, 2 * parts["Incompressibility/jpeg_kb"])
     assert torch.equal(parts["Compressibility"], -parts["Incompressibility"])
+
+
+@pytest.mark.parametrize(
+    ("source", "kwargs", "words"),
+    [
+        ("Color", {"strct": 1}, "reward='Color': reward_kwargs='strct' is unknown; did you mean 'strict'"),
+        ("Color", {"family": "count"}, "reward_kwargs='family' is unknown"),
+        ("CLIPScore", {"clipp": "x"}, "did you mean 'clip'.*known: clip, prefix, dtype, device, batch_size"),
+        ("Compressibility", {"sign": 1}, "reward_kwargs='sign': it takes no keywords"),
+        ("Color=1,Count=2", {"strict": True}, "strict' is unknown.*keywords={'Color': {...}}"),
+        ({"Count": 1}, {"strict": True}, "keywords={'Count': {...}}"),
+        ("Color=1", {"keywords": {"Color": {"strct": True}}}, "did you mean 'strict'"),
+        ("http://127.0.0.1:9", {"tokn": "x"}, "did you mean 'token'.*own keywords .*serve-reward"),
+        ("{}:Channel", {"chanel": 2}, "did you mean 'channel'"),
+    ],
+)
+def test_a_misspelt_keyword_is_named_before_anything_is_built(module, source, kwargs, words):
+    source = source.format(module) if isinstance(source, str) else source
+    with pytest.raises(TypeError, match=words):
+        make_reward(source, **kwargs)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_gym.images import to_uint8
-from diffusion_gym.rewards import REWARDS, RewardError, evaluate, make_reward
+from diffusion_gym.rewards import REWARDS, RewardError, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.bertscore import BERTScore
 from diffusion_gym.rewards.random_vlm import random_prompt_alignment
 
@@ -134,6 +134,13 @@ def test_misspelt_keyword_is_named(tiny):
         make_reward("PromptAlignment", **tiny, max_token=3)
 
 
+@pytest.mark.parametrize(("name", "meant"), [("max_token", "max_tokens"), ("mod", "mode"), ("bertscore", None)])
+def test_keywords_are_looked_at_before_the_weights(name, meant):
+    words = f"'{name}' is unknown" + (f"; did you mean '{meant}'" if meant else "")
+    with pytest.raises(TypeError, match=words):
+        make_reward("PromptAlignment", bertscore_model="/nowhere", vlm="/nowhere", **{name: 3})
+
+
 def test_defaults_are_the_papers_and_fail_at_once_without_their_files(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -149,6 +156,17 @@ def test_registered_for_photographs_with_prompts():
     assert REWARDS.fits("PromptAlignment", {"prompt", "photo"})
     assert not REWARDS.fits("PromptAlignment", {"photo", "face"})
     assert REWARDS.default_prompts("PromptAlignment") == "animal-activities"
+
+
+def test_prompts_by_default_go_with_the_mode(bert):
+    described, counted = (
+        make_reward("PromptAlignment", vlm=Scripted(), mode=mode, **bert) for mode in ("describe", "count")
+    )
+    assert default_prompts("PromptAlignment", described) == default_prompts("mine", described) == "animal-activities"
+    assert default_prompts("PromptAlignment", counted) == default_prompts("mine", counted) == "counting"
+    source = {"PromptAlignment": 1.0}
+    keywords = {"PromptAlignment": {"vlm": Scripted(), "mode": "count"}}
+    assert default_prompts(source, make_reward(source, keywords=keywords)) == "counting"
 
 
 # --- with a tiny LLaVA in process, and a real environment ---

@@ -86,3 +86,23 @@ def test_question_names_the_things():
     assert Counting("{things}?").questions(["four wolves"]) == ["wolves?"]
     with pytest.raises(ValueError, match="question='How many\\?' must hold {things}"):
         Counting("How many?")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a cat riding a bike", "a dog washing dishes", "an ant and flies", "a polar bear on ice", "a cat in a hat."],
+)
+def test_an_article_that_begins_a_scene_counts_nothing(prompt):
+    with pytest.raises(ValueError, match="use prompts='counting'"):
+        parse_prompt(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a king", "a black king", "a running dog", "a polar bear", "an inn"])
+def test_an_article_before_one_thing_counts_one(prompt):
+    assert parse_prompt(prompt)[0] == 1
+
+
+def test_no_prompt_of_the_activities_is_taken_for_a_number():
+    for prompt in make_prompts("animal-activities").prompts:
+        with pytest.raises(ValueError, match="is not of the form"):
+            parse_prompt(prompt)

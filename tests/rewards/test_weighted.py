@@ -142,7 +142,7 @@ def test_a_part_that_fails_is_named():
     def failing(images, prompts, metadata):
         raise OSError("gone")
 
-    with pytest.raises(RewardError, match="^reward='failing' raised OSError: gone$"):
+    with pytest.raises(RewardError, match=r"^reward='failing' raised OSError: gone \(test_weighted.py:\d+\)$"):
         score(make_reward({red: 1, failing: 1}), batch(0))
 
 

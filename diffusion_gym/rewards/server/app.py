@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import socket
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class _Service:
             try:
                 output = await asyncio.wrap_future(future)
             except Exception as error:
+                traceback.print_exception(error)  # the client is told one line; who wrote the reward wants to see where
                 raise _Refusal(500, str(error)) from error
         return {"name": self.name, **write_output(output)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusion_gym.registry import unknown_name
@@ -24,19 +25,34 @@ def make_vlm(source: str | VLM, *, cache: str | None = None, **options: Any) -> 
     Raises:
         TypeError: an option that this kind of model does not take.
     """
-    model: VLM
-    if isinstance(source, str):
-        kind = ChatVLM if source.startswith(("http://", "https://")) else LocalVLM
-        known = list(inspect.signature(kind).parameters)[1:]
-        for option in options:
-            if option not in known:
-                raise TypeError(f"with vlm={source!r}: " + unknown_name("reward keyword", option, known))
-        model = kind(source, **options)
-    elif options:
-        raise TypeError(f"reward_kwargs={options!r} go with the vlm's name or URL, not with a VLM object")
-    else:
-        model = source
+    check_vlm_options(source, options)
+    model: VLM = _kind(source)(source, **options) if isinstance(source, str) else source
     return model if cache is None else CachedVLM(model, cache)
 
 
-__all__ = ["VLM", "CachedVLM", "ChatVLM", "LocalVLM", "VLMError", "make_vlm"]
+def check_vlm_options(source: str | VLM, options: Mapping[str, Any], others: Iterable[str] = ()) -> None:
+    """Check the names of `make_vlm`'s options, before anything is loaded.
+
+    Args:
+        source: as for `make_vlm`.
+        options: the options.
+        others: what else the user may have meant, the keywords of the reward.
+
+    Raises:
+        TypeError: an option that this kind of model does not take.
+    """
+    if not isinstance(source, str):
+        if options:
+            raise TypeError(f"reward_kwargs={options!r} go with the vlm's name or URL, not with a VLM object")
+        return
+    own = list(inspect.signature(_kind(source)).parameters)[1:]
+    for option in options:
+        if option not in own:
+            raise TypeError(f"with vlm={source!r}: " + unknown_name("reward_kwargs", option, [*others, *own]))
+
+
+def _kind(source: str) -> type[ChatVLM] | type[LocalVLM]:
+    return ChatVLM if source.startswith(("http://", "https://")) else LocalVLM
+
+
+__all__ = ["VLM", "CachedVLM", "ChatVLM", "LocalVLM", "VLMError", "check_vlm_options", "make_vlm"]

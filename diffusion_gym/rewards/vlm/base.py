@@ -7,8 +7,10 @@ from typing import Protocol
 
 import torch
 
+from diffusion_gym.rewards.base import RewardError
 
-class VLMError(RuntimeError):
+
+class VLMError(RewardError):
     """A vision-language model gave no answer."""
 
 

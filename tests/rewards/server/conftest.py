@@ -61,11 +61,17 @@ class Server:
         environment.pop("DIFFUSION_GYM_REWARD_TOKEN", None)
         if self._token is not None:
             environment["DIFFUSION_GYM_REWARD_TOKEN"] = self._token
-        self.process = subprocess.Popen(
-            [*command, *self._options], cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True
-        )
+        with (self.folder / "stderr").open("a") as errors:
+            self.process = subprocess.Popen(
+                [*command, *self._options],
+                cwd=self.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         line = self.process.stdout.readline()  # comes when it listens
-        assert " at http://" in line, line
+        assert " at http://" in line, line + (self.folder / "stderr").read_text()
         self.url = line.split(" at ")[1].split(";")[0]
 
     def wait_until_at(self, name):

@@ -94,10 +94,16 @@ def test_what_is_not_finite_is_null(ask):
     assert [score is None for score in scores] == [True, False, True]
 
 
-def test_a_reward_that_raises_says_why(ask):
+def test_a_reward_that_raises_says_why(ask, server):
     status, found, _ = ask("/score", request("raise"))
     assert status == 500
-    assert found["detail"] == "reward='steered' raised ValueError: this prompt is not to be scored"
+    told, _, place = found["detail"].partition(" (")
+    assert told == "reward='steered' raised ValueError: this prompt is not to be scored"
+    line = '    raise ValueError("this prompt is not to be scored")'
+    number = 1 + next(n for n, text in enumerate((server.folder / "served.py").read_text().split("\n")) if line in text)
+    assert place == f"served.py:{number})"
+    logged = (server.folder / "stderr").read_text()  # with the traceback
+    assert f'served.py", line {number}, in steered' in logged and line.strip() in logged
     assert ask("/score", request("a"))[0] == 200
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_gym.agents.cli import main
 from diffusion_gym.rewards.vlm import ChatVLM, VLMError, make_vlm
 from diffusion_gym.rewards.vlm.chat import API_KEY
 
@@ -320,3 +321,13 @@ def test_option_of_the_other_kind_is_refused_with_a_hint(server):
         make_vlm(server.url, batch_size=2)
     with pytest.raises(TypeError, match="'concurrency' is unknown"):
         make_vlm("llava-hf/llava-1.5-7b-hf", concurrency=2)
+
+
+def test_training_without_the_server_ends_in_one_line(dead_url, tmp_path, capsys):
+    arguments = ["train", "--env", "DiffusionDenoise-v0", "--env.model", "Shapes", "--out", str(tmp_path / "run")]
+    arguments += ["--env.reward", "PromptAlignment", "--env.prompts", "counting"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--env.reward-kwargs", "vlm", dead_url, "mode", "count"])
+    assert stopped.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: vlm='{dead_url}' does not answer")
