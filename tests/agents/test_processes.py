@@ -27,7 +27,11 @@ def unlaunched(monkeypatch):
 
 
 def test_they_know_who_they_are(in_processes):
-    found = in_processes(3, lambda p: [p.index, p.count, str(p.device), p.main, dist.get_backend()])
+    def introduce(processes):
+        processes.gather_json(None)  # else the first may be gone before the last has found it
+        return [processes.index, processes.count, str(processes.device), processes.main, dist.get_backend()]
+
+    found = in_processes(3, introduce)
     assert found == [[index, 3, "cpu", index == 0, "gloo"] for index in range(3)]
 
 

@@ -1,5 +1,7 @@
 """Several processes fail together, say so once, and leave the checkpoint of what was learned."""
 
+import re
+
 import pytest
 
 from diffusion_gym.agents import checkpoint
@@ -12,7 +14,7 @@ def test_a_reward_that_fails_in_one_process_ends_all(train, alone, tmp_path):
     assert (main_one["code"], failing["code"]) == (2, 2)
     reason = "raised ConnectionError: reward server gone"
     assert f"error: process 1 of 2 failed: RewardError: reward='reward' {reason}" in main_one["err"]
-    assert failing["err"].strip() == f"error: reward='reward' {reason}"
+    assert re.fullmatch(rf"error: reward='reward' {reason} \(scale_out_rewards\.py:\d+\)", failing["err"].strip())
     assert main_one["agent"] == failing["agent"]
     assert_kept(tmp_path / "run", alone(agent="ddpo_is"))
 
