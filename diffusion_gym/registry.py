@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -29,6 +31,35 @@ def unknown_name(kind: str, name: object, known: list[str]) -> str:
     closest = closest_name(name, known)
     hint = f"did you mean {closest!r}? " if closest else ""
     return f"{kind}={name!r} is unknown; {hint}known: {', '.join(known)}"
+
+
+def imported(kind: str, name: str, form: str, fits: Callable[[object], bool]) -> object:
+    """What `name`, `module:attribute`, stands for; the current directory counts, as for `python -m`.
+
+    Args:
+        kind: the argument that error messages name.
+        name: the module and, after a colon, the attribute.
+        form: what the name must be, for the error of one that is something else.
+        fits: which of the module's own attributes to suggest for one that it lacks.
+
+    Raises:
+        ValueError: `name` has another form, the module cannot be imported, or it has no such attribute.
+    """
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        raise ValueError(f"{kind}={name!r} must be {form}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = vars(importlib.import_module(module))
+    except ImportError as error:
+        raise ValueError(
+            f"{kind}={name!r} cannot be imported ({error}); run in the folder of {module!r} or add that to PYTHONPATH"
+        ) from error
+    if attribute not in found:
+        own = [key for key, value in found.items() if fits(value) and getattr(value, "__module__", None) == module]
+        raise ValueError(unknown_name(kind, name, [f"{module}:{key}" for key in own]))
+    return found[attribute]
 
 
 class Registry(Generic[T]):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from diffusion_gym.agents.optimization import (
 from diffusion_gym.agents.policy import DenoisingPolicy, Precision, Trainable
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from diffusion_gym.registry import Registry, unknown_name
+from diffusion_gym.registry import Registry, imported
 
 Metrics = dict[str, float]
 
@@ -338,24 +336,11 @@ def agent_class(name: str) -> type[Agent]:
     """
     if ":" not in name:
         return AGENTS[name]
-    module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise ValueError(f"agent={name!r} must be module:Class, such as custom_agent:RLOO for that class of a .py file")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = vars(importlib.import_module(module))
-    except ImportError as error:
-        raise ValueError(
-            f"agent={name!r} cannot be imported ({error}); run in the folder of {module!r} or add that to PYTHONPATH"
-        ) from error
-    if attribute not in found:
-        own = [key for key, value in found.items() if _is_agent(value) and value.__module__ == module]
-        raise ValueError(unknown_name("agent", name, [f"{module}:{key}" for key in own]))
-    if not _is_agent(found[attribute]):
+    form = "module:Class, such as custom_agent:RLOO for that class of a .py file"
+    found = imported("agent", name, form, _is_agent)
+    if not _is_agent(found):
         raise ValueError(f"agent={name!r} is no subclass of diffusion_gym.agents.algorithms.Agent")
-    chosen: type[Agent] = found[attribute]
-    return chosen
+    return cast(type[Agent], found)
 
 
 def _is_agent(value: object) -> bool:

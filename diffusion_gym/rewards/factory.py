@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import imported, unknown_name
 from diffusion_gym.rewards.base import REWARDS, Reward, reward_name
 from diffusion_gym.rewards.remote import RemoteReward
 from diffusion_gym.rewards.weighted import WeightedSum, ZScores
@@ -147,22 +145,8 @@ def _weighted(
 
 
 def _imported(name: str, kwargs: dict[str, Any]) -> Reward:
-    """The reward `module:attribute`; the current directory counts, as for `python -m`."""
-    module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise ValueError(f"reward={name!r} must be module:attribute, such as my_rewards:brightness for my_rewards.py")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = vars(importlib.import_module(module))
-    except ImportError as error:
-        raise ValueError(
-            f"reward={name!r} cannot be imported ({error}); run in the folder of {module!r} or add that to PYTHONPATH"
-        ) from error
-    if attribute not in found:
-        own = [k for k, v in found.items() if callable(v) and getattr(v, "__module__", None) == module]
-        raise ValueError(unknown_name("reward", name, [f"{module}:{key}" for key in own]))
-    value = found[attribute]
+    """The reward `module:attribute`."""
+    value: Any = imported("reward", name, "module:attribute, such as my_rewards:brightness for my_rewards.py", callable)
     if isinstance(value, type):
         _check_keywords(name, value, kwargs)
         value = value(**kwargs)

@@ -134,14 +134,15 @@ def test_a_directory_that_lacks_a_part_is_refused(folder, tmp_path, part):
 # --- what is saved ---------------------------------------------------------------------------------------------
 
 
-def trained(model, trainable):
+@pytest.fixture
+def trained(model, perturb):
     """A policy with weights away from the pretrained model's."""
-    policy = DenoisingPolicy(model, SamplerConfig(num_inference_steps=STEPS), trainable=trainable, lora_rank=2)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters().values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return policy
+
+    def move(trainable):
+        config = SamplerConfig(num_inference_steps=STEPS)
+        return perturb(DenoisingPolicy(model, config, trainable=trainable, lora_rank=2), 0.1)
+
+    return move
 
 
 @torch.no_grad()
@@ -149,8 +150,8 @@ def output(model, network):
     return model.predict(network, start(), torch.tensor([900.0, 500.5, 1.0]), model.embed(model.tokenize(PROMPTS)))
 
 
-def test_a_saved_pipeline_loads_in_diffusers(model, tmp_path):
-    policy = trained(model, "full")
+def test_a_saved_pipeline_loads_in_diffusers(model, trained, tmp_path):
+    policy = trained("full")
     model.save_pipeline(str(tmp_path), policy.unet)
     pipe = load_pipeline(tmp_path)
     torch.testing.assert_close(output(model, pipe.transformer), output(model, policy.unet))
@@ -158,8 +159,8 @@ def test_a_saved_pipeline_loads_in_diffusers(model, tmp_path):
     assert sampled(pipe, 4.5, "np").shape == (3, 8, 8, 3)
 
 
-def test_saved_adapters_load_in_diffusers(model, folder, tmp_path):
-    policy = trained(model, "lora")
+def test_saved_adapters_load_in_diffusers(model, trained, folder, tmp_path):
+    policy = trained("lora")
     model.save_lora(tmp_path, policy.unet)
     pipe = load_pipeline(folder)
     torch.testing.assert_close(output(model, pipe.transformer), output(model, model.unet))
