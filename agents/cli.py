@@ -204,6 +204,7 @@ def _check_same(stored: Any, asked: Any) -> None:
         "keep_checkpoints",
         "development_every",
         "track",
+        "profile",
         "threads",
         "resume",
         "out",

@@ -203,12 +203,6 @@ class DevelopmentSet:
 @contextmanager
 def _pretrained(policy: DenoisingPolicy) -> Iterator[None]:
     """Within this context the policy is the pretrained model, its denoised estimates included."""
-    from diffusion_gym.models.lora import adapters_off
-
-    if policy.trainable == "lora":
-        with adapters_off(policy.unet):
-            yield
-        return
     tuned, policy.unet = policy.unet, policy.model.unet
     try:
         yield

@@ -13,6 +13,7 @@ from torch import nn
 
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.storage import optimizer_tensors, restore_optimizer
+from diffusion_gym.timing import span
 
 LearningRateSchedule = Literal["constant", "warmup_cosine"]
 Losses = Mapping[str, torch.Tensor]
@@ -112,17 +113,23 @@ class AccumulatingOptimizer:
             update was left out and the scale halved; `grad_norm` is 0 then.
         """
         totals = self._accumulate(items, losses, count)
+        with span("optimiser"):
+            return {**totals, **self._follow_gradient()}
+
+    def _follow_gradient(self) -> dict[str, torch.Tensor]:
+        """AdamW's step on the gradient that was summed up; the entries about it that `step` returns."""
+        found: dict[str, torch.Tensor] = {}
         self._scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
         if self.options.loss_scaling:
             overflow = ~norm.isfinite()
-            totals["overflow"], norm = overflow.float(), norm.masked_fill(overflow, 0.0)
+            found["overflow"], norm = overflow.float(), norm.masked_fill(overflow, 0.0)
         rate = learning_rate_at(self.options, self.fraction_done)
         for group in self.adam.param_groups:
             group["lr"] = rate
         self._scaler.step(self.adam)
         self._scaler.update()
-        return {**totals, "grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
+        return {**found, "grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
 
     def _accumulate(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
@@ -150,8 +157,11 @@ class AccumulatingOptimizer:
         self._scaler.scale(self.parameters[0].new_zeros(()))  # makes the loss scale, which no item may need here
         totals: dict[str, torch.Tensor] = {}
         for part in items.split(self.micro_batch_size) if len(items) else ():
-            rows = losses(part)
-            self._scaler.scale(rows["loss"].sum() / count).backward()
+            with span("training forward"):
+                rows = losses(part)
+                loss = self._scaler.scale(rows["loss"].sum() / count)
+            with span("training backward"):
+                loss.backward()
             for key, value in rows.items():
                 totals[key] = totals.get(key, 0.0) + value.detach().sum() / count
         return totals

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -71,6 +71,7 @@ class DenoisingPolicy(nn.Module):
         cfg_training: whether gradients flow through both branches of the guided prediction; without it the
             unconditional branch is held fixed (the ablation of DDPO, appendix G.1). Set by `set_training`.
         mixed_precision: what the UNet computes in, `no` for the type of its weights. Set by `set_training`.
+        merge_adapters: whether rollouts run with the adapters merged into the weights. Set by `set_training`.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class DenoisingPolicy(nn.Module):
         self.table = model.step_table(config).to(model.device)
         self.cfg_training = True
         self.mixed_precision: Precision = "no"
+        self.merge_adapters = False
         self._embeddings: dict[bytes, torch.Tensor] = {}
         self._null: torch.Tensor | None = None
         self.eval()
@@ -117,7 +119,12 @@ class DenoisingPolicy(nn.Module):
         return cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
 
     def set_training(
-        self, *, cfg_training: bool = True, mixed_precision: Precision = "no", gradient_checkpointing: bool = False
+        self,
+        *,
+        cfg_training: bool = True,
+        mixed_precision: Precision = "no",
+        gradient_checkpointing: bool = False,
+        merge_adapters: bool = False,
     ) -> None:
         """Choose how the network computes; an agent does this from its options.
 
@@ -126,14 +133,32 @@ class DenoisingPolicy(nn.Module):
             mixed_precision: `bf16` or `fp16` runs the UNet under autocast, in rollouts and in training alike; latents,
                 step maths and log-probabilities stay float32.
             gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+            merge_adapters: run rollouts with LoRA's adapters merged into the weights, which saves their work there; the
+                ratio of a fresh rollout is then 1 up to float32's rounding of the network. No effect without adapters.
+
+        Raises:
+            ValueError: an unknown precision; a network that cannot checkpoint; or adapters to be merged in half
+                precision, where the merged weights are rounded anew: the policy that samples would not be the one that
+                is trained.
         """
         if mixed_precision not in ("no", *_COMPUTE):
             raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
+        if merge_adapters and (self.model.dtype != torch.float32 or mixed_precision != "no"):
+            kind = str(self.model.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"merge_adapters=True needs float32, not dtype={kind!r} and mixed_precision={mixed_precision!r}: the "
+                "merged weights, rounded anew, would sample another policy than the one that is trained; leave it out"
+            )
         self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
-        if gradient_checkpointing:
-            cast(Any, self.unet).enable_gradient_checkpointing()
-        else:
-            cast(Any, self.unet).disable_gradient_checkpointing()
+        self.merge_adapters = merge_adapters and self.trainable == "lora"
+        if gradient_checkpointing and not hasattr(self.unet, "enable_gradient_checkpointing"):
+            raise ValueError(
+                "gradient_checkpointing=True needs a network that can do it, as those of diffusers can; "
+                f"{type(self.unet).__name__} has no enable_gradient_checkpointing"
+            )
+        if hasattr(self.unet, "enable_gradient_checkpointing"):
+            switch = "enable" if gradient_checkpointing else "disable"
+            getattr(self.unet, f"{switch}_gradient_checkpointing")()
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +195,8 @@ class DenoisingPolicy(nn.Module):
 
         Args:
             observation: `prompt` int64 `(N, L)`, `timestep` int64 `(N, 1)`, `latents` float32 `(N, C, H, W)`;
-                tensors or NumPy arrays.
+                tensors or NumPy arrays. `embedding`, the prompts' text embeddings `(N, L, D)`, may come with them, as
+                `embed_prompts` gives them: on a GPU it saves waiting for the tokens to look them up.
 
         Raises:
             ValueError: a timestep that the sampler does not visit, such as that of a finished episode.
@@ -179,12 +205,14 @@ class DenoisingPolicy(nn.Module):
 
     @torch.no_grad()
     def reference_distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
-        """The pretrained model's Gaussian for the same states; no second copy of the weights under LoRA."""
-        from diffusion_gym.models.lora import adapters_off
+        """The pretrained model's Gaussian for the same states; under LoRA its weights are those of the policy."""
+        return self._distribution(self.model.unet, observation)
 
-        off: AbstractContextManager[None] = adapters_off(self.unet) if self.trainable == "lora" else nullcontext()
-        with off:
-            return self._distribution(self.unet if self.trainable == "lora" else self.model.unet, observation)
+    def sampling(self) -> AbstractContextManager[None]:
+        """Within this context, for sampling alone, adapters are a part of the weights if `merge_adapters` says so."""
+        from diffusion_gym.models.lora import adapters_merged
+
+        return adapters_merged(self.unet) if self.merge_adapters else nullcontext()
 
     def forward(self, observation: Mapping[str, Any], action: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
@@ -197,11 +225,11 @@ class DenoisingPolicy(nn.Module):
         `distribution`.
         """
         latents, steps = self._read(observation)
-        tokens = observation.get("prompt")
-        if self.cfg_training or tokens is None:
-            output = self._guided_output(self.unet, latents, steps, tokens)
+        embeddings = self.embeddings_of(observation)
+        if self.cfg_training or embeddings is None:
+            output = self._guided_output(self.unet, latents, steps, embeddings)
         else:
-            output = self._predict(self.unet, latents, steps, self.embed(torch.as_tensor(tokens)))
+            output = self._predict(self.unet, latents, steps, embeddings)
         return self._estimates(output, latents, steps)[1]
 
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
@@ -210,7 +238,7 @@ class DenoisingPolicy(nn.Module):
         Observations as in `distribution`.
         """
         latents, steps = self._read(observation)
-        output = self._guided_output(self.unet, latents, steps, observation.get("prompt"))
+        output = self._guided_output(self.unet, latents, steps, self.embeddings_of(observation))
         x0, bound = self._estimates(output, latents, steps)[0], self.table.clip_x0
         return x0 if bound is None else x0.clamp(-bound, bound)
 
@@ -223,7 +251,7 @@ class DenoisingPolicy(nn.Module):
 
     def _distribution(self, unet: nn.Module, observation: Mapping[str, Any]) -> DenoisingDistribution:
         latents, steps = self._read(observation)
-        output = self._guided_output(unet, latents, steps, observation.get("prompt"))
+        output = self._guided_output(unet, latents, steps, self.embeddings_of(observation))
         mean, std = step_gaussian(self.table, steps, latents, output)
         return DenoisingDistribution(mean, std, self.config.log_prob_reduction)
 
@@ -239,12 +267,11 @@ class DenoisingPolicy(nn.Module):
             )
         return latents, steps
 
-    def _guided_output(self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, tokens: Any) -> torch.Tensor:
+    def _guided_output(
+        self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, conditional: torch.Tensor | None
+    ) -> torch.Tensor:
         """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
-        if tokens is None:
-            return self._predict(unet, latents, steps, None)
-        conditional = self.embed(torch.as_tensor(tokens))
-        if self.config.guidance_scale == 1:
+        if conditional is None or self.config.guidance_scale == 1:
             return self._predict(unet, latents, steps, conditional)
         if self._null is None:
             self._null = self.model.embed(self.model.tokenize([""]))
@@ -266,6 +293,21 @@ class DenoisingPolicy(nn.Module):
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
             return self.model.predict(unet, latents, timesteps, embeddings).float()
+
+    def embeddings_of(self, observation: Mapping[str, Any]) -> torch.Tensor | None:
+        """Text embeddings `(N, L, D)` of an observation's prompts; None for an unconditional model."""
+        if (given := observation.get("embedding")) is not None:
+            return cast(torch.Tensor, given)
+        tokens = observation.get("prompt")
+        return None if tokens is None else self.embed(torch.as_tensor(tokens))
+
+    def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor | None:
+        """Text embeddings `(N, L, D)` of N prompts, without waiting for a GPU; None for an unconditional model."""
+        if not self.model.prompt_length:
+            return None
+        distinct = list(dict.fromkeys(prompts))
+        rows = dict(zip(distinct, self.model.tokenize(distinct), strict=True))
+        return self.embed(torch.stack([rows[prompt] for prompt in prompts]))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Text embeddings `(N, L, D)` of token ids `(N, L)`; each distinct prompt is encoded once, by itself.

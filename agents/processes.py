@@ -19,9 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from diffusion_gym.timing import span
+
 _BUCKET = 2**24  # numbers in one message: 64 MB, so that the sum needs little memory of its own
 _PATIENCE = timedelta(hours=1)  # a process may wait for another's slow reward, or for the main one's pictures
 _SHARDED = {"FSDP": "--use_fsdp", "DEEPSPEED": "--use_deepspeed", "MEGATRON_LM": "--use_megatron_lm"}
+_WAITING = "waiting for processes"  # the phase in a profile
 
 
 class PeerFailed(RuntimeError):
@@ -109,7 +112,8 @@ class Processes:
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes, taken in float32."""
         if self.count > 1:
-            _exchange(tensors, dist.all_reduce)
+            with span(_WAITING):
+                _exchange(tensors, dist.all_reduce)
 
     def copy_main_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by the main process's, so that all begin with the same weights whatever their seeds."""
@@ -122,7 +126,8 @@ class Processes:
             return tensor
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        dist.all_gather(parts, tensor)
+        with span(_WAITING):
+            dist.all_gather(parts, tensor)
         return torch.cat(parts)
 
     def gather_json(self, value: Any) -> list[Any]:

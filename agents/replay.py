@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories
 
@@ -71,8 +72,14 @@ class ReplayBuffer:
             stored[f"{slot}.timesteps"] = part.timesteps
         return stored
 
-    def load(self, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        """Put back what `tensors` gave; this process takes its share."""
+    def load(self, tensors: Mapping[str, torch.Tensor], policy: DenoisingPolicy) -> None:
+        """Put back what `tensors` gave; this process takes its share.
+
+        Args:
+            tensors: what `tensors` gave.
+            policy: embeds the prompts anew, and says where the tensors go.
+        """
+        device = policy.device
         self._parts.clear()
         self._returns.clear()
         for slot in range(len({name.split(".")[0] for name in tensors})):
@@ -85,6 +92,7 @@ class ReplayBuffer:
                 Trajectories(
                     prompts=("",) * len(share),
                     tokens=own.get("tokens"),
+                    embeddings=policy.embed(row["tokens"][share.start : share.stop]) if "tokens" in row else None,
                     timesteps=row["timesteps"].to(device),
                     latents=own["latents"].transpose(0, 1),
                     log_probs=own["log_probs"].T,

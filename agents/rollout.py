@@ -17,6 +17,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardOutput
+from diffusion_gym.timing import span
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 _IN_FLIGHT: Final = 4  # batches whose rewards may be awaited while the next one is sampled; bounds their memory
@@ -36,6 +37,7 @@ class Trajectories:
             reward failed.
         components: the reward's components, each `(N,)`.
         images: the finished pictures, uint8 `(N, H, W, 3)`.
+        embeddings: text embeddings of the prompts, `(N, L, D)`; None where they are not at hand.
     """
 
     prompts: tuple[str, ...]
@@ -46,6 +48,7 @@ class Trajectories:
     rewards: torch.Tensor
     components: dict[str, torch.Tensor]
     images: torch.Tensor
+    embeddings: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -57,8 +60,16 @@ class Trajectories:
 
     def states(self, samples: torch.Tensor, steps: torch.Tensor) -> dict[str, torch.Tensor]:
         """Observations of the pairs (samples[i], steps[i]), both int64 `(M,)`."""
-        states = {"timestep": self.timesteps[steps][:, None], "latents": self.latents[steps, samples]}
-        return states if self.tokens is None else {"prompt": self.tokens[samples], **states}
+        return {
+            **self.conditions(samples),
+            "timestep": self.timesteps[steps][:, None],
+            "latents": self.latents[steps, samples],
+        }
+
+    def conditions(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The prompts' part of these samples' observations: tokens, and embeddings where they are at hand."""
+        found = {"prompt": self.tokens, "embedding": self.embeddings}
+        return {name: value[samples] for name, value in found.items() if value is not None}
 
     def actions(self, samples: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Actions x_{t-1} of the same pairs, `(M, C, H, W)`."""
@@ -81,8 +92,8 @@ class Trajectories:
                 joined["prompts"] = tuple(prompt for part in parts for prompt in part.prompts)
             elif field.name == "components":
                 joined["components"] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
-            elif field.name == "tokens":
-                joined["tokens"] = None if values[0] is None else torch.cat(values)
+            elif field.name in ("tokens", "embeddings"):
+                joined[field.name] = None if any(value is None for value in values) else torch.cat(values)
             elif field.name != "timesteps":
                 axis = 1 if field.name in ("latents", "log_probs") else 0
                 joined[field.name] = torch.cat(values, axis)
@@ -114,10 +125,15 @@ def collect(
     observation, infos = env.reset(seed=seed, options=options)
     prompts, tokens = tuple(infos["prompt"]), observation.get("prompt")
     tokens = None if tokens is None else torch.as_tensor(tokens, device=policy.device)
+    with span("text encoder"):
+        embeddings = policy.embed_prompts(prompts)
+    given = {} if embeddings is None else {"embedding": embeddings}
     if isinstance(env, OneStepVectorEnv):
         x = torch.as_tensor(infos["latents"], device=policy.device)
         for step in range(len(policy.table)):
-            x = act(policy.observation(x, step, tokens)).sample(generator)
+            with span("rollout UNet"):
+                distribution = act({**policy.observation(x, step, tokens), **given})
+            x = distribution.sample(generator)
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
@@ -127,7 +143,8 @@ def collect(
         log_probs = torch.empty(len(timesteps), len(start), device=policy.device)
         latents[0], returns = start, torch.zeros(len(start), device=policy.device)
         for step in range(len(timesteps)):
-            distribution = act(observation)
+            with span("rollout UNet"):
+                distribution = act({**observation, **given})
             latents[step + 1] = distribution.sample(generator)
             # Scored on the stored value, which makes the ratio of a fresh rollout 1.
             log_probs[step] = distribution.log_prob(latents[step + 1])
@@ -144,6 +161,7 @@ def collect(
         rewards=returns,
         components={key: torch.as_tensor(value, device=policy.device) for key, value in components.items()},
         images=torch.as_tensor(final["image"]),
+        embeddings=embeddings,
     )
 
 
@@ -183,14 +201,17 @@ def collect_many(
     if env.num_envs % group_size:
         raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
     parts: list[Trajectories] = []
-    with _rewards_of(env) as scores:
+    with policy.sampling(), _rewards_of(env) as scores:
         for noise_seed, reset in _batches(env, number, seed_path, group_size, processes or Processes()):
             generator = torch.Generator(policy.device).manual_seed(noise_seed)
             parts.append(collect(env, policy, generator, reference=reference, **reset))
             if len(scores) > _IN_FLIGHT:
-                scores[-1 - _IN_FLIGHT].result()
+                with span("waiting for rewards"):
+                    scores[-1 - _IN_FLIGHT].result()
         if scores:
-            parts = [part.rewarded(score.result()) for part, score in zip(parts, scores, strict=True)]
+            with span("waiting for rewards"):
+                outputs = [score.result() for score in scores]
+            parts = [part.rewarded(output) for part, output in zip(parts, outputs, strict=True)]
     return Trajectories.join(parts)
 
 

@@ -17,6 +17,7 @@ from diffusion_gym.agents.evaluation import compare, save_pictures
 from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.agents.tracking import check_track
@@ -90,17 +91,28 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     trainer.development = _development(settings, processes)
     if processes.main:
         write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
-    done = trainer.run(resume=settings.resume and not _killed_early(trainer))
+    trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
+    try:
+        done = trainer.run(resume=settings.resume and not _killed_early(trainer))
+    except KeyboardInterrupt:
+        _write_profile(trainer)
+        raise
     loading = ""
     failure: OSError | None = None
     if processes.main:
         try:
+            _write_profile(trainer)
             with agent.averaged():
                 loading = export_policy(agent.policy, settings.out / "model")
         except OSError as error:
             failure = error
     processes.agree(failure)  # no process ends, and may have a launcher end the others, before all is written
     return done, loading
+
+
+def _write_profile(trainer: Trainer) -> None:
+    if trainer.profile is not None:
+        print(trainer.profile.write(trainer.out), flush=True)
 
 
 def stopped_early(folder: Path) -> str:

@@ -95,6 +95,8 @@ class RunSettings(Schedule):
     """CPU threads of torch; 0 leaves torch's own choice."""
     track: Track = "tensorboard"
     """Where numbers and pictures are shown while it trains: TensorBoard; W&B as well with `wandb`; or nowhere."""
+    profile: bool = False
+    """Say at the end where an iteration's time went, and write a trace of one."""
     resume: bool = False
     """Go on with the run in the run folder; its settings are taken over."""
     env_options: Annotated[EnvOptions, tyro.conf.arg(name="env")] = field(default_factory=EnvOptions)
@@ -109,7 +111,7 @@ class RunSettings(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads back."""
-        return {**asdict(self), "out": str(self.out), "resume": False}
+        return {**asdict(self), "out": str(self.out), "profile": False, "resume": False}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], out: Path) -> RunSettings:
@@ -139,7 +141,7 @@ class RunSettings(Schedule):
 
 
 # May be missing in a run folder: options younger than the first runs, which change nothing that a training learns.
-_ADDED: Final = frozenset({"development_every", "development_samples", "development_paths", "track"})
+_ADDED: Final = frozenset({"development_every", "development_samples", "development_paths", "track", "profile"})
 
 
 def _names(kind: Any) -> frozenset[str]:

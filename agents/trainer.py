@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +20,13 @@ from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.development import DevelopmentSet
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import Track, Tracker, open_tracker
 from diffusion_gym.storage import remove_unfinished
+from diffusion_gym.timing import span
 
 __all__ = ["Schedule", "Trainer", "read_metrics", "reward_metrics"]
 
@@ -47,6 +49,7 @@ class Trainer:
         progress: show a progress bar.
         development: the development set of the main process; None for none.
         track: where numbers and pictures are shown: `tensorboard`; `wandb`, which is both; or `none`.
+        profile: times the iterations; None for none.
     """
 
     env: VectorEnv[Any, Any, Any]
@@ -58,6 +61,7 @@ class Trainer:
     progress: bool = True
     development: DevelopmentSet | None = None
     track: Track = "tensorboard"
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         if self.schedule.samples_per_iteration % self.env.num_envs:
@@ -110,7 +114,8 @@ class Trainer:
             self._develop(tracker)
             try:
                 while not self._reached(until) and not self._asked_to_stop():
-                    self._iterate(tracker, bar)
+                    with self._profiled():
+                        self._iterate(tracker, bar)
             except NoUsableReward:  # in every process, before the agent has changed
                 self._save()
                 raise
@@ -125,6 +130,12 @@ class Trainer:
     @property
     def _metrics(self) -> Path:
         return self.out / "metrics.jsonl"
+
+    def _profiled(self) -> AbstractContextManager[None]:
+        if self.profile is None:
+            return nullcontext()
+        ahead = self.schedule.total_reward_queries - self.done.reward_queries
+        return self.profile.iteration(last=ahead <= self.schedule.samples_per_iteration)
 
     def _iterate(self, tracker: Tracker, bar: Any) -> None:
         started = time.perf_counter()
@@ -180,7 +191,8 @@ class Trainer:
         """Write a checkpoint; no process goes on, or ends and has the others ended, before it is there."""
         failure: OSError | None = None
         try:
-            self.checkpoints.save(self.agent, self.done)
+            with span("checkpoint"):
+                self.checkpoints.save(self.agent, self.done)
         except OSError as error:
             failure = error
         self.processes.agree(failure)
@@ -211,11 +223,11 @@ class Trainer:
         """A grid of pictures from noise that is the same at every call."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
         if self.processes.main and self.pictures_env is not None and not path.exists():
-            with self.agent.averaged():
+            with span("pictures", whole=True), self.agent.averaged():
                 shown = collect_many(
                     self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES)
                 )
-            save_grid(path, shown.images)
+                save_grid(path, shown.images)
 
     def _develop(self, tracker: Tracker) -> None:
         """Evaluate the development set, if that is due and not done; the other processes wait."""
@@ -228,7 +240,8 @@ class Trainer:
                 with self.agent.averaged():
                     self.development.track(self.agent.policy, self.done, tracker)
 
-        self._together(evaluate)
+        with span("development", whole=True):
+            self._together(evaluate)
 
     @contextmanager
     def _graceful_stop(self) -> Iterator[None]:
@@ -254,7 +267,7 @@ class Trainer:
 
 def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str, float]:
     """Mean and standard deviation of all processes' finite rewards, and the means of their components."""
-    rewards = processes.gather(trajectories.rewards).double()
+    rewards = processes.gather(trajectories.rewards).double().cpu()
     usable = torch.isfinite(rewards)
     rewards = rewards[usable]
     metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
@@ -262,5 +275,5 @@ def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str
     for name in named[0]:
         if all(name in others for others in named):  # a component that one process lacks would have the others wait
             value = trajectories.components[name].double()
-            metrics[f"{name}_mean"] = float(processes.gather(value)[usable].mean())
+            metrics[f"{name}_mean"] = float(processes.gather(value).cpu()[usable].mean())
     return metrics

@@ -22,6 +22,7 @@ from diffusion_gym.agents.optimization import (
 from diffusion_gym.agents.policy import DenoisingPolicy, Precision, Trainable
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
 
 Metrics = dict[str, float]
@@ -70,6 +71,9 @@ class AgentConfig:
     """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    merge_adapters: bool = False
+    """Sample with LoRA's adapters merged into the weights, in float32 alone: faster rollouts; the ratio of a fresh
+    rollout is then 1 up to rounding."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):
@@ -147,6 +151,7 @@ class Agent(ABC):
             cfg_training=config.cfg_training,
             mixed_precision=config.mixed_precision,
             gradient_checkpointing=config.gradient_checkpointing,
+            merge_adapters=config.merge_adapters,
         )
         self.steps = self._trained_steps()
         options = config.optimizer_options()
@@ -243,7 +248,7 @@ class Agent(ABC):
         first = self.processes.index * number
         own = items[(items[:, 0] >= first) & (items[:, 0] < first + number)].clone()
         own[:, 0] -= first
-        return own.to(self.policy.device)
+        return to_device(own, self.policy.device)
 
     def own(self, values: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
         """The part of `values`, one a sample of all processes, for this process's trajectories: float32, on the device.
@@ -254,7 +259,7 @@ class Agent(ABC):
         """
         first = self.processes.index * len(trajectories)
         part = values[first : first + len(trajectories)]
-        return torch.as_tensor(part, dtype=torch.float32, device=self.policy.device)
+        return to_device(part, self.policy.device, torch.float32)
 
     def minimize(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
@@ -310,8 +315,15 @@ class Agent(ABC):
 
 
 def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
-    """Means over the updates of an iteration."""
-    return {key: float(torch.stack([row[key].cpu() for row in rows]).mean()) for key in rows[0]}
+    """Means over the updates of an iteration; a GPU is waited for once."""
+    columns = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    devices = {key: column.device for key, column in columns.items()}
+    found: Metrics = {}
+    for device in set(devices.values()):
+        own = [key for key in columns if devices[key] == device]
+        values = torch.stack([columns[key].double() for key in own]).cpu()
+        found |= {key: float(value.mean()) for key, value in zip(own, values, strict=True)}
+    return {key: found[key] for key in rows[0]}
 
 
 def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

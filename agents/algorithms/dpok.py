@@ -129,8 +129,7 @@ class DPOK(PolicyGradientAgent):
         return Transitions.at(self.buffer.trajectories, self.buffer.own_returns, pairs)
 
     def _values(self, batch: Transitions) -> torch.Tensor:
-        tokens = batch.observation.get("prompt")
-        embeddings = None if tokens is None else self.policy.embed(tokens)
+        embeddings = self.policy.embeddings_of(batch.observation)
         return self.value(batch.observation["latents"], batch.observation["timestep"][:, 0], embeddings)
 
     def _value_losses(self, pairs: torch.Tensor) -> Losses:
@@ -156,7 +155,7 @@ class DPOK(PolicyGradientAgent):
         super().load_tensors(tensors)
         self.value.load_state_dict(part_of(tensors, "value"))
         self.value_optimizer.load_tensors(part_of(tensors, "value_optimizer"))
-        self.buffer.load(part_of(tensors, "replay"), self.policy.device)
+        self.buffer.load(part_of(tensors, "replay"), self.policy)
 
     def state(self) -> dict[str, Any]:
         """The value function's optimiser too."""

@@ -102,9 +102,8 @@ class RegressionAgent(Agent):
         table = self.policy.table
         signal, std = (column[steps].view(-1, 1, 1, 1) for column in (table.signal, table.noise))
         latents = add_noise(trajectories.finished[samples], noise, signal, std)
-        observation = {"timestep": table.timesteps[steps][:, None], "latents": latents}
-        if trajectories.tokens is not None:
-            observation["prompt"] = trajectories.tokens[samples]
+        timesteps = table.timesteps[steps][:, None]
+        observation = {**trajectories.conditions(samples), "timestep": timesteps, "latents": latents}
         error = (noise - self.policy.predicted_noise(observation)).square().flatten(1).mean(1)
         return {"loss": weights * error, "denoising_error": error.detach()}
 

@@ -249,7 +249,7 @@ def _configuration(run: Run) -> Html:
         set_by_hand["prompts"] = "; ".join(prompts[:4]) + more
     others = [key for key in env if key not in set_by_hand]
     left = [element("p", f"At the environment's own defaults: {', '.join(others)}.", class_="muted")] if others else []
-    values = {key: value for key, value in values.items() if key not in ("out", "resume")}
+    values = {key: value for key, value in values.items() if key not in ("out", "resume", "profile")}
     groups = (
         ("Run", values),
         ("Environment", set_by_hand),

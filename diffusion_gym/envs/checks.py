@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion_gym.devices import to_device
 from diffusion_gym.registry import unknown_name
 
 _OPTIONS = ["prompt", "latents", "reset_mask"]
@@ -86,7 +87,7 @@ def check_action(actions: Any, shape: tuple[int, ...], device: torch.device) -> 
         raise ValueError(f"actions have dtype {actions.dtype}; convert them to float32")
     if isinstance(actions, np.ndarray):
         # A copy: PyTorch warns of arrays that are read-only, and refuses negative strides.
-        return torch.from_numpy(np.array(actions, order="C")).to(device)
+        return to_device(np.array(actions, order="C"), device)
     if actions.device.type != device.type:
         raise ValueError(f"actions are on {actions.device}, the environment is on {device}; move them there")
     return actions.detach()

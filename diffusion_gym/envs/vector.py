@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.devices import to_device
 from diffusion_gym.envs.checks import (
     check_action,
     check_options,
@@ -38,6 +39,7 @@ from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluat
 from diffusion_gym.rewards.factory import Source
 from diffusion_gym.rewards.worker import RewardWorker
 from diffusion_gym.scheduling import StepTable
+from diffusion_gym.timing import span
 
 Output = Literal["torch", "numpy"]
 
@@ -241,15 +243,14 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             noise[row] = rng.standard_normal(shape, dtype=np.float32)
         if (prompt := options.get("prompt")) is not None:
             self._prompts[indices] = np.array(check_prompts(prompt, self.num_envs), dtype=object)[indices]
-        start = torch.from_numpy(noise).to(self.device)
+        start, rows = to_device(noise, self.device), to_device(indices, self.device)
         if (latents := options.get("latents")) is not None:
             given = torch.as_tensor(latents, dtype=torch.float32, device=self.device)
-            start = self._latents_given(given)[torch.from_numpy(indices).to(self.device)]
-        rows = torch.from_numpy(indices).to(self.device)
+            start = self._latents_given(given)[rows]
         # New tensors, not writes into the old ones: those are in the observations that users keep.
         self._latents = self._latents.index_copy(0, rows, start)
         if self.model.prompt_length:
-            tokens = self.model.tokenize(list(self._prompts[indices])).to(self.device)
+            tokens = to_device(self.model.tokenize(list(self._prompts[indices])), self.device)
             self._tokens = self._tokens.index_copy(0, rows, tokens)
         self._finite = self._finite.index_fill(0, rows, True)
         self._step[indices], self._done[indices], self._started[indices] = 0, False, True
@@ -257,7 +258,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _carry_over(self, latents: torch.Tensor, moving: np.ndarray) -> None:
         self._step[moving] += 1
         if not moving.all():
-            keep = torch.from_numpy(moving).to(self.device)[:, None, None, None]
+            keep = to_device(moving, self.device)[:, None, None, None]
             latents = torch.where(keep, latents, self._latents)
         self._latents = latents.clone()
         self._finite = self._finite & latents.isfinite().flatten(1).all(1)
@@ -270,10 +271,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
     def _score(self, ended: np.ndarray, rewards: torch.Tensor) -> dict[str, Any]:
         """Decode and score the pictures of `ended` in one batch; fills `rewards`, returns their infos."""
-        rows = torch.from_numpy(np.flatnonzero(ended)).to(self.device)
-        images, prompts = self.model.decode(self._latents[rows]), list(self._prompts[ended])
+        rows = to_device(np.flatnonzero(ended), self.device)
+        with span("decode"):
+            images = self.model.decode(self._latents[rows])
+        prompts = list(self._prompts[ended])
         if self._worker is None:
-            result = evaluate(self.reward, images, prompts)
+            with span("reward"):
+                result = evaluate(self.reward, images, prompts)
         else:
             self._deferred.append(self._worker.submit(images, prompts))
             result = RewardOutput(torch.zeros(len(prompts)))
@@ -302,7 +306,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     # --- what goes out -------------------------------------------------------------------------------------
 
     def _observe(self) -> dict[str, Any]:
-        timesteps = torch.from_numpy(self._timesteps[self._step][:, None]).to(self.device)
+        timesteps = to_device(self._timesteps[self._step][:, None], self.device)
         observation = {"timestep": self._out(timesteps), "latents": self._out(self._latents, copy=True)}
         if self.model.prompt_length:
             observation["prompt"] = self._out(self._tokens, copy=True)
@@ -313,7 +317,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         return tensor if self.output == "torch" else tensor.cpu().numpy()
 
     def _flags(self, flags: np.ndarray) -> Any:
-        return flags.copy() if self.output == "numpy" else torch.from_numpy(flags.copy()).to(self.device)
+        return flags.copy() if self.output == "numpy" else to_device(flags.copy(), self.device)
 
     def _with_masks(self, infos: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
         """Gymnasium's convention: `_key` says for which envs `key` holds something."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -48,15 +49,23 @@ def merged(unet: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def adapters_off(unet: nn.Module) -> Iterator[None]:
-    """Within this context the adapters of `unet` do nothing: it is the pretrained network."""
-    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
-        layer._disable_adapters = True  # enable_adapters(False) would also freeze the adapters' gradients
+def adapters_merged(unet: nn.Module) -> Iterator[None]:
+    """Within this context what the adapters of `unet` add is part of its weights, for use without gradients.
+
+    The weights that it shares with the pretrained network stay as they are: the layers with adapters get copies.
+    """
+    layers = [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+    shared = [layer.get_base_layer().weight for layer in layers]
     try:
+        for layer, weight in zip(layers, shared, strict=True):
+            with torch.no_grad():
+                whole = weight + cast(Any, layer).get_delta_weight(layer.active_adapters[0])
+            layer.get_base_layer().weight = nn.Parameter(whole, requires_grad=False)
+            layer._disable_adapters = True
         yield
     finally:
-        for layer in layers:
+        for layer, weight in zip(layers, shared, strict=True):
+            layer.get_base_layer().weight = weight
             layer._disable_adapters = False
 
 

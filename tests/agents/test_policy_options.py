@@ -187,6 +187,14 @@ def test_rollouts_recompute_nothing(env, make_policy, roll):
     assert calls(policy, lambda: roll(env, policy)) == plain > 0
 
 
+def test_a_network_that_cannot_checkpoint_is_refused_only_if_asked_to(env, make_policy):
+    policy = make_policy(env, "full")
+    policy.unet = nn.Conv2d(4, 4, 1)
+    policy.set_training()
+    with pytest.raises(ValueError, match=r"gradient_checkpointing=True .*; Conv2d has no enable_gradient_checkpointing"):
+        policy.set_training(gradient_checkpointing=True)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_an_agent_that_checkpoints_takes_the_same_step(env, make_agent, roll, precision):
     """Adam's epsilon is large, so that rounding of gradients near 0 does not turn into a whole step."""

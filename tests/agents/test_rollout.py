@@ -235,8 +235,10 @@ def test_many_are_joined_in_order(make_env, make_policy):
         many.rewards[:3],
         {key: value[:3] for key, value in many.components.items()},
         many.images[:3],
+        many.embeddings[:3],
     )
     assert identical(start, first)
+    assert torch.equal(many.embeddings, policy.embed(many.tokens))
     batches = many.latents[0].view(3, 3, -1)
     assert not torch.equal(batches[0], batches[1]) and not torch.equal(batches[1], batches[2])
     for sample in range(9):  # the parts of a sample stay together

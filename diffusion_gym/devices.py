@@ -1,0 +1,24 @@
+"""The only place where values move from the host to a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of `values` on `device`; a GPU is not waited for.
+
+    A plain copy of pageable memory to a GPU waits until all that was queued before it is done; one of pinned memory is
+    queued itself.
+
+    Args:
+        values: a NumPy array or a tensor. On the CPU the result may share its memory.
+        device: where it goes.
+        dtype: its type there; that of `values` by default.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
