@@ -191,7 +191,7 @@ def test_a_network_that_cannot_checkpoint_is_refused_only_if_asked_to(env, make_
     policy = make_policy(env, "full")
     policy.unet = nn.Conv2d(4, 4, 1)
     policy.set_training()
-    with pytest.raises(ValueError, match=r"gradient_checkpointing=True .*; Conv2d has no enable_gradient_checkpointing"):
+    with pytest.raises(ValueError, match=r"gradient_checkpointing=True .*; Conv2d has no enable_gradient_check"):
         policy.set_training(gradient_checkpointing=True)
 
 
