@@ -7,13 +7,12 @@ import re
 import runpy
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chat_server import ChatServer
 from diffusion_gym.agents.benchmark import command
 from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.prompts import make_prompts
@@ -198,43 +197,24 @@ def test_sd14_on_a_gpu_takes_the_papers_prompts():
 
 
 @pytest.fixture
-def chat():
-    """A chat-completions server that sees three wolves everywhere: its base URL, and what it was asked."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.answer({"object": "list", "data": [{"id": "a-model"}]})
-
-        def do_POST(self):
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            message = {"role": "assistant", "content": "three wolves"}
-            self.answer({"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
-
-        def answer(self, content):
-            body = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    server.shutdown()
-    server.server_close()
+def wolves():
+    """A chat-completions server that sees three wolves everywhere."""
+    server = ChatServer()
+    server.reply = lambda number, body: server.completion("three wolves")
+    yield server
+    server.close()
 
 
-def test_vlm_reward(run, chat, tmp_path, tiny_pipeline):
-    url, asked = chat
+def test_vlm_reward(run, wolves, tmp_path, tiny_pipeline):
     sizes = ["--queries", 8, "--samples", 8, "--batch", 4, "--steps", 3, "--model", tiny_pipeline]
     bert = ["--bertscore-model", write_random_bert(tmp_path / "bert"), "--bertscore-layers", 2]
-    shown = run("vlm_reward.py", "--server", url, *sizes, *bert, "--out", tmp_path / "run")
+    shown = run("vlm_reward.py", "--server", wolves.url, *sizes, *bert, "--out", tmp_path / "run")
     assert shown.startswith("1 iterations; the model's last words: 'three wolves'")
     (row,) = metrics(tmp_path / "run")
     assert row["reward_mean"] == row["recall_mean"] != 0
+    asked = [request["body"] for request in wolves.requests]
     questions = [part["text"] for body in asked for part in body["messages"][0]["content"] if part["type"] == "text"]
-    assert questions == ["what is happening in this image?"] * 8 and {body["model"] for body in asked} == {"a-model"}
+    assert questions == ["what is happening in this image?"] * 8 and {body["model"] for body in asked} == {"first"}
 
 
 def test_multi_gpu(tmp_path):

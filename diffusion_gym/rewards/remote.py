@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import torch
 
 from diffusion_gym.rewards.base import REWARDS, RewardError, RewardOutput
+from diffusion_gym.rewards.http import RequestFailed, request_json
 from diffusion_gym.rewards.server.wire import TOKEN, encode_images, read_output
-from diffusion_gym.rewards.vlm.http import RequestFailed, request_json
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries
 _REWARD_RAISED: Final = 500  # the server answers, and would raise again

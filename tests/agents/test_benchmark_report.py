@@ -209,6 +209,14 @@ def test_one_seed_of_one_agent(tmp_path):
     assert not (tmp_path / "figures" / "verdicts.csv").exists()
 
 
+def test_an_unfinished_matrix_says_so(tmp_path):
+    fill(tmp_path, seeds=2, samples=False)
+    assert "missing" not in words(write_benchmark_report(tmp_path).read_text(encoding="utf-8"))
+    next((tmp_path / "records").glob("size--rwr--seed-1*")).unlink()
+    text = words(write_benchmark_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Runs that are still missing: 1. The agents' scores are not of the same tasks and seeds." in text
+
+
 def test_no_run_succeeded(tmp_path):
     write_suite(tmp_path)
     write_failure(tmp_path, "rwr", "color", 0)

@@ -1,4 +1,4 @@
-"""What the tests of rewards with a vision model share: tiny random checkpoints, and pictures."""
+"""What the tests of rewards share: tiny random checkpoints, pictures, and a server to ask."""
 
 import functools
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from chat_server import ChatServer
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
 
@@ -33,3 +34,30 @@ def pictures():
         return images, [Image.fromarray(picture) for picture in to_uint8(images).numpy()]
 
     return drawn
+
+
+@pytest.fixture
+def start_server():
+    """`start_server(port)` starts a server; all are closed at the end."""
+    running = []
+
+    def start(port=0):
+        running.append(ChatServer(port))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.close()
+
+
+@pytest.fixture
+def server(start_server):
+    return start_server()
+
+
+@pytest.fixture
+def dead_url(start_server):
+    """A URL at which nothing listens."""
+    closed = start_server()
+    closed.close()
+    return closed.url

@@ -41,7 +41,8 @@ def _scores(benchmark: Benchmark, figures: Figures) -> Html:
     ]
     drawn = []
     for row in rows:
-        name = f"{row['agent']}, {row['runs']} runs" + (f", {row['failed']} failed" if row["failed"] else "")
+        runs = f"{row['runs']} run" + ("" if row["runs"] == 1 else "s")
+        name = f"{row['agent']}, {runs}" + (f", {row['failed']} failed" if row["failed"] else "")
         value, low, high = (_plain(row[key]) for key in ("value", "low", "high"))
         drawn.append(Interval(name, value, low, high, benchmark.color(row["agent"]).split()[0]))
     label = "interquartile mean over tasks and seeds, 95 % stratified bootstrap interval"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,10 @@ def header(benchmark: Benchmark) -> Html:
     if failed:
         link = element("a", "the list", href="#failures")
         parts.append(note(f"Failed: {failed} of {runs + failed} runs; see ", link, "."))
+    tried = {(record["agent"], record["task"], record["seed"]) for record in every_record(benchmark)}
+    if missing := len({*itertools.product(benchmark.agents, benchmark.tasks, seeds)} - tried):
+        text = f"Runs that are still missing: {missing}. The agents' scores are not of the same tasks and seeds. "
+        parts.append(note(text, "Pairs are compared on what both have; the same command goes on."))
     if len(seeds) == 1:
         parts.append(note("One seed: there are no intervals, and nothing can be called better. Run it with --seeds 5."))
     return element("header", *parts)

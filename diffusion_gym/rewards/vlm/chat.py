@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffusion_gym.rewards.http import RequestFailed, request_json
 from diffusion_gym.rewards.vlm.base import VLMError
-from diffusion_gym.rewards.vlm.http import RequestFailed, request_json
 
 API_KEY: Final = "DIFFUSION_GYM_VLM_API_KEY"
 _LONGEST_WAIT: Final = 600.0  # seconds; a server that asks for more is given up

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from diffusion_gym.rewards.vlm.http import RequestFailed, request_json
+from diffusion_gym.rewards.http import RequestFailed, request_json
 
 
 def retry_after(server, header):

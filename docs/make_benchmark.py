@@ -1,0 +1,138 @@
+"""The reference results of `shapes-v1`, and the tables that are made of them in README.md and docs/benchmark.md.
+
+    diffusion-gym bench --suite shapes-v1 --seeds 5 --jobs 2 --out runs/shapes-v1   # goes on where it was stopped
+    python docs/make_benchmark.py runs/shapes-v1     # take its records and figures over, and write the tables
+    python docs/make_benchmark.py                    # only write the tables again
+
+The records are kept in `docs/results/shapes-v1/`, a benchmark's folder without its runs: `diffusion-gym report` makes a
+page of it. A test checks that the tables agree with them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.summary import summary_json, summary_text
+from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
+from diffusion_gym.storage import read_json, write_json, write_text
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+KEPT: Final = ROOT / "docs" / "results" / "shapes-v1"
+PAGES: Final = {"README.md": ("scores",), "docs/benchmark.md": ("scores", "verdicts", "costs")}
+_FIGURES: Final = (
+    "scores.svg",
+    "profiles.svg",
+    "reward-reward-queries--*.svg",
+    "frontier--*.svg",
+    "generalisation--*.svg",
+)
+_PICTURES: Final = ("before-after--*.png",)
+
+
+def take_over(folder: Path) -> None:
+    """Copy a benchmark's suite and records, its charts, and the pictures of its best agent."""
+    shutil.rmtree(KEPT, ignore_errors=True)
+    for path in sorted((folder / "records").glob("*.json")):
+        write_json(KEPT / "records" / path.name, read_json(path))
+    suite = next(folder.glob("*.toml"))
+    write_text(KEPT / suite.name, suite.read_text(encoding="utf-8"))
+    write_benchmark_report(folder)
+    best = Results.read(folder).agents[0]
+    pictures = [pattern.replace("*", f"*--{best}") for pattern in _PICTURES]
+    for pattern in (*_FIGURES, *pictures):
+        for path in sorted((folder / "figures").glob(pattern)):
+            (KEPT / "figures").mkdir(exist_ok=True)
+            shutil.copyfile(path, KEPT / "figures" / path.name)
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """The marked parts of the pages, by name."""
+    summary = summary_json(results)
+    return {"scores": _scores(results, summary), "verdicts": _verdicts(results), "costs": _costs(results, summary)}
+
+
+def fill(text: str, names: tuple[str, ...], parts: Mapping[str, str]) -> str:
+    """`text` with its marked blocks written anew."""
+    for name in names:
+        block = f"<!-- {name} -->\n{parts[name]}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
+    return text
+
+
+def _scores(results: Results, summary: Mapping[str, Any]) -> str:
+    """A row an agent: its score, and the mean reward on each task after training."""
+    agents, tasks = summary["agents"], [task for task in results.suite.tasks if _seeds(results, task)]
+    rows = [["agent", "score", *tasks], ["---"] * (2 + len(tasks))]
+    rows.append(["pretrained", "0", *(_mean(_first(agents, task)["before"]["reward"]) for task in tasks)])
+    for agent, entry in agents.items():
+        score = entry["score"]
+        interval = "" if score["low"] is None else f" ({score['low']:.2f} to {score['high']:.2f})"
+        found = [entry["tasks"].get(task) for task in tasks]
+        cells = ["–" if each is None else _mean(each["after"]["reward"]) for each in found]
+        rows.append([f"`{agent}`", f"{score['value']:.2f}{interval}", *cells])
+    counts = sorted({len(_seeds(results, task)) for task in tasks})
+    budget = next(iter(results.records.values()))["settings"]["total_reward_queries"]
+    note = (
+        f"{' to '.join(map(str, counts))} seeds a task, {budget:,} reward queries a run, {len(results.records)} runs."
+    )
+    return "\n".join([*_lines(rows), "", note])
+
+
+def _verdicts(results: Results) -> str:
+    """What `diffusion-gym bench` prints."""
+    return f"```text\n{summary_text(results)}\n```"
+
+
+def _costs(results: Results, summary: Mapping[str, Any]) -> str:
+    """A row an agent: means over its runs of what the reward costs."""
+    head = ["agent", "change, training prompts", "change, held-out", "KL, nats", "Vendi score", "seconds", "GB"]
+    rows = [head, ["---"] * len(head)]
+    for agent in summary["agents"]:
+        runs = [record for (name, _, _), record in results.records.items() if name == agent]
+        first, last = ([record["points"][place] for record in runs] for place in (0, -1))
+        strict = [index for index, point in enumerate(last) if "success" in point]
+        gains = [
+            np.mean([last[index][key] - first[index][key] for index in strict])
+            for key in ("success", "held_out_success")
+        ]
+        kl = np.mean([point["kl"] for point in last])
+        vendi = [np.mean([point["vendi"] for point in points]) for points in (first, last)]
+        seconds = np.median([point["seconds"] for point in last])
+        memory = max(record["peak_memory_mb"] for record in runs) / 1000
+        cells = [f"{gains[0]:+.2f}", f"{gains[1]:+.2f}", f"{kl:,.0f}", f"{vendi[0]:.1f} → {vendi[1]:.1f}"]
+        rows.append([f"`{agent}`", *cells, f"{seconds:.0f}", f"{memory:.1f}"])
+    return "\n".join(_lines(rows))
+
+
+def _seeds(results: Results, task: str) -> set[int]:
+    return {seed for _, of, seed in results.records if of == task}
+
+
+def _first(agents: Mapping[str, Any], task: str) -> Any:
+    return next(entry["tasks"][task] for entry in agents.values() if task in entry["tasks"])
+
+
+def _mean(found: Mapping[str, float | None]) -> str:
+    error = found["standard_error"]
+    return f"{found['mean']:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        take_over(Path(sys.argv[1]))
+    parts = blocks(Results.read(KEPT))
+    for name, names in PAGES.items():
+        page = ROOT / name
+        write_text(page, fill(page.read_text(encoding="utf-8"), names, parts))
