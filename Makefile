@@ -42,8 +42,10 @@ FORCE:
 docs: $(STAMP)
 	$(BIN)/python docs/make_results.py
 
+# TRL=PYTHON names the Python of TRL's own environment; see benchmarks/peers/trl_ddpo.py.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python benchmarks/peers/compare.py run --samples 8 --steps 10 --rounds 3 --records build/bench/records \
+		$(if $(TRL),--trl $(TRL))
 
 clean:
 	rm -rf .venv build dist *.egg-info

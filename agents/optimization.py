@@ -18,8 +18,7 @@ from diffusion_gym.timing import span
 LearningRateSchedule = Literal["constant", "warmup_cosine"]
 Losses = Mapping[str, torch.Tensor]
 
-_LARGEST_TRIED = {"cpu": 128}  # on two CPU cores more is not faster
-_LARGEST_TRIED_ELSEWHERE = 512
+_LARGEST_TRIED = 512
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class AccumulatingOptimizer:
         parameters: what trains, by name.
         options: how.
         processes: the processes that share the items.
+        largest_micro_batch: where the search for the micro-batch begins when the options say 0.
 
     Attributes:
         adam: torch's optimiser.
@@ -80,7 +80,11 @@ class AccumulatingOptimizer:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], options: OptimizerOptions, processes: Processes | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        options: OptimizerOptions,
+        processes: Processes | None = None,
+        largest_micro_batch: int = _LARGEST_TRIED,
     ) -> None:
         self.parameters, self.options = list(parameters.values()), options
         self.processes = processes or Processes()
@@ -92,9 +96,8 @@ class AccumulatingOptimizer:
             eps=options.epsilon,
             weight_decay=options.weight_decay,
         )
-        device = self.parameters[0].device.type
-        self.micro_batch_size = options.micro_batch_size or _LARGEST_TRIED.get(device, _LARGEST_TRIED_ELSEWHERE)
-        self._scaler = torch.amp.GradScaler(device, enabled=options.loss_scaling)
+        self.micro_batch_size = options.micro_batch_size or largest_micro_batch
+        self._scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=options.loss_scaling)
 
     def step(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int

@@ -1,15 +1,17 @@
-"""DDPO_IS on Stable Diffusion 1.4's exact shape with random weights: images/s, transitions/s and peak memory.
+"""DDPO_IS on Stable Diffusion 1.4's exact shape with random weights: speed, share of the card's matrix rate, memory.
 
     python -m diffusion_gym.models.random_pipeline /tmp/sd14 --size sd14
     python benchmarks/stable_diffusion.py run --model /tmp/sd14     # on a CUDA GPU; a record for each row
     python benchmarks/stable_diffusion.py page                      # the table of docs/gpu.md from the records alone
 
-Random weights do not change the speed. Each row is a process of its own, so that its peak memory is its own; a row that
-runs out of memory is recorded as such.
+Random weights do not change the speed. `--variants` adds rows with the UNet in channels-last format, compiled by
+torch.compile, or both: their ratio to the plain row says whether that pays on a card. Each row is a process of its own,
+so that its peak memory is its own; a row that runs out of memory is recorded as such.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -21,12 +23,17 @@ from typing import Annotated, Any, Final, Literal
 
 import torch
 import tyro
+from matrix_rate import matrix_rate, operations, synchronize
 
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "gpu"
+_HEAD: Final = ("update, transitions/s", "of the card", "images/s", "peak memory, GB")
 _BEGIN, _END = "<!-- gpu -->", "<!-- /gpu -->"
+
+
+Variant = Literal["plain", "channels-last", "compiled", "channels-last-compiled"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Row:
     """Reward by name."""
     reward_kwargs: str = "{}"
     """Its keywords, as JSON."""
+    variant: Variant = "plain"
+    """How the UNet that trains is laid out and run."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class RunOptions:
     """Batch sizes."""
     trainables: tuple[Literal["lora", "full"], ...] = ("lora", "full")
     """What trains."""
+    variants: tuple[Variant, ...] = ("plain",)
+    """How the UNet that trains is laid out and run."""
     samples: int = 16
     """Pictures of an iteration."""
     steps: int = 50
@@ -124,23 +135,32 @@ def measure(row: Row) -> dict[str, Any]:
     )
     policy = DenoisingPolicy.from_env(env, trainable=row.trainable)
     agent = DDPOIS(policy, options)
+    observation, _ = env.reset(seed=0)
+    with torch.no_grad():
+        forward = operations(lambda: policy.distribution(observation)) / row.batch
+    both = operations(lambda: policy(observation, observation["latents"]).sum().backward()) / row.batch
+    _apply(row.variant, policy.unet)
     seconds: dict[str, float] = {}
     for iteration in range(2):
-        _wait(row.device)
+        synchronize(row.device)
         started = time.perf_counter()
         trajectories = collect_many(env, policy, row.samples, (0, iteration))
-        _wait(row.device)
+        synchronize(row.device)
         sampled = time.perf_counter()
         agent.update(trajectories, np.random.default_rng(iteration))
-        _wait(row.device)
+        synchronize(row.device)
         seconds = {"rollout": sampled - started, "update": time.perf_counter() - sampled}
     transitions = row.samples * len(policy.stochastic_steps)
+    rate = matrix_rate(row.device, getattr(torch, row.dtype))
     return {
         "rollout_seconds": seconds["rollout"],
         "update_seconds": seconds["update"],
         "rollout_images_per_second": row.samples / seconds["rollout"],
         "update_transitions_per_second": transitions / seconds["update"],
         "images_per_second": row.samples / sum(seconds.values()),
+        "matrix_rate": rate,
+        "rollout_share": forward * row.samples * row.steps / seconds["rollout"] / rate,
+        "update_share": both * transitions / seconds["update"] / rate,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if row.device.startswith("cuda") else None,
         "card": torch.cuda.get_device_name() if row.device.startswith("cuda") else "CPU",
         "torch": torch.__version__,
@@ -148,9 +168,11 @@ def measure(row: Row) -> dict[str, Any]:
     }
 
 
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def _apply(variant: Variant, unet: torch.nn.Module) -> None:
+    if "channels-last" in variant:
+        unet.to(memory_format=torch.channels_last)
+    if "compiled" in variant:
+        unet.compile()
 
 
 def run(options: RunOptions) -> None:
@@ -158,17 +180,16 @@ def run(options: RunOptions) -> None:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(f"error: device={options.device!r} is not available here; run this on a machine with a GPU")
     shared = {key: getattr(options, key) for key in ("model", "steps", "dtype", "device", "reward", "reward_kwargs")}
-    for trainable in options.trainables:
-        for batch in options.batches:
-            samples = -(-options.samples // batch) * batch
-            row = Row(trainable=trainable, batch=batch, samples=samples, **shared)
-            command = [sys.executable, __file__, "row", "--json", json.dumps(asdict(row))]
-            done = subprocess.run(command, capture_output=True, text=True)
-            lines = done.stdout.strip().splitlines()
-            found = json.loads(lines[-1]) if done.returncode == 0 else {"error": _reason(done.stderr)}
-            record = {**asdict(row), **found, "model": Path(row.model).name}
-            write_json(options.records / f"{trainable}-{batch}-{options.reward}.json", record)
-            print(_line(record), flush=True)
+    for trainable, batch, variant in itertools.product(options.trainables, options.batches, options.variants):
+        samples = -(-options.samples // batch) * batch
+        row = Row(trainable=trainable, batch=batch, samples=samples, variant=variant, **shared)
+        command = [sys.executable, __file__, "row", "--json", json.dumps(asdict(row))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = done.stdout.strip().splitlines()
+        found = json.loads(lines[-1]) if done.returncode == 0 else {"error": _reason(done.stderr)}
+        record = {**asdict(row), **found, "model": Path(row.model).name}
+        write_json(options.records / f"{trainable}-{batch}-{options.reward}-{variant}.json", record)
+        print(_line(record), flush=True)
 
 
 def _reason(text: str) -> str:
@@ -182,20 +203,21 @@ def page(options: PageOptions) -> None:
     text = "Not measured yet: no CUDA GPU was at hand."
     if records:
         cards = sorted({record["card"] for record in records if "card" in record})
-        head = "| training | batch | reward | rollout, images/s | update, transitions/s | images/s | peak memory, GB |"
-        text = "\n".join([f"Card: {', '.join(cards)}.", "", head, "|---" * 7 + "|", *map(_line, records)])
+        head = " | ".join(["training", "batch", "reward", "UNet", "rollout, images/s", "of the card", *_HEAD])
+        text = "\n".join([f"Card: {', '.join(cards)}.", "", f"| {head} |", "|---" * 10 + "|", *map(_line, records)])
     before, _, rest = options.page.read_text(encoding="utf-8").partition(_BEGIN)
     after = rest.partition(_END)[2]
     write_text(options.page, f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    start = f"| {record['trainable']} | {record['batch']} | {record['reward']} |"
+    start = f"| {record['trainable']} | {record['batch']} | {record['reward']} | {record['variant']} |"
     if "error" in record:
-        return f"{start} {record['error']} | | | |"
+        return f"{start} {record['error']} | | | | | |"
     memory = record["peak_memory_gb"]
     return (
-        f"{start} {record['rollout_images_per_second']:.2f} | {record['update_transitions_per_second']:.1f} | "
+        f"{start} {record['rollout_images_per_second']:.2f} | {record['rollout_share']:.0%} | "
+        f"{record['update_transitions_per_second']:.1f} | {record['update_share']:.0%} | "
         f"{record['images_per_second']:.3f} | {'' if memory is None else f'{memory:.1f}'} |"
     )
 

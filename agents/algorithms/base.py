@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
 
 Metrics = dict[str, float]
+
+_CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/micro_batches.py
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ class Agent(ABC):
         options = config.optimizer_options()
         if policy.model.dtype == torch.float16:
             options = config.optimizer_options(loss_scaling=True)
-        self.optimizer = AccumulatingOptimizer(policy.trainable_parameters(), options, self.processes)
+        self.optimizer = AccumulatingOptimizer(
+            policy.trainable_parameters(), options, self.processes, **_micro_batch_limit(policy)
+        )
         self.processes.copy_main_(self.parameters)
         self.average = WeightAverage(self.parameters, config.ema_decay)
 
@@ -312,6 +316,12 @@ class Agent(ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.optimizer.load_state(state["optimizer"])
+
+
+def _micro_batch_limit(policy: DenoisingPolicy) -> dict[str, int]:
+    """On a CPU larger passes are slower, as their activations leave its caches; a GPU takes what fits in memory."""
+    _, height, width = policy.model.latent_shape
+    return {"largest_micro_batch": max(1, _CPU_POSITIONS // (height * width))} if policy.device.type == "cpu" else {}
 
 
 def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:

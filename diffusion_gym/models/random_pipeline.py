@@ -1,6 +1,6 @@
 """Writes pipeline directories with random weights, for tests and benchmarks; downloads nothing.
 
-Run `python -m diffusion_gym.models.random_pipeline OUT --size tiny|sd14|tiny-ddpm|celebahq|tiny-sdxl|tiny-sd3`.
+Run `python -m diffusion_gym.models.random_pipeline OUT --size tiny|small|sd14|tiny-ddpm|celebahq|tiny-sdxl|tiny-sd3`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-Size = Literal["tiny", "sd14", "tiny-ddpm", "celebahq", "tiny-sdxl", "tiny-sd3"]
+Size = Literal["tiny", "small", "sd14", "tiny-ddpm", "celebahq", "tiny-sdxl", "tiny-sd3"]
 
 
 def write_random_pipeline(
@@ -129,10 +129,10 @@ def write_pipeline(folder: Path, size: Size, seed: int, dtype: torch.dtype) -> P
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"out={str(folder)!r} is not empty; choose another folder")
-    if size == "sd14":
-        from diffusion_gym.models.random_sd14 import write_random_sd14
+    if size in ("small", "sd14"):
+        from diffusion_gym.models.random_sd14 import SD14, SMALL, write_random_sd14
 
-        return write_random_sd14(folder, seed, dtype=dtype)
+        return write_random_sd14(folder, seed, dtype=dtype, widths=SMALL if size == "small" else SD14)
     if size in ("tiny-ddpm", "celebahq"):
         from diffusion_gym.models.random_ddpm import write_random_ddpm
 
@@ -165,7 +165,8 @@ class RandomPipelineOptions:
     """Where to: a folder that is new or empty."""
     size: Size = "tiny"
     """`sd14` and `celebahq` are the exact shapes of CompVis/stable-diffusion-v1-4 (4.3 GB in float32) and
-    google/ddpm-celebahq-256 (0.5 GB); the others are tiny ones of the same classes."""
+    google/ddpm-celebahq-256 (0.5 GB); `small` is a narrow `sd14` for measurements on a CPU (16x16 latents, 64x64
+    pictures); the others are tiny ones of the same classes."""
     seed: int = 0
     """Seed of the weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

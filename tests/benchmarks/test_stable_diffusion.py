@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffusion_gym.storage import write_json
 
@@ -14,6 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "stable_diffusion.py"
 
 @pytest.fixture(scope="module")
 def script():
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
     spec = importlib.util.spec_from_file_location("stable_diffusion", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["stable_diffusion"] = module  # dataclasses look their module up
@@ -23,14 +25,16 @@ def script():
 
 def test_a_row_is_measured_in_a_process_of_its_own_and_a_failure_recorded(script, tiny_pipeline, tmp_path):
     common = {"device": "cpu", "dtype": "float32", "steps": 3, "samples": 3, "trainables": ("lora",)}
-    script.run(script.RunOptions(model=str(tiny_pipeline), batches=(2,), records=tmp_path, **common))
+    both = ("plain", "channels-last")
+    script.run(script.RunOptions(model=str(tiny_pipeline), batches=(2,), variants=both, records=tmp_path, **common))
     script.run(script.RunOptions(model=str(tmp_path / "missing"), batches=(1,), records=tmp_path, **common))
-    record = json.loads((tmp_path / "lora-2-Compressibility.json").read_text())
+    assert json.loads((tmp_path / "lora-2-Compressibility-channels-last.json").read_text())["images_per_second"] > 0
+    record = json.loads((tmp_path / "lora-2-Compressibility-plain.json").read_text())
     assert record["samples"] == 4 and record["picture"] == [8, 8, 3] and record["peak_memory_gb"] is None
     total = record["rollout_seconds"] + record["update_seconds"]
     assert record["images_per_second"] == pytest.approx(4 / total)
     assert record["update_transitions_per_second"] == pytest.approx(4 * 3 / record["update_seconds"])
-    assert "missing" in json.loads((tmp_path / "lora-1-Compressibility.json").read_text())["error"]
+    assert "missing" in json.loads((tmp_path / "lora-1-Compressibility-plain.json").read_text())["error"]
 
 
 def test_page_is_made_of_the_records_alone(script, tmp_path):
@@ -39,11 +43,27 @@ def test_page_is_made_of_the_records_alone(script, tmp_path):
     options = script.PageOptions(records=tmp_path / "records", page=page)
     script.page(options)
     assert "Not measured" in page.read_text() and page.read_text().endswith("\nbelow\n")
-    row = {"trainable": "lora", "batch": 4, "reward": "Compressibility", "card": "Some Card"}
-    figures = {"rollout_images_per_second": 1.5, "update_transitions_per_second": 20.0, "images_per_second": 0.75}
+    row = {"trainable": "lora", "batch": 4, "reward": "Compressibility", "variant": "plain", "card": "Some Card"}
+    figures = {
+        "rollout_share": 0.456,
+        "update_share": 0.4,
+        "rollout_images_per_second": 1.5,
+        "update_transitions_per_second": 20.0,
+        "images_per_second": 0.75,
+    }
     write_json(tmp_path / "records" / "a.json", {**row, **figures, "peak_memory_gb": 7.04})
     write_json(tmp_path / "records" / "b.json", {**row, "batch": 64, "error": "out of memory"})
     script.page(options)
     text = page.read_text()
-    assert "Card: Some Card." in text and "| lora | 4 | Compressibility | 1.50 | 20.0 | 0.750 | 7.0 |" in text
-    assert "| lora | 64 | Compressibility | out of memory |" in text and "old" not in text
+    assert (
+        "Card: Some Card." in text
+        and "| lora | 4 | Compressibility | plain | 1.50 | 46% | 20.0 | 40% | 0.750 | 7.0 |" in text
+    )
+    assert "| lora | 64 | Compressibility | plain | out of memory |" in text and "old" not in text
+
+
+def test_operations_are_those_of_the_matrix_products(script):
+    one, two = torch.randn(3, 5), torch.randn(5, 7, requires_grad=True)
+    assert script.operations(lambda: one @ two) == 2 * 3 * 5 * 7
+    assert script.operations(lambda: (one @ two).sum().backward()) == 2 * 2 * 3 * 5 * 7  # one has no gradient
+    assert script.matrix_rate("cpu", torch.float32) > 1e6
