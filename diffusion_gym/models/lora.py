@@ -20,7 +20,7 @@ from diffusion_gym.quiet import quiet
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
 
 
-class AdaptedLinear(Linear):
+class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
     """peft's linear layer with an adapter, W x + B (A x), computed with one pass less over its output.
 
     It is for a single adapter with alpha = rank, whose scaling is 1, and without dropout.

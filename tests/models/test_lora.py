@@ -7,7 +7,6 @@ from torch import nn
 
 from diffusion_gym.models.lora import AdaptedLinear, adapters_merged, with_lora
 
-
 ROUNDED = {"rtol": 0.02, "atol": 0.02}  # bfloat16, of sums in which terms of about 1 cancel
 
 
