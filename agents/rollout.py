@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -81,12 +81,19 @@ class Trajectories:
         return replace(self, rewards=self.rewards + output.scores.to(self.rewards.device), components=components)
 
     @staticmethod
-    def join(parts: list[Trajectories]) -> Trajectories:
-        """Several batches as one."""
+    def join(parts: list[Trajectories], stored: Mapping[str, torch.Tensor] | None = None) -> Trajectories:
+        """Several batches as one.
+
+        Args:
+            parts: the batches.
+            stored: `latents` and `log_probs` of all, if those of the parts are views of them.
+        """
         if len(parts) == 1:
             return parts[0]
-        joined: dict[str, Any] = {"timesteps": parts[0].timesteps}
+        joined: dict[str, Any] = {"timesteps": parts[0].timesteps, **(stored or {})}
         for field in fields(Trajectories):
+            if field.name in joined:
+                continue
             values = [getattr(part, field.name) for part in parts]
             if field.name == "prompts":
                 joined["prompts"] = tuple(prompt for part in parts for prompt in part.prompts)
@@ -94,7 +101,7 @@ class Trajectories:
                 joined["components"] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
             elif field.name in ("tokens", "embeddings"):
                 joined[field.name] = None if any(value is None for value in values) else torch.cat(values)
-            elif field.name != "timesteps":
+            else:
                 axis = 1 if field.name in ("latents", "log_probs") else 0
                 joined[field.name] = torch.cat(values, axis)
         return Trajectories(**joined)
@@ -109,6 +116,7 @@ def collect(
     seed: int | None = None,
     options: dict[str, Any] | None = None,
     reference: bool = False,
+    into: Mapping[str, torch.Tensor] | None = None,
 ) -> Trajectories:
     """One episode of every sub-environment.
 
@@ -120,6 +128,7 @@ def collect(
         seed: passed to `env.reset`.
         options: passed to `env.reset`.
         reference: act with the pretrained model instead of the policy.
+        into: tensors to write `latents` and `log_probs` into, of their shapes in `Trajectories`; new ones by default.
     """
     act = policy.reference_distribution if reference else policy.distribution
     observation, infos = env.reset(seed=seed, options=options)
@@ -139,8 +148,7 @@ def collect(
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
     else:
         timesteps, start = policy.table.timesteps, torch.as_tensor(observation["latents"], device=policy.device)
-        latents = torch.empty(len(timesteps) + 1, *start.shape, device=policy.device)
-        log_probs = torch.empty(len(timesteps), len(start), device=policy.device)
+        latents, log_probs = (into or _storage(policy, len(start))).values()
         latents[0], returns = start, torch.zeros(len(start), device=policy.device)
         for step in range(len(timesteps)):
             with span("rollout UNet"):
@@ -201,10 +209,16 @@ def collect_many(
     if env.num_envs % group_size:
         raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
     parts: list[Trajectories] = []
+    batches = list(_batches(env, number, seed_path, group_size, processes or Processes()))
+    whole = isinstance(env, OneStepVectorEnv) or len(batches) < 2
+    # One tensor for all batches: joining them later would hold every latent twice.
+    stored = {} if whole else _storage(policy, len(batches) * env.num_envs)
+    places = range(0, len(batches) * env.num_envs, env.num_envs)
     with policy.sampling(), _rewards_of(env) as scores:
-        for noise_seed, reset in _batches(env, number, seed_path, group_size, processes or Processes()):
+        for place, (noise_seed, reset) in zip(places, batches, strict=True):
             generator = torch.Generator(policy.device).manual_seed(noise_seed)
-            parts.append(collect(env, policy, generator, reference=reference, **reset))
+            into = {name: tensor[:, place : place + env.num_envs] for name, tensor in stored.items()}
+            parts.append(collect(env, policy, generator, reference=reference, into=into, **reset))
             if len(scores) > _IN_FLIGHT:
                 with span("waiting for rewards"):
                     scores[-1 - _IN_FLIGHT].result()
@@ -212,7 +226,16 @@ def collect_many(
             with span("waiting for rewards"):
                 outputs = [score.result() for score in scores]
             parts = [part.rewarded(output) for part, output in zip(parts, outputs, strict=True)]
-    return Trajectories.join(parts)
+    return Trajectories.join(parts, stored)
+
+
+def _storage(policy: DenoisingPolicy, number: int) -> dict[str, torch.Tensor]:
+    """Empty tensors for the latents and the log-probabilities of so many trajectories."""
+    steps, device = len(policy.table), policy.device
+    return {
+        "latents": torch.empty(steps + 1, number, *policy.model.latent_shape, device=device),
+        "log_probs": torch.empty(steps, number, device=device),
+    }
 
 
 def _rewards_of(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[list[Future[RewardOutput]]]:

@@ -27,7 +27,7 @@ from diffusion_gym.registry import Registry, imported
 
 Metrics = dict[str, float]
 
-_CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/micro_batches.py
+_CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
 
 @dataclass(frozen=True)

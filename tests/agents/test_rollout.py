@@ -218,6 +218,22 @@ def test_a_trajectory_does_not_depend_on_its_batch(make_env, make_policy, roll):
 # --- many ------------------------------------------------------------------------------------------------------
 
 
+def test_the_latents_of_all_batches_are_stored_once(make_env, make_policy, monkeypatch):
+    env = make_env(3)
+    policy, joined, cat = make_policy(env), [], torch.cat
+
+    def recorded(tensors, *axis, **keywords):
+        joined.append(list(tensors))
+        return cat(joined[-1], *axis, **keywords)
+
+    monkeypatch.setattr(torch, "cat", recorded)
+    many = collect_many(env, policy, 9, (0, 1))
+    sizes = {tuple(tensor.shape) for tensors in joined for tensor in tensors}
+    assert (3, 8, 8, 3) in sizes  # the pictures of each batch
+    assert not sizes & {tuple(many.latents[:, :3].shape), tuple(many.log_probs[:, :3].shape)}
+    assert many.latents.untyped_storage().nbytes() == many.latents.numel() * 4 and many.latents.is_contiguous()
+
+
 def test_many_are_joined_in_order(make_env, make_policy):
     env = make_env(3, reward=with_components)
     policy = make_policy(env)
