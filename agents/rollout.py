@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
@@ -130,34 +130,29 @@ def collect(
         reference: act with the pretrained model instead of the policy.
         into: tensors to write `latents` and `log_probs` into, of their shapes in `Trajectories`; new ones by default.
     """
-    act = policy.reference_distribution if reference else policy.distribution
+    choose = policy.reference_distribution if reference else policy.distribution
     observation, infos = env.reset(seed=seed, options=options)
     prompts, tokens = tuple(infos["prompt"]), observation.get("prompt")
     tokens = None if tokens is None else torch.as_tensor(tokens, device=policy.device)
     with span("text encoder"):
         embeddings = policy.embed_prompts(prompts)
     given = {} if embeddings is None else {"embedding": embeddings}
+
+    def act(state: Mapping[str, Any]) -> DenoisingDistribution:
+        with span("rollout UNet"):
+            return choose({**state, **given})
+
     if isinstance(env, OneStepVectorEnv):
         x = torch.as_tensor(infos["latents"], device=policy.device)
         for step in range(len(policy.table)):
-            with span("rollout UNet"):
-                distribution = act({**policy.observation(x, step, tokens), **given})
-            x = distribution.sample(generator)
+            x = act(policy.observation(x, step, tokens)).sample(generator)
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
     else:
-        timesteps, start = policy.table.timesteps, torch.as_tensor(observation["latents"], device=policy.device)
-        latents, log_probs = (into or _storage(policy, len(start))).values()
-        latents[0], returns = start, torch.zeros(len(start), device=policy.device)
-        for step in range(len(timesteps)):
-            with span("rollout UNet"):
-                distribution = act({**observation, **given})
-            latents[step + 1] = distribution.sample(generator)
-            # Scored on the stored value, which makes the ratio of a fresh rollout 1.
-            log_probs[step] = distribution.log_prob(latents[step + 1])
-            observation, rewards, _, _, infos = env.step(latents[step + 1])
-            returns += torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
+        timesteps = policy.table.timesteps
+        latents, log_probs = (into or _storage(policy, len(prompts))).values()
+        returns, infos = _episode(env, act, observation, latents, log_probs, generator)
     final = infos.get("final_info", infos)
     components = {k: v for k, v in final["reward_components"].items() if not k.startswith("_")}
     return Trajectories(
@@ -171,6 +166,27 @@ def collect(
         images=torch.as_tensor(final["image"]),
         embeddings=embeddings,
     )
+
+
+def _episode(
+    env: VectorEnv[Any, Any, Any],
+    act: Callable[[Mapping[str, Any]], DenoisingDistribution],
+    observation: Mapping[str, Any],
+    latents: torch.Tensor,
+    log_probs: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """T steps of every sub-environment, written into `latents` and `log_probs`; returns `(N,)` and the last infos."""
+    latents[0] = torch.as_tensor(observation["latents"], device=latents.device)
+    returns, infos = torch.zeros_like(log_probs[0]), dict[str, Any]()
+    for step in range(len(log_probs)):
+        distribution = act(observation)
+        latents[step + 1] = distribution.sample(generator)
+        # Scored on the stored value, which makes the ratio of a fresh rollout 1.
+        log_probs[step] = distribution.log_prob(latents[step + 1])
+        observation, rewards, _, _, infos = env.step(latents[step + 1])
+        returns += torch.as_tensor(rewards, dtype=torch.float32, device=latents.device)
+    return returns, infos
 
 
 def collect_many(

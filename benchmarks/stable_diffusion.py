@@ -102,39 +102,13 @@ class PageOptions:
 
 def measure(row: Row) -> dict[str, Any]:
     """Seconds of a rollout and of an update, and the peak memory, after one iteration to warm up."""
-    import gymnasium as gym
     import numpy as np
-    from gymnasium.vector import AutoresetMode
 
-    import diffusion_gym
-    from diffusion_gym.agents import DenoisingPolicy
-    from diffusion_gym.agents.algorithms import DDPOIS
     from diffusion_gym.agents.rollout import collect_many
 
-    gym.register_envs(diffusion_gym)
     torch.manual_seed(0)
-    full = row.trainable == "full"
-    env = gym.make_vec(
-        "DiffusionDenoise-v0",
-        num_envs=row.batch,
-        model=row.model,
-        reward=row.reward,
-        reward_kwargs=json.loads(row.reward_kwargs),
-        prompts="common-animals",
-        num_inference_steps=row.steps,
-        device=row.device,
-        dtype="float32" if full else row.dtype,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
-    options = DDPOIS.Config(
-        trainable=row.trainable,
-        batch_size=row.samples,
-        micro_batch_size=row.batch,
-        mixed_precision="bf16" if row.dtype == "bfloat16" else "no",
-        learning_rate=1e-5 if full else 3e-4,
-    )
-    policy = DenoisingPolicy.from_env(env, trainable=row.trainable)
-    agent = DDPOIS(policy, options)
+    env, agent = _env_and_agent(row)
+    policy = agent.policy
     observation, _ = env.reset(seed=0)
     with torch.no_grad():
         forward = operations(lambda: policy.distribution(observation)) / row.batch
@@ -166,6 +140,39 @@ def measure(row: Row) -> dict[str, Any]:
         "torch": torch.__version__,
         "picture": list(env.unwrapped.model.image_shape),  # type: ignore[attr-defined]
     }
+
+
+def _env_and_agent(row: Row) -> tuple[Any, Any]:
+    import gymnasium as gym
+    from gymnasium.vector import AutoresetMode
+
+    import diffusion_gym
+    from diffusion_gym.agents import DenoisingPolicy
+    from diffusion_gym.agents.algorithms import DDPOIS
+
+    gym.register_envs(diffusion_gym)
+    full = row.trainable == "full"
+    env = gym.make_vec(
+        "DiffusionDenoise-v0",
+        num_envs=row.batch,
+        model=row.model,
+        reward=row.reward,
+        reward_kwargs=json.loads(row.reward_kwargs),
+        prompts="common-animals",
+        num_inference_steps=row.steps,
+        device=row.device,
+        dtype="float32" if full else row.dtype,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    options = DDPOIS.Config(
+        trainable=row.trainable,
+        batch_size=row.samples,
+        micro_batch_size=row.batch,
+        mixed_precision="bf16" if row.dtype == "bfloat16" else "no",
+        learning_rate=1e-5 if full else 3e-4,
+    )
+    policy = DenoisingPolicy.from_env(env, trainable=row.trainable)
+    return env, DDPOIS(policy, options)
 
 
 def _apply(variant: Variant, unet: torch.nn.Module) -> None:

@@ -93,23 +93,25 @@ def _verdicts(results: Results) -> str:
 
 def _costs(results: Results, summary: Mapping[str, Any]) -> str:
     """A row an agent: means over its runs of what the reward costs."""
-    head = ["agent", "change, training prompts", "change, held-out", "KL, nats", "Vendi score", "seconds", "GB"]
+    head = ["agent", "success", "success, held-out", "KL, nats", "Vendi score", "network evaluations", "GB"]
     rows = [head, ["---"] * len(head)]
     for agent in summary["agents"]:
         runs = [record for (name, _, _), record in results.records.items() if name == agent]
         first, last = ([record["points"][place] for record in runs] for place in (0, -1))
-        strict = [index for index, point in enumerate(last) if "success" in point]
-        gains = [
-            np.mean([last[index][key] - first[index][key] for index in strict])
-            for key in ("success", "held_out_success")
-        ]
+        changes = [_change(first, last, key) for key in ("success", "held_out_success")]
         kl = np.mean([point["kl"] for point in last])
         vendi = [np.mean([point["vendi"] for point in points]) for points in (first, last)]
-        seconds = np.median([point["seconds"] for point in last])
+        evaluations = np.mean([point["network_evaluations"] for point in last])
         memory = max(record["peak_memory_mb"] for record in runs) / 1000
-        cells = [f"{gains[0]:+.2f}", f"{gains[1]:+.2f}", f"{kl:,.0f}", f"{vendi[0]:.1f} → {vendi[1]:.1f}"]
-        rows.append([f"`{agent}`", *cells, f"{seconds:.0f}", f"{memory:.1f}"])
+        cells = [*changes, f"{kl:,.0f}", f"{vendi[0]:.1f} → {vendi[1]:.1f}", f"{evaluations:,.0f}", f"{memory:.1f}"]
+        rows.append([f"`{agent}`", *cells])
     return "\n".join(_lines(rows))
+
+
+def _change(first: list[Any], last: list[Any], key: str) -> str:
+    """The mean change of a measure over the runs that have it."""
+    changes = [after[key] - before[key] for before, after in zip(first, last, strict=True) if key in after]
+    return f"{np.mean(changes):+.2f}" if changes else "–"
 
 
 def _seeds(results: Results, task: str) -> set[int]:

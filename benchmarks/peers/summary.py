@@ -10,8 +10,8 @@ Record = Mapping[str, Any]
 
 _AGAINST: Final = (  # diffusion_gym at equal batches, and at its best, beside the peer
     ("diffusion_gym", "TRL"),
-    ("diffusion_gym, micro-batch 16", "TRL, its default batches"),
-    ("diffusion_gym, micro-batch 16", "TRL, its largest batches"),
+    ("diffusion_gym, at its best", "TRL, its default batches"),
+    ("diffusion_gym, at its best", "TRL, its largest batches"),
 )
 _SETTINGS: Final = ("samples", "steps", "guidance", "precision", "device", "threads", "warmup", "epochs", "pipeline")
 

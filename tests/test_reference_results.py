@@ -1,0 +1,68 @@
+"""The tables of the reference results agree with their records, and say what the records say."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark_folders import write_run, write_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("make_benchmark", ROOT / "docs" / "make_benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_agree_with_the_stored_records(script):
+    if not (script.KEPT / "records").is_dir():
+        pytest.skip("no reference results are stored")
+    parts = script.blocks(script.Results.read(script.KEPT))
+    for name, names in script.PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert script.fill(text, names, parts) == text
+        assert all(parts[part] in text for part in names)
+
+
+@pytest.fixture
+def results(script, tmp_path):
+    """Two agents, two seeds; `color` has strict success, `size` has not."""
+    write_suite(tmp_path)
+    for agent, gain in (("ddpo_is", 0.4), ("rwr", 0.1)):
+        for seed in range(2):
+            for task, base in (("color", 0.5), ("size", -1.0)):
+                rewards = [base, base + gain + 0.1 * seed]
+                more = {"kl": [0.0, 1000.0 + 100 * seed], "vendi": [5.0, 4.0 - seed]}
+                if task == "color":
+                    more |= {"success": rewards, "held_out_success": [0.5, 0.5 - gain]}
+                write_run(tmp_path, agent, task, seed, rewards, samples=False, **more)
+    return script.Results.read(tmp_path)
+
+
+def test_scores_are_means_and_standard_errors_over_seeds(script, results):
+    lines = script.blocks(results)["scores"].splitlines()
+    assert lines[0] == "| agent | score | color | size |"
+    assert lines[2] == "| pretrained | 0 | 0.50 ± 0.00 | -1.00 ± 0.00 |"
+    error = np.std([0.9, 1.0], ddof=1) / np.sqrt(2)
+    assert lines[3].startswith("| `ddpo_is` | ") and f"| 0.95 ± {error:.2f} | -0.55 ± {error:.2f} |" in lines[3]
+    # The middle half of 0.8 and 1 of color, ceiling 1, and 0.4 and 0.5 of size, ceiling 0.
+    assert f"| {(0.5 + 0.8) / 2:.2f} (" in lines[3]
+    assert lines[4].startswith("| `rwr` | ")
+    assert lines[-1] == "2 seeds a task, 32 reward queries a run, 8 runs."
+
+
+def test_costs_are_means_over_runs(script, results):
+    row = script.blocks(results)["costs"].splitlines()[2]
+    assert row == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"
+
+
+def test_a_page_is_written_anew_between_its_markers(script, results):
+    parts = script.blocks(results)
+    page = "above\n<!-- scores -->\nold\n<!-- /scores -->\nbelow\n<!-- costs -->\nkept\n<!-- /costs -->\n"
+    filled = script.fill(page, ("scores",), parts)
+    assert parts["scores"] in filled and "old" not in filled and "kept" in filled and filled.startswith("above\n")
