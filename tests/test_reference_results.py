@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from benchmark_folders import write_run, write_suite
+from diffusion_gym.agents.algorithms import AGENTS
 
+SEEDS = 5
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,9 +22,10 @@ def script():
 
 
 def test_the_pages_agree_with_the_stored_records(script):
-    if not (script.KEPT / "records").is_dir():
-        pytest.skip("no reference results are stored")
-    parts = script.blocks(script.Results.read(script.KEPT))
+    results = script.Results.read(script.KEPT)
+    if len(results.records) < len(AGENTS.names()) * len(results.suite.tasks) * SEEDS:
+        pytest.skip("the reference results are not finished")
+    parts = script.blocks(results)
     for name, names in script.PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert script.fill(text, names, parts) == text
