@@ -87,17 +87,27 @@ def _growth(axis: str, records: Sequence[Record]) -> str:
     lines.append(["**exponent**", *(f"**{power:.2f}**" for power, _ in fits.values())])
     lines.append(["of the last two", *(f"{power:.2f}" for power in ends.values())])
     lines.append(["farthest from the fit", *(f"{off:.0%}" for _, off in fits.values())])
-    return f"{_markdown(lines)}\n\n{_verdict({name: fits[name][0] for name in _OWN})}"
+    return f"{_markdown(lines)}\n\n{_verdict({name: power for name, (power, _) in fits.items()}, ends)}"
 
 
-def _verdict(exponents: Mapping[str, float]) -> str:
-    """Which of our own columns are at most linear."""
-    said = {name: f"{_OWN[name].partition(',')[0]} ({power:.2f})" for name, power in exponents.items()}
-    over = [said[name] for name, power in exponents.items() if power > LINEAR]
-    if not over:
-        return f"At most linear: all four exponents are at most {LINEAR}."
-    under = [text for text in said.values() if text not in over]
-    return f"More than linear: {', '.join(over)}. At most linear: {', '.join(under) or 'nothing'}."
+def _verdict(fits: Mapping[str, float], ends: Mapping[str, float]) -> str:
+    """Which of our own columns are at most linear: over all sizes, and between the last two, where that differs."""
+    over = [name for name in _OWN if fits[name] > LINEAR]
+    late = [name for name in _OWN if ends[name] > LINEAR and name not in over]
+    linear = f"At most linear: no exponent is above {LINEAR}."
+    said = [f"More than linear: {_exponents(over, fits)}." if over else linear]
+    if late:
+        said.append(f"Between the last two sizes more than linear: {_exponents(late, ends)}.")
+    return " ".join(said)
+
+
+def _exponents(names: Sequence[str], of: Mapping[str, float]) -> str:
+    """The columns with their exponents, and the bare UNet's beside ours."""
+    parts = []
+    for name in names:
+        bare = f"; the bare UNet's {of[f'bare_{name}']:.2f}" if f"bare_{name}" in of else ""
+        parts.append(f"{_OWN[name].partition(',')[0]} ({of[name]:.2f}{bare})")
+    return ", ".join(parts)
 
 
 def _passes(records: Sequence[Record]) -> str:

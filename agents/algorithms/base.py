@@ -319,7 +319,7 @@ class Agent(ABC):
 
 
 def _micro_batch_limit(policy: DenoisingPolicy) -> dict[str, int]:
-    """On a CPU larger passes are slower, as their activations leave its caches; a GPU takes what fits in memory."""
+    """On a CPU larger passes are hardly faster and take more memory; a GPU takes what fits."""
     _, height, width = policy.model.latent_shape
     return {"largest_micro_batch": max(1, _CPU_POSITIONS // (height * width))} if policy.device.type == "cpu" else {}
 
