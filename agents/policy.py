@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -134,23 +134,26 @@ class DenoisingPolicy(nn.Module):
                 step maths and log-probabilities stay float32.
             gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
             merge_adapters: run rollouts with LoRA's adapters merged into the weights, which saves their work there; the
-                ratio of a fresh rollout is then 1 up to float32's rounding of the network. No effect without adapters.
+                ratio of a fresh rollout is then 1 up to float32's rounding of the network.
 
         Raises:
-            ValueError: an unknown precision; a network that cannot checkpoint; or adapters to be merged in half
-                precision, where the merged weights are rounded anew: the policy that samples would not be the one that
-                is trained.
+            ValueError: an unknown precision; a network that cannot checkpoint; adapters to be merged where there are
+                none, or in half precision, where the merged weights are rounded anew: the policy that samples would not
+                be the one that is trained.
         """
         if mixed_precision not in ("no", *_COMPUTE):
             raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
+        if merge_adapters and self.trainable != "lora":
+            raise ValueError("merge_adapters=True has nothing to merge with trainable='full'; use trainable='lora'")
         if merge_adapters and (self.model.dtype != torch.float32 or mixed_precision != "no"):
             kind = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(
                 f"merge_adapters=True needs float32, not dtype={kind!r} and mixed_precision={mixed_precision!r}: the "
-                "merged weights, rounded anew, would sample another policy than the one that is trained; leave it out"
+                "merged weights, rounded anew, would sample another policy than the one that is trained; leave "
+                "merge_adapters out"
             )
         self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
-        self.merge_adapters = merge_adapters and self.trainable == "lora"
+        self.merge_adapters = merge_adapters
         if gradient_checkpointing and not hasattr(self.unet, "enable_gradient_checkpointing"):
             raise ValueError(
                 "gradient_checkpointing=True needs a network that can do it, as those of diffusers can; "
@@ -297,7 +300,7 @@ class DenoisingPolicy(nn.Module):
     def embeddings_of(self, observation: Mapping[str, Any]) -> torch.Tensor | None:
         """Text embeddings `(N, L, D)` of an observation's prompts; None for an unconditional model."""
         if (given := observation.get("embedding")) is not None:
-            return cast(torch.Tensor, given)
+            return torch.as_tensor(given, device=self.device)
         tokens = observation.get("prompt")
         return None if tokens is None else self.embed(torch.as_tensor(tokens))
 

@@ -171,7 +171,7 @@ def starting_point(env: str, agent: str, preset: str | None, model: str | None) 
     name = preset or default_preset(env, model, agent)
     if name not in PRESETS:
         raise ValueError(unknown_name("preset", name, list(PRESETS)))
-    check_preset(name, PRESETS[name], agent)
+    check_preset(f"preset {name!r}", PRESETS[name], agent)
     values = PRESETS[name].of(agent)
     run, env_options, options = (
         {key: value for key, value in values.items() if key in known}
@@ -187,13 +187,13 @@ def starting_point(env: str, agent: str, preset: str | None, model: str | None) 
     )
 
 
-def check_preset(name: str, preset: Preset, agent: str | None = None) -> None:
+def check_preset(where: str, preset: Preset, agent: str | None = None) -> None:
     """Refuse a preset with an option that nothing reads, such as a misspelt one.
 
     The common values may name options of any registered agent; those for one agent only what that agent reads.
 
     Args:
-        name: the preset's name.
+        where: what errors call it.
         preset: the preset.
         agent: an agent that the common values may speak to besides the registered ones.
 
@@ -205,12 +205,12 @@ def check_preset(name: str, preset: Preset, agent: str | None = None) -> None:
     anyone = shared.union(*(_names(agent_class(entry).Config) for entry in speakable))
     for key in preset.values:
         if key not in anyone:
-            raise ValueError(f"preset {name!r}: {unknown_name('option', key, sorted(anyone))}")
+            raise ValueError(f"{where}: {unknown_name('option', key, sorted(anyone))}")
     for entry, values in preset.agents.items():
         known = shared | _names(agent_class(entry).Config)
         for key in values:
             if key not in known:
-                raise ValueError(f"preset {name!r}, agent {entry!r}: {unknown_name('option', key, sorted(known))}")
+                raise ValueError(f"{where}, agent {entry!r}: {unknown_name('option', key, sorted(known))}")
 
 
 def make_env(

@@ -15,7 +15,7 @@ from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
-from diffusion_gym.storage import write_text
+from diffusion_gym.storage import read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,26 @@ def keep_suite(suite: str, out: Path) -> Path:
     """
     source = suite_file(suite)
     target, text = out / source.name, source.read_text(encoding="utf-8")
+    asked = _measured(Suite.load(suite))
     for other in out.glob("*.toml"):
-        if other.name != target.name or other.read_text(encoding="utf-8") != text:
+        if other.name == target.name and _measured(Suite.load(str(other))) == asked:
+            continue
+        if any(out.glob("runs/*/points.json")) or any("error" not in read_json(path) for path in _records(out)):
             raise ValueError(f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out")
+        other.unlink()  # nothing was measured yet
     write_text(target, text)
     return target
+
+
+def _records(out: Path) -> list[Path]:
+    return sorted((out / "records").glob("*.json"))
+
+
+def _measured(suite: Suite) -> Suite:
+    """A suite without what is not a part of its runs: it may change at any time."""
+    return replace(
+        suite, description="", tasks={name: replace(task, ceiling=0.0) for name, task in suite.tasks.items()}
+    )
 
 
 class _Progress:

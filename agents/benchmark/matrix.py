@@ -19,9 +19,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
+import gymnasium as gym
+
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
 from diffusion_gym.agents.benchmark.contenders import require_package
-from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.benchmark.suites import Suite, Task
+from diffusion_gym.envs.registration import environment_ids
+from diffusion_gym.registry import unknown_name
+from diffusion_gym.rewards import REWARDS
 from diffusion_gym.storage import read_json, write_json
 
 Told = Callable[[Cell, dict[str, Any]], None]
@@ -59,6 +64,8 @@ def cells_of(suite: str, agents: Sequence[str], seeds: int, out: Path, **options
 def _check(cells: Sequence[Cell]) -> None:
     """Say what is misspelt before the first cell runs, and refuse agents on different environments."""
     first: dict[str, tuple[Cell, Any]] = {}
+    for name, task in cells[0].load_suite().tasks.items():
+        _check_names(name, task)
     for cell in cells:
         found = cell.settings(cell.load_suite()).env_options
         other, theirs = first.setdefault(cell.task, (cell, found))
@@ -69,6 +76,16 @@ def _check(cells: Sequence[Cell]) -> None:
                     f"task {cell.task!r}: {entry.name}={one!r} by the preset of {other.agent!r}, {two!r} by that of "
                     f"{cell.agent!r}, would not be the same environment; set it in the suite's overrides"
                 )
+
+
+def _check_names(name: str, task: Task) -> None:
+    """Refuse an environment or a probe that does not exist; a probe of the user's own has to wait for its run."""
+    try:
+        gym.spec(task.env)
+    except gym.error.Error:
+        raise ValueError(f"task {name!r}: {unknown_name('env', task.env, environment_ids())}") from None
+    if task.probe is not None and task.probe.isidentifier() and task.probe not in REWARDS:
+        raise ValueError(f"task {name!r}: {unknown_name('probe', task.probe, REWARDS.names())}")
 
 
 def run_local(cells: Sequence[Cell], jobs: int, told: Told) -> None:

@@ -54,7 +54,10 @@ class Task:
             ValueError: the pretrained model is at the ceiling, so that there is nothing to normalise with.
         """
         if base == self.ceiling:
-            raise ValueError(f"ceiling={self.ceiling!r} of {self.env} is what the pretrained model has; choose another")
+            raise ValueError(
+                f"ceiling={self.ceiling!r} of {self.env} is what the pretrained model has; write another into the "
+                "suite's file and give the same command: nothing runs again"
+            )
         return (reward - base) / (self.ceiling - base)
 
 
@@ -139,7 +142,7 @@ class Suite:
         own = {key: value for key, value in self.agents.get(agent, {}).items() if key != "agent"}
         device = {} if self.device is None else {"device": self.device}
         values = {**self.overrides, **own, **device, **chosen.env_options}
-        check_preset(f"suite {self.name}", Preset(self.name, {**self.overrides, **device}, {config: own}), config)
+        check_preset(f"suite={self.name!r}", Preset(self.name, {**self.overrides, **device}, {config: own}), config)
         start = starting_point(chosen.env, config, chosen.preset or self.preset, chosen.env_options.get("model"))
         # A preset says how to train; what is asked for is the task's.
         start = replace(start, env_options=replace(start.env_options, prompts=None, strict=None))
@@ -164,7 +167,10 @@ class Suite:
         marks = (self.budget * (index + 1) // self.evaluations for index in range(self.evaluations))
         found = sorted({mark // samples * samples for mark in marks} - {0})
         if not found:
-            raise ValueError(f"budget={self.budget} is below one iteration, samples_per_iteration={samples}")
+            raise ValueError(
+                f"budget={self.budget} is below one iteration, samples_per_iteration={samples}; use a larger "
+                "budget, or a smaller samples_per_iteration in the suite's overrides"
+            )
         return found
 
 

@@ -62,7 +62,6 @@ def test_half_precision_is_refused(policy):
         DDPOIS(policy, DDPOIS.Config(merge_adapters=True, mixed_precision="bf16"))
 
 
-def test_without_adapters_the_option_does_nothing(make_env, make_policy):
-    policy = make_policy(make_env(4), "full")
-    policy.set_training(merge_adapters=True)
-    assert not policy.merge_adapters
+def test_without_adapters_it_is_refused(make_env, make_policy):
+    with pytest.raises(ValueError, match="merge_adapters=True has nothing to merge with trainable='full'"):
+        make_policy(make_env(4), "full").set_training(merge_adapters=True)

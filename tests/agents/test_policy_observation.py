@@ -74,6 +74,7 @@ def test_each_state_is_scored_with_its_own_prompt(make_env, make_policy, roll):
     rolled = roll(env, policy)
     states = observe(rolled)
     states["latents"] = states["latents"][:1].expand(4, -1, -1, -1)
+    del states["embedding"]  # that of the old prompts
     means = {}
     for prompts in (["a red circle", "two blue stars"] * 2, ["two blue stars"] * 3 + ["a red circle"]):
         mean = policy.distribution({**states, "prompt": policy.model.tokenize(prompts)}).mean

@@ -25,16 +25,23 @@ def script():
 
 def test_a_row_is_measured_in_a_process_of_its_own_and_a_failure_recorded(script, tiny_pipeline, tmp_path):
     common = {"device": "cpu", "dtype": "float32", "steps": 3, "samples": 3, "trainables": ("lora",)}
-    both = ("plain", "channels-last")
-    script.run(script.RunOptions(model=str(tiny_pipeline), batches=(2,), variants=both, records=tmp_path, **common))
+    script.run(script.RunOptions(model=str(tiny_pipeline), batches=(2,), records=tmp_path, **common))
     script.run(script.RunOptions(model=str(tmp_path / "missing"), batches=(1,), records=tmp_path, **common))
-    assert json.loads((tmp_path / "lora-2-Compressibility-channels-last.json").read_text())["images_per_second"] > 0
     record = json.loads((tmp_path / "lora-2-Compressibility-plain.json").read_text())
     assert record["samples"] == 4 and record["picture"] == [8, 8, 3] and record["peak_memory_gb"] is None
     total = record["rollout_seconds"] + record["update_seconds"]
     assert record["images_per_second"] == pytest.approx(4 / total)
     assert record["update_transitions_per_second"] == pytest.approx(4 * 3 / record["update_seconds"])
     assert "missing" in json.loads((tmp_path / "lora-1-Compressibility-plain.json").read_text())["error"]
+
+
+def test_a_variant_changes_the_layout_alone(script, tiny_pipeline, monkeypatch):
+    applied, apply = [], script._apply
+    monkeypatch.setattr(script, "_apply", lambda variant, unet: applied.append(unet) or apply(variant, unet))
+    options = {"device": "cpu", "dtype": "float32", "steps": 2, "samples": 2, "batch": 2, "variant": "channels-last"}
+    record = script.measure(script.Row(model=str(tiny_pipeline), **options))
+    assert record["images_per_second"] > 0 and record["rollout_share"] > 0 and record["update_share"] > 0
+    assert applied[0].conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_page_is_made_of_the_records_alone(script, tmp_path):

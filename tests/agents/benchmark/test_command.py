@@ -13,7 +13,7 @@ from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark import command, matrix
 from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.agents.benchmark.results import Results
-from diffusion_gym.storage import read_json
+from diffusion_gym.storage import read_json, write_json
 
 DOCS = Path(__file__).parents[3] / "docs" / "benchmark.md"
 
@@ -105,7 +105,7 @@ def test_the_list_of_suites(capsys):
     told = capsys.readouterr().out
     for name in ("shapes-v1", "ddpo-paper", "thesis", "dpok", "smoke"):
         assert re.search(rf"^{name} +\w", told, flags=re.M)
-    assert "3200 reward queries a run; tasks: color, count, composition" in told
+    assert "1920 reward queries a run; tasks: color, count, composition" in told
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,41 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, capsys, monkeypatch, argument
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"env": '"DiffusionDenoise-Shapes-Colour-v0"'},
+            "task 'size': env='DiffusionDenoise-Shapes-Colour-v0' is unknown",
+        ),
+        ({"probe": '"Incompresibility"'}, "task 'size': probe='Incompresibility' is unknown; did you mean 'Incompress"),
+    ],
+)
+def test_a_task_of_what_does_not_exist_is_refused_before_anything_runs(
+    tiny_pipeline, tmp_path, capsys, in_this_process, changed, message
+):
+    suite = write_suite(tmp_path, tiny_pipeline, **changed)
+    assert message in failure(capsys, "--suite", suite, "--agents", "ddpo_is", "--out", tmp_path / "out")
+    assert not in_this_process and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_failures_alone_takes_a_mended_suite(tiny_suite, tiny_pipeline, tmp_path, monkeypatch):
+    def failing(cells, jobs, told):
+        for cell in cells:
+            write_json(cell.record, {**cell.about, "error": "RuntimeError: no luck", "total_seconds": 1.0})
+            told(cell, read_json(cell.record))
+
+    monkeypatch.setattr(command, "run_local", failing)
+    arguments = ("--agents", "ddpo_is", "--seeds", 1, "--out", tmp_path / "out")
+    with pytest.raises(SystemExit) as stopped:
+        bench("--suite", tiny_suite, *arguments)
+    assert stopped.value.code == 1
+    mended = write_suite(tmp_path / "mended", tiny_pipeline, samples="8")
+    with pytest.raises(SystemExit) as stopped:
+        bench("--suite", mended, *arguments)
+    assert stopped.value.code == 1 and (tmp_path / "out" / "tiny.toml").read_text() == mended.read_text()
+
+
 def test_another_suite_or_other_settings_in_the_same_folder(
     tiny_suite, tiny_pipeline, tmp_path, capsys, in_this_process
 ):
@@ -134,6 +169,9 @@ def test_another_suite_or_other_settings_in_the_same_folder(
     assert "holds a benchmark of another suite, tiny.toml" in failure(capsys, "--suite", "smoke", "--out", out)
     changed = write_suite(tmp_path / "changed", tiny_pipeline, samples="8")
     assert "of another suite, tiny.toml; choose another --out" in failure(capsys, "--suite", changed, "--out", out)
+    rescaled = write_suite(tmp_path / "rescaled", tiny_pipeline, ceiling="3.5")
+    bench("--suite", rescaled, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
+    assert (out / "tiny.toml").read_text() == rescaled.read_text()  # a ceiling is only a scale
     arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--budget", 12, "--out", out)
     assert "is of other settings (total_reward_queries=12, there 8)" in failure(capsys, *arguments)
     assert len(in_this_process) == 1
