@@ -83,7 +83,7 @@ def _check_names(name: str, task: Task) -> None:
     try:
         gym.spec(task.env)
     except gym.error.Error:
-        raise ValueError(f"task {name!r}: {unknown_name('env', task.env, environment_ids())}") from None
+        raise ValueError(f"task {name!r}: {unknown_name('env', task.env, list(environment_ids()))}") from None
     if task.probe is not None and task.probe.isidentifier() and task.probe not in REWARDS:
         raise ValueError(f"task {name!r}: {unknown_name('probe', task.probe, REWARDS.names())}")
 
