@@ -164,21 +164,20 @@ def parse_train(args: Sequence[str]) -> Any:
     from diffusion_gym.agents.runs import load_settings
     from diffusion_gym.agents.settings import RunSettings, starting_point
 
-    if "-h" in args or "--help" in args:
-        args = [*args, *(() if _option(args, "--env") else ("--env", "DiffusionDenoise-Shapes-Composition"))]
     resume = "--resume" in args and _option(args, "--out") is not None
     if resume:
         start = replace(load_settings(Path(str(_option(args, "--out")))), resume=True)
     else:
         env = _option(args, "--env")
-        if env is None:
+        if env is None and "-h" not in args and "--help" not in args:
             raise ValueError("--env is missing; give an environment id, `diffusion-gym envs` lists them")
         start = starting_point(
-            env,
+            env or "DiffusionDenoise-Shapes-Composition",  # whose defaults the help shows
             _option(args, "--agent") or "ddpo_is",
             _option(args, "--preset"),
             _option(args, "--env.model"),
         )
+        start = start if env else replace(start, env=tyro.MISSING)
     settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
     if resume:
         _check_same(start, settings)

@@ -67,7 +67,7 @@ class Trainer:
         if self.schedule.samples_per_iteration % self.env.num_envs:
             raise ValueError(
                 f"samples_per_iteration={self.schedule.samples_per_iteration} must be a multiple of the rollout's "
-                f"batch, num_envs={self.env.num_envs}"
+                f"batch, num_envs={self.env.num_envs}; change one of them (--samples-per-iteration, --rollout-batch)"
             )
         group = getattr(self.agent.config, "group_size", 1)  # refused here, before the run folder is written
         if self.env.num_envs % group:

@@ -1,6 +1,6 @@
 """Step one denoising process by hand, with the pretrained model as the policy, and save what it looks like.
 
-python examples/step_an_environment.py --out process.png
+python examples/step_an_environment.py --out runs/process.png
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompt", default="a red star left of a blue circle")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("process.png"))
+    parser.add_argument("--out", type=Path, default=Path("runs/process.png"))
     options = parser.parse_args()
 
     env = gym.make("DiffusionDenoise-Shapes-Location-v0", render_mode="rgb_array")
@@ -36,6 +36,7 @@ def main() -> None:
         observation, reward, done, _, info = env.step(action)
         frames.append(env.render())
     strip = Image.fromarray(np.concatenate(frames, axis=1))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     strip.resize((strip.width * 3, strip.height * 3), Image.Resampling.NEAREST).save(options.out)
     print(f"{info['prompt']!r}: reward {reward:.2f}, {info['reward_components']}; {options.out}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -98,6 +99,14 @@ def test_a_mistake_gets_one_clear_line(tiny_pipeline, tmp_path, capsys, change, 
 
 def test_train_without_an_environment(tmp_path, capsys):
     assert "--env is missing" in failure(["train", "--out", str(tmp_path / "run")], capsys)
+
+
+def test_the_help_says_that_the_environment_is_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    told = capsys.readouterr().out
+    assert re.search(r"--env STR.*?\(required\)", told, flags=re.S)
+    assert "DiffusionDenoise-Shapes-Composition;" in told and "(default: DiffusionDenoise" not in told
 
 
 def test_eval_of_a_folder_without_a_run(tmp_path, capsys):
