@@ -130,7 +130,8 @@ class LineChart(Drawing):
         if not self._points():
             return Html()
         beginning = [0.0] if self.from_zero else []
-        across = Axis.covering([*beginning, *(x for x, _ in self._points())], 4 if self.from_zero else 6, rounded=False)
+        values = [*beginning, *(x for x, _ in self._points())]
+        across = Axis.covering(values, 4 if self.from_zero else 6, rounded=not self.from_zero)
         up = self._up()
         name = element("text", self.x_label + across.unit, x="50%", y="100%", dy="2.9em", text_anchor="middle")
         return join([_frame(across, up), name, *(_draw(curve, across, up) for curve in self.curves)])
