@@ -1,7 +1,7 @@
 """diffusion_gym beside the bare work and beside TRL: a process each, which take turns, iteration by iteration.
 
     python benchmarks/peers/compare.py run [--trl TRL/bin/python]     # prints the tables; a record for each program
-    python benchmarks/peers/compare.py page                           # docs/speed.md from the records alone
+    python benchmarks/peers/compare.py page                           # docs/speed.md and README.md from the records
 
 `trl_ddpo.py` says how to make TRL's virtual environment; without one its rows are left out. All programs are loaded
 before the first round; in a round each runs one iteration, in an order that turns every time, while the others wait. So
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tyro
-from summary import Record, summary
+from summary import Record, headline, summary
 
 from diffusion_gym.storage import read_json, write_json, write_text
 
@@ -71,12 +71,14 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Write the tables of docs/speed.md."""
+    """Write the tables of docs/speed.md, and the lines of README.md."""
 
     records: Path = RECORDS
     """The records."""
     page: Path = ROOT / "docs" / "speed.md"
     """The page; what stands between its `speed` markers is written anew."""
+    readme: Path = ROOT / "README.md"
+    """Likewise."""
 
 
 def run(options: RunOptions) -> None:
@@ -169,12 +171,12 @@ def _command(options: RunOptions, name: str, pipeline: Path, trainable: str) -> 
 
 
 def page(options: PageOptions) -> None:
-    """Write the tables between the page's markers, from the records alone."""
+    """Write what stands between the markers of both, from the records alone."""
     records: list[Record] = [read_json(path) for path in sorted(options.records.glob("*.json"))]
-    before, _, rest = options.page.read_text(encoding="utf-8").partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    text = summary(records) if records else "Not measured yet."
-    write_text(options.page, f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    for path, written in ((options.page, summary), (options.readme, headline)):
+        before, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
+        text = written(records) if records else "Not measured yet."
+        write_text(path, f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}")
 
 
 def main() -> None:

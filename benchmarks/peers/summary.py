@@ -60,6 +60,25 @@ def summary(records: Sequence[Record]) -> str:
     return "\n\n".join(parts)
 
 
+def headline(records: Sequence[Record]) -> str:
+    """One sentence for each thing that trains, of the medians on a CPU."""
+    lines = []
+    for trainable, name in (("full", "all weights"), ("lora", "LoRA")):
+        own = {row["name"]: row for row in records if row["trainable"] == trainable and _on_cpu(row)}
+        pairs = [("diffusion_gym", "floor"), *_AGAINST]
+        if all(one in own and other in own for one, other in pairs):
+            bare, same, default, largest = (ratio(own[one], own[other], "total")[0] for one, other in pairs)
+            lines.append(
+                f"- {name}: {bare:.2f} times the seconds of the bare UNet work; {same:.2f} times TRL's at the same "
+                f"batches, {default:.2f} times at its default ones, {largest:.2f} times at its largest."
+            )
+    return "\n".join(lines)
+
+
+def _on_cpu(record: Record) -> bool:
+    return bool(record["workload"]["device"] == "cpu")
+
+
 def _table(records: Sequence[Record]) -> str:
     head = ["program", "sampling, s", "/ floor", "rollout, s", "training, s", "/ floor", "total, s", "/ floor"]
     rows = [[*head, "peak memory, MB", "/ floor"], ["---"] * (len(head) + 2)]

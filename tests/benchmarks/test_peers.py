@@ -177,9 +177,13 @@ def test_unlike_records_are_refused(peers):
 def test_page_is_made_of_the_records_alone(peers, tmp_path):
     page, records = tmp_path / "speed.md", tmp_path / "records"
     page.write_text("above\n<!-- speed -->\nold\n<!-- /speed -->\nbelow\n")
-    options = peers.compare.PageOptions(records=records, page=page)
+    readme = tmp_path / "README.md"
+    readme.write_text(page.read_text())
+    options = peers.compare.PageOptions(records=records, page=page, readme=readme)
     peers.compare.page(options)
-    assert page.read_text() == "above\n<!-- speed -->\nNot measured yet.\n<!-- /speed -->\nbelow\n"
+    assert (
+        readme.read_text() == page.read_text() == "above\n<!-- speed -->\nNot measured yet.\n<!-- /speed -->\nbelow\n"
+    )
     for record in (TRL, NATIVE, FLOOR):
         write_json(records / f"{record['name']}.json", record)
     peers.compare.page(options)
@@ -191,6 +195,25 @@ def test_page_is_made_of_the_records_alone(peers, tmp_path):
     assert floor.split("|")[3].strip() == "1.00 (1.00 to 1.00)" and trl.endswith("| 200 | 2.00 |")
     assert "- diffusion_gym / TRL: total 0.78 (0.71 to 0.84)" in text
     assert "With torch 1; for TRL torch 1, trl 2." in text
+
+
+def test_the_readme_and_the_page_agree_with_the_stored_records(peers, tmp_path):
+    stored = peers.compare.PageOptions()
+    copies = {"page": tmp_path / "speed.md", "readme": tmp_path / "README.md"}
+    for name, path in copies.items():
+        path.write_text(getattr(stored, name).read_text())
+    peers.compare.page(peers.compare.PageOptions(**copies))
+    assert all(path.read_text() == getattr(stored, name).read_text() for name, path in copies.items())
+
+
+def test_the_headline_is_of_the_median_totals(peers):
+    names = ["diffusion_gym, at its best", "TRL, its default batches", "TRL, its largest batches"]
+    others = [{**FLOOR, "name": name} for name in names]  # whose time is the floor's: 1.00 of each other
+    found = peers.summary.headline([FLOOR, NATIVE, TRL, *others])
+    (line,) = found.splitlines()
+    ratios = [peers.summary.ratio(NATIVE, other, "total")[0] for other in (FLOOR, TRL)]
+    assert f"{ratios[0]:.2f} times the seconds of the bare UNet work; {ratios[1]:.2f} times TRL's" in line
+    assert line.endswith("1.00 times at its default ones, 1.00 times at its largest.")
 
 
 TURNS = """
