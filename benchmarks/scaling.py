@@ -23,14 +23,14 @@ from typing import Annotated, Any, Final, Literal, cast
 import numpy as np
 import torch
 import tyro
+from peers.marked import write_marked
 from peers.workload import Meter, Workload
 from scaling_page import numbers, tables
 
-from diffusion_gym.storage import read_json, write_json, write_text
+from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "scaling"
-_BEGIN, _END = "<!-- scaling -->", "<!-- /scaling -->"
 
 Axis = Literal["batch", "steps", "latents", "prompts", "micro-batch"]
 
@@ -219,10 +219,8 @@ def size(axis: Axis, setting: Setting) -> int:
 def page(options: PageOptions) -> None:
     """Write the tables between the page's markers, from the records alone."""
     records = [read_json(path) for path in sorted(options.records.glob("*.json"))]
-    before, _, rest = options.page.read_text(encoding="utf-8").partition(_BEGIN)
-    after = rest.partition(_END)[2]
     text = tables(records) if records else "Not measured yet."
-    write_text(options.page, f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    write_marked(options.page, "scaling", text)
 
 
 def main() -> None:

@@ -24,13 +24,13 @@ from typing import Annotated, Any, Final, Literal
 import torch
 import tyro
 from matrix_rate import matrix_rate, operations, synchronize
+from peers.marked import write_marked
 
-from diffusion_gym.storage import read_json, write_json, write_text
+from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "gpu"
 _HEAD: Final = ("update, transitions/s", "of the card", "images/s", "peak memory, GB")
-_BEGIN, _END = "<!-- gpu -->", "<!-- /gpu -->"
 
 
 Variant = Literal["plain", "channels-last", "compiled", "channels-last-compiled"]
@@ -212,9 +212,7 @@ def page(options: PageOptions) -> None:
         cards = sorted({record["card"] for record in records if "card" in record})
         head = " | ".join(["training", "batch", "reward", "UNet", "rollout, images/s", "of the card", *_HEAD])
         text = "\n".join([f"Card: {', '.join(cards)}.", "", f"| {head} |", "|---" * 10 + "|", *map(_line, records)])
-    before, _, rest = options.page.read_text(encoding="utf-8").partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    write_text(options.page, f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    write_marked(options.page, "gpu", text)
 
 
 def _line(record: Mapping[str, Any]) -> str:

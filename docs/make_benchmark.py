@@ -34,7 +34,6 @@ _FIGURES: Final = (
     "frontier--*.svg",
     "generalisation--*.svg",
 )
-_PICTURES: Final = ("before-after--*.png",)
 
 
 def take_over(folder: Path) -> None:
@@ -46,10 +45,9 @@ def take_over(folder: Path) -> None:
     write_text(KEPT / suite.name, suite.read_text(encoding="utf-8"))
     write_benchmark_report(folder)
     best = Results.read(folder).agents[0]
-    pictures = [pattern.replace("*", f"*--{best}") for pattern in _PICTURES]
-    for pattern in (*_FIGURES, *pictures):
+    (KEPT / "figures").mkdir()
+    for pattern in (*_FIGURES, f"before-after--*--{best}.png"):
         for path in sorted((folder / "figures").glob(pattern)):
-            (KEPT / "figures").mkdir(exist_ok=True)
             shutil.copyfile(path, KEPT / "figures" / path.name)
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tyro
+from marked import write_marked
 from summary import Record, headline, summary
 
-from diffusion_gym.storage import read_json, write_json, write_text
+from diffusion_gym.storage import read_json, write_json
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 RECORDS: Final = ROOT / "docs" / "results" / "speed"
-_BEGIN, _END = "<!-- speed -->", "<!-- /speed -->"
 
 PROGRAMS: Final = {
     "floor": ("floor.py",),
@@ -174,9 +174,7 @@ def page(options: PageOptions) -> None:
     """Write what stands between the markers of both, from the records alone."""
     records: list[Record] = [read_json(path) for path in sorted(options.records.glob("*.json"))]
     for path, written in ((options.page, summary), (options.readme, headline)):
-        before, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-        text = written(records) if records else "Not measured yet."
-        write_text(path, f"{before}{_BEGIN}\n{text}\n{_END}{rest.partition(_END)[2]}")
+        write_marked(path, "speed", written(records) if records else "Not measured yet.")
 
 
 def main() -> None:
