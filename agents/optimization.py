@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from diffusion_gym.timing import span
 
 LearningRateSchedule = Literal["constant", "warmup_cosine"]
 Losses = Mapping[str, torch.Tensor]
+_Found = TypeVar("_Found")
 
 _LARGEST_TRIED = 512
 
@@ -137,21 +138,39 @@ class AccumulatingOptimizer:
     def _accumulate(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
     ) -> dict[str, torch.Tensor]:
-        """Gradients of the mean loss, summed over micro-batches and processes; halves the micro-batch until it fits."""
+        """Gradients of the mean loss, summed over micro-batches and processes."""
+        totals = self._fitting(items, lambda: self._passes(items, losses, count))
+        if self.processes.count > 1:
+            totals = self._over_processes(totals)
+        return totals
+
+    @torch.no_grad()
+    def evaluate(self, items: torch.Tensor, values: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """`values(items)` `(M,)` in micro-batches, without a gradient.
+
+        Args:
+            items: M rows of a tensor; there may be none.
+            values: the values of some items.
+        """
+
+        def passes() -> torch.Tensor:
+            with span("training forward"):
+                return torch.cat([values(part) for part in items.split(self.micro_batch_size)])
+
+        return self._fitting(items, passes) if len(items) else self.parameters[0].new_zeros(0, dtype=torch.float32)
+
+    def _fitting(self, items: torch.Tensor, passes: Callable[[], _Found]) -> _Found:
+        """What `passes` gives; halves the micro-batch until it fits in memory."""
         while True:
             tried = min(self.micro_batch_size, len(items))
             try:
-                totals = self._passes(items, losses, count)
-                break
+                return passes()
             except RuntimeError as error:
                 if self.options.micro_batch_size or tried == 1 or not _out_of_memory(error):
                     raise
             self.micro_batch_size = tried // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        if self.processes.count > 1:
-            totals = self._over_processes(totals)
-        return totals
 
     def _passes(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int

@@ -284,9 +284,24 @@ def step_gaussian(
     x0, eps = predict_x0(output, x_t, signal, noise, table.prediction)
     if table.clip_x0 is not None:
         x0 = x0.clamp(-table.clip_x0, table.clip_x0)  # its gradient is zero where it clamps
+    return step_mean(table, steps, x_t, x0, eps), table.sigma[steps].view(shape)
+
+
+def step_mean(
+    table: StepTable, steps: torch.Tensor, x_t: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor
+) -> torch.Tensor:
+    """Mean `(N, C, H, W)` of `x_{t-1}` for a given clean sample and noise, predicted or true ones.
+
+    Args:
+        table: the step table, on the samples' device.
+        steps: int64 `(N,)`, the step of each sample, 0 being the first.
+        x_t: the noisy sample, float `(N, C, H, W)`.
+        x0: the clean sample, the same shape.
+        eps: the noise, the same shape.
+    """
+    shape = (-1,) + (1,) * (x_t.ndim - 1)
     mean = table.coef_x0[steps].view(shape) * x0
-    mean = mean + table.coef_eps[steps].view(shape) * eps + table.coef_xt[steps].view(shape) * x_t
-    return mean, table.sigma[steps].view(shape)
+    return mean + table.coef_eps[steps].view(shape) * eps + table.coef_xt[steps].view(shape) * x_t
 
 
 def gaussian_log_prob(

@@ -62,6 +62,11 @@ class DPOKConfig(ClippedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_kl_form(self.kl_form)
+        if self.renoise:
+            raise ValueError(
+                "renoise=True is not for DPOK, whose replay buffer holds the transitions that were sampled; leave it "
+                "out, or take another agent"
+            )
         for name in ("updates", "reward_weight", "value_learning_rate", "value_batch_size", "replay_iterations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")

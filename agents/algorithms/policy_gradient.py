@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +17,9 @@ from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, Metrics, av
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.scheduling import StepTable
 
 Normalization = Literal["prompt", "batch", "group", "none"]
 
@@ -40,6 +43,9 @@ class PolicyGradientConfig(AgentConfig):
     """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     inner_epochs: int = 1
     """Passes over the trajectories of an iteration."""
+    renoise: bool = False
+    """Train on the finished pictures noised anew, with new noise in each pass, in place of the transitions that were
+    sampled (AWM): a gradient of less variance, at the price of one more forward pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +84,33 @@ class Transitions:
             trajectories.log_probs[steps, samples],
             advantages[samples],
         )
+
+    @classmethod
+    def renoised(
+        cls,
+        table: StepTable,
+        trajectories: Trajectories,
+        advantages: torch.Tensor,
+        eps: torch.Tensor,
+        old_log_probs: torch.Tensor,
+        items: torch.Tensor,
+    ) -> Transitions:
+        """Transitions of finished pictures noised anew; see `renoised_transitions`.
+
+        Args:
+            table: the sampler's step table.
+            trajectories: whose pictures they are.
+            advantages: of the samples, `(N,)`.
+            eps: the noise of a minibatch, `(B, C, H, W)`.
+            old_log_probs: its log-probabilities under the policy that sampled, `(B,)`.
+            items: (sample, step, place in the minibatch) of each transition, int64 `(M, 3)`.
+        """
+        samples, steps, rows = items.unbind(1)
+        observation, action = renoised_transitions(table, trajectories, samples, steps, eps[rows])
+        return cls(observation, action, old_log_probs[rows], advantages[samples])
+
+
+_Source = tuple[torch.Tensor, Callable[[torch.Tensor], Transitions]]
 
 
 class PolicyGradientAgent(Agent):
@@ -133,16 +166,48 @@ class PolicyGradientAgent(Agent):
         usable = np.flatnonzero(np.isfinite(advantages))
         size = self.minibatch(len(usable))
         own = self.own(advantages, trajectories)
-        rows: list[dict[str, torch.Tensor]] = []
-        for _ in range(self.config.inner_epochs):
-            order = rng.permutation(usable)
-            for start in range(0, len(order), size):
-                pairs = self.transitions(order[start : start + size], rng)
-                local = self.local(pairs, len(trajectories))
-                rows.append(
-                    self.minimize(local, lambda part: self.losses(Transitions.at(trajectories, own, part)), len(pairs))
-                )
+        minibatches = [
+            self.transitions(order[start : start + size], rng)
+            for order in (rng.permutation(usable) for _ in range(self.config.inner_epochs))
+            for start in range(0, len(order), size)
+        ]
+        sources = self._sources(trajectories, own, minibatches, rng)
+        rows = [
+            self.minimize(items, lambda part, read=read: self.losses(read(part)), len(pairs))
+            for pairs, (items, read) in zip(minibatches, sources, strict=True)
+        ]
         return {**averages(rows), "updates": len(rows), "samples_dropped": len(advantages) - len(usable)}
+
+    def _sources(
+        self, trajectories: Trajectories, own: torch.Tensor, minibatches: list[torch.Tensor], rng: np.random.Generator
+    ) -> Iterator[_Source]:
+        """For each minibatch of pairs (sample, step) this process's items, and what makes transitions of some."""
+        if not self.config.renoise:
+            for pairs in minibatches:
+                yield self.local(pairs, len(trajectories)), partial(Transitions.at, trajectories, own)
+            return
+        numbered = [torch.cat([pairs, torch.arange(len(pairs))[:, None]], 1) for pairs in minibatches]
+        items = [self.local(entries, len(trajectories)) for entries in numbered]
+        seeds = [int(rng.integers(2**62)) for _ in minibatches]
+        # All ratios are to the policy before the first of the updates.
+        olds = [
+            self._old_log_probs(trajectories, part, fresh_noise(trajectories, len(pairs), seed))
+            for part, pairs, seed in zip(items, minibatches, seeds, strict=True)
+        ]
+        for part, pairs, seed, old in zip(items, minibatches, seeds, olds, strict=True):
+            eps = fresh_noise(trajectories, len(pairs), seed)
+            yield part, partial(Transitions.renoised, self.policy.table, trajectories, own, eps, old)
+
+    def _old_log_probs(self, trajectories: Trajectories, items: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of renoised transitions under the present weights, `(M,)` by the items' third entry."""
+        table, found = self.policy.table, eps.new_zeros(len(eps))
+
+        def log_probs(part: torch.Tensor) -> torch.Tensor:
+            samples, steps, rows = part.unbind(1)
+            return self.policy(*renoised_transitions(table, trajectories, samples, steps, eps[rows]))
+
+        found[items[:, 2]] = self.optimizer.evaluate(items, log_probs)
+        return found
 
     def minibatch(self, usable: int) -> int:
         """Trajectories behind one update, of `usable` ones."""

@@ -14,8 +14,8 @@ from gymnasium.vector import VectorEnv
 from diffusion_gym.agents.advantages import softmax_weights
 from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig, Metrics, averages
 from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.renoising import fresh_noise, renoised_states
 from diffusion_gym.agents.rollout import Trajectories, collect_many
-from diffusion_gym.scheduling import add_noise
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
@@ -62,9 +62,7 @@ class RegressionAgent(Agent):
         first = self.processes.index * len(trajectories)
         rows = []
         for batch in _minibatches(used, self.config.batch_size, self.config.updates, rng):
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            shape = (len(batch), *trajectories.finished.shape[1:])
-            noise = torch.randn(shape, generator=generator).to(self.policy.device)
+            noise = fresh_noise(trajectories, len(batch), int(rng.integers(2**62)))
             steps = self.steps[torch.from_numpy(rng.integers(len(self.steps), size=len(batch)))]
             items = torch.stack([torch.from_numpy(batch), steps, torch.arange(len(batch))], dim=1)
 
@@ -99,11 +97,7 @@ class RegressionAgent(Agent):
             noise: eps, `(M, C, H, W)`.
             weights: w, `(M,)`, scaled to a mean of 1 over the samples with any weight.
         """
-        table = self.policy.table
-        signal, std = (column[steps].view(-1, 1, 1, 1) for column in (table.signal, table.noise))
-        latents = add_noise(trajectories.finished[samples], noise, signal, std)
-        timesteps = table.timesteps[steps][:, None]
-        observation = {**trajectories.conditions(samples), "timestep": timesteps, "latents": latents}
+        observation = renoised_states(self.policy.table, trajectories, samples, steps, noise)
         error = (noise - self.policy.predicted_noise(observation)).square().flatten(1).mean(1)
         return {"loss": weights * error, "denoising_error": error.detach()}
 

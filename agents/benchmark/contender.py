@@ -136,6 +136,7 @@ class LibraryContender(Contender):
         "timestep_fraction": [1],
         "normalization": ["prompt", "batch", "none"],
         "group_size": [1],
+        "renoise": [False],
     }
 
     def __init__(self, settings: RunSettings) -> None:

@@ -102,6 +102,14 @@ def test_with_full_fine_tuning_and_groups(build, whole, tmp_path, name):
     assert same(resumed, whole(name, **options))
 
 
+@pytest.mark.parametrize("name", ["ddpo_sf", "ddpo_is", "ddpo_iskl"])
+def test_on_pictures_noised_anew(build, whole, tmp_path, name):
+    cut(whole(name, renoise=True), tmp_path, 2)
+    resumed = build(tmp_path, name, init=5, renoise=True)
+    resumed.run(resume=True)
+    assert same(resumed, whole(name, renoise=True)) and not same(resumed, whole(name))
+
+
 @pytest.mark.parametrize("name", AGENTS)
 def test_each_part_of_a_checkpoint_matters(build, whole, tmp_path, name):
     """The comparison above sees every part of the state: with one of them changed, the runs differ."""

@@ -42,6 +42,13 @@ def test_two_processes_equal_one(paired, alone, agent):
     assert_same(Run(folder), one)
 
 
+def test_two_processes_equal_one_on_pictures_noised_anew(train, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for count, folder in enumerate(folders, 1):
+        assert codes(train(count, folder, "--agent.renoise", agent="ddpo_is")) == [0] * count
+    assert_same(Run(folders[1]), Run(folders[0]))
+
+
 def test_processes_without_a_share_in_a_minibatch(train, alone, tmp_path):
     """A batch of one trajectory is one process's; the others have nothing to back-propagate."""
     options = {"agent.batch-size": 1, "agent.max-grad-norm": 1e-2, "total-reward-queries": SAMPLES}
