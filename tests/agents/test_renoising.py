@@ -158,9 +158,7 @@ def test_a_sample_without_reward_is_left_out(env, make_agent, roll):
 
 def test_the_gradient_is_less_noisy_than_that_of_sampled_transitions():
     """On the embedded model, steps of the noisy half: squared norm of a sample's gradient, for advantages of +-1."""
-    env = gym.make_vec(
-        "DiffusionDenoise-Shapes-Composition-v0", num_envs=8, guidance_scale=1.0, num_inference_steps=10
-    )
+    env = gym.make_vec("DiffusionDenoise-Shapes-Composition-v0", num_envs=8, guidance_scale=1.0, num_inference_steps=10)
     policy = DenoisingPolicy.from_env(env, trainable="full")
     rolled = collect_many(env, policy, 8, (0, 0))
     parameters = list(policy.trainable_parameters().values())

@@ -1,0 +1,109 @@
+"""How noisy is the policy gradient of a step, from sampled transitions and from pictures noised anew?
+
+    python benchmarks/gradient_noise.py --out docs/results/shapes-fast/gradient-noise.json
+
+At the pretrained model the gradient of one transition, A grad log pi, is almost all noise: its mean over samples, the
+signal, is far smaller. So E|grad log pi|^2 is the variance, and with it the number of samples that an
+update of the same accuracy takes. docs/sample-efficiency.md shows the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+import tyro
+
+import diffusion_gym
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
+from diffusion_gym.agents.rollout import collect_many
+from diffusion_gym.storage import write_json
+
+gym.register_envs(diffusion_gym)
+
+Transition = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    env: str = "DiffusionDenoise-Shapes-Composition-v0"
+    """The environment."""
+    prompts: str = "shapes-composition-4"
+    """Its prompts."""
+    num_inference_steps: int = 10
+    """T."""
+    samples: int = 32
+    """Trajectories."""
+    device: str = "cpu"
+    """Where."""
+    out: Path | None = None
+    """A JSON file for the numbers."""
+
+
+def gradient_noise(options: Options) -> list[dict[str, float]]:
+    """For each step its timestep, its sigma and the mean squared norms of grad log pi, `sampled` and `renoised`."""
+    env = gym.make_vec(
+        options.env,
+        num_envs=options.samples,
+        prompts=options.prompts,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=1.0,
+        device=options.device,
+    )
+    policy = DenoisingPolicy.from_env(env, trainable="full")
+    rolled = collect_many(env, policy, options.samples, (0, 0))
+
+    def sampled(sample: torch.Tensor, step: torch.Tensor) -> Transition:
+        return rolled.states(sample, step), rolled.actions(sample, step)
+
+    def renoised(sample: torch.Tensor, step: torch.Tensor) -> Transition:
+        return renoised_transitions(policy.table, rolled, sample, step, fresh_noise(rolled, 1, int(sample)))
+
+    return [
+        {
+            "timestep": int(policy.table.timesteps[step]),
+            "sigma": float(policy.table.sigma[step]),
+            "sampled": _square(policy, sampled, options.samples, step),
+            "renoised": _square(policy, renoised, options.samples, step),
+        }
+        for step in policy.stochastic_steps.tolist()
+    ]
+
+
+def _square(
+    policy: DenoisingPolicy, transition: Callable[[torch.Tensor, torch.Tensor], Transition], samples: int, step: int
+) -> float:
+    """The mean over samples of |grad log pi|^2; a gradient for each sample takes a pass for each."""
+    parameters, found = list(policy.trainable_parameters().values()), []
+    for sample in range(samples):
+        pair = (torch.tensor([sample], device=policy.device), torch.tensor([step], device=policy.device))
+        gradient = torch.autograd.grad(policy(*transition(*pair)).sum(), parameters)
+        found.append(sum(float(part.square().sum()) for part in gradient))
+    return sum(found) / len(found)
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """The numbers as a Markdown table."""
+    lines = ["| step | t | sigma | sampled | noised anew | ratio |", "|---|---|---|---|---|---|"]
+    for step, row in enumerate(rows):
+        squares = f"{row['sampled']:.3g} | {row['renoised']:.3g} | {row['renoised'] / row['sampled']:.2g}"
+        lines.append(f"| {step} | {row['timestep']} | {row['sigma']:.3f} | {squares} |")
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    """Measure, print the table and write the numbers."""
+    rows = gradient_noise(options)
+    print(table(rows))
+    if options.out is not None:
+        write_json(options.out, {"samples": options.samples, "env": options.env, "steps": rows})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,129 @@
+"""The tables of docs/sample-efficiency.md, from the records in `docs/results/shapes-fast/`.
+
+    diffusion-gym bench --suite shapes-fast --agents paper-style --budget 4096 --seeds 5 --jobs 2 --out runs/paper-style
+    diffusion-gym bench --suite shapes-fast --agents fast,sampled,all-steps,one-update,groups,half-rate --seeds 5 \
+        --jobs 2 --out runs/fast
+    python docs/make_sample_efficiency.py runs/paper-style runs/fast    # take their records over, write the tables
+    python docs/make_sample_efficiency.py                               # only write the tables again
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.statistics import Estimate, Scores, holm, mean, sign_flip_p
+from diffusion_gym.storage import read_json, write_json, write_text
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+KEPT: Final = ROOT / "docs" / "results" / "shapes-fast"
+PAGE: Final = ROOT / "docs" / "sample-efficiency.md"
+FAST: Final = "fast"
+PAPER: Final = "paper-style"
+
+
+def take_over(folders: list[Path]) -> None:
+    """Copy the records of benchmarks of the suite, and the suite."""
+    shutil.rmtree(KEPT / "records", ignore_errors=True)
+    for folder in folders:
+        for path in sorted((folder / "records").glob("*.json")):
+            write_json(KEPT / "records" / path.name, read_json(path))
+        suite = next(folder.glob("*.toml"))
+        write_text(KEPT / suite.name, suite.read_text(encoding="utf-8"))
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """The marked parts of the page, by name."""
+    return {"comparison": _comparison(results), "ablation": _ablation(results)}
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """`text` with its marked blocks written anew."""
+    for name, table in parts.items():
+        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
+    return text
+
+
+def _comparison(results: Results) -> str:
+    """`fast` and the paper's way, task by task: reward before and after, and what it cost."""
+    rows = [["task", "", "reward queries", "seconds", "network evaluations", "success before", "after", "KL, nats"]]
+    rows.append(["---"] * len(rows[0]))
+    notes = []
+    for task in results.suite.tasks:
+        for agent in (PAPER, FAST):
+            last = {name: results.column(agent, task, name) for name in ("seconds", "network_evaluations", "kl")}
+            queries = int(results.column(agent, task, "reward_queries")[0])
+            cells = [f"{queries:,}", *(f"{values.mean():,.0f}" for values in last.values())]
+            before = results.column(agent, task, "success", 0).mean()
+            after = _with_interval(mean([results.column(agent, task, "success")]))
+            rows.append([task, f"`{agent}`", *cells[:3], f"{before:.2f}", after, cells[3]])
+        gap = results.column(FAST, task, "success") - results.column(PAPER, task, "success")
+        cost = [results.column(a, task, "seconds").mean() for a in (FAST, PAPER)]
+        notes.append(f"{task} {_with_interval(mean([gap]), signed=True)}, in {cost[0] / cost[1]:.2f} of the seconds")
+    seeds = len(results.seeds(FAST, next(iter(results.suite.tasks))))
+    note = f"Means over {seeds} seeds with 95 % intervals. `{FAST}` less `{PAPER}`, seed by seed: {'; '.join(notes)}."
+    return "\n".join([*_lines(rows), "", note])
+
+
+def _ablation(results: Results) -> str:
+    """Each variant: what it changes, its success, and the paired difference to `fast` over both tasks."""
+    variants = [agent for agent in results.agents if agent not in (FAST, PAPER)]
+    gaps = {agent: _gaps(results, agent) for agent in variants}
+    p = dict(zip(variants, holm([sign_flip_p(gaps[agent]) for agent in variants]), strict=True))
+    tasks = list(results.suite.tasks)
+    rows = [["variant", "changes", *tasks, f"less `{FAST}`", "p", "KL, nats", "Vendi score", "seconds"]]
+    rows.append(["---"] * len(rows[0]))
+    for agent in sorted([FAST, *variants], key=lambda agent: -_overall(results, agent, "success")):
+        change = {key: value for key, value in results.suite.agents[agent].items() if key != "agent"}
+        told = ", ".join(f"`{key} = {_value(value)}`" for key, value in change.items())
+        cells = [f"{results.column(agent, task, 'success').mean():.2f}" for task in tasks]
+        against = ["", ""] if agent == FAST else [_with_interval(mean(gaps[agent]), signed=True), f"{p[agent]:.2g}"]
+        costs = [_overall(results, agent, key) for key in ("kl", "vendi", "seconds")]
+        rows.append([f"`{agent}`", told, *cells, *against, f"{costs[0]:,.0f}", f"{costs[1]:.1f}", f"{costs[2]:.0f}"])
+    return "\n".join(_lines(rows))
+
+
+def _gaps(results: Results, agent: str) -> Scores:
+    return [
+        results.column(agent, task, "success") - results.column(FAST, task, "success") for task in results.suite.tasks
+    ]
+
+
+def _overall(results: Results, agent: str, measure: str) -> float:
+    return float(np.mean([results.column(agent, task, measure).mean() for task in results.suite.tasks]))
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _with_interval(found: Estimate, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{found.value:{sign}.2f} ({found.low:{sign}.2f} to {found.high:{sign}.2f})"
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def read() -> Results:
+    """The kept records, those of seeds that every variant has."""
+    found = Results.read(KEPT)
+    agents = {agent for agent, _, _ in found.records}
+    common = set.intersection(*({seed for a, _, seed in found.records if a == agent} for agent in agents))
+    kept = {key: record for key, record in found.records.items() if key[2] in common}
+    return replace(found, records=kept)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        take_over([Path(argument) for argument in sys.argv[1:]])
+    write_text(PAGE, fill(PAGE.read_text(encoding="utf-8"), blocks(read())))
