@@ -1,10 +1,10 @@
 """How noisy is the policy gradient of a step, from sampled transitions and from pictures noised anew?
 
-    python benchmarks/gradient_noise.py --out docs/results/shapes-fast/gradient-noise.json
+    python benchmarks/gradient_noise.py --page docs/sample-efficiency.md
 
 At the pretrained model the gradient of one transition, A grad log pi, is almost all noise: its mean over samples, the
 signal, is far smaller. So E|grad log pi|^2 is the variance, and with it the number of samples that an
-update of the same accuracy takes. docs/sample-efficiency.md shows the result.
+update of the same accuracy takes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 import gymnasium as gym
 import torch
 import tyro
+from peers.marked import write_marked
 
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
 from diffusion_gym.agents.rollout import collect_many
-from diffusion_gym.storage import write_json
 
 gym.register_envs(diffusion_gym)
 
@@ -42,8 +42,8 @@ class Options:
     """Trajectories."""
     device: str = "cpu"
     """Where."""
-    out: Path | None = None
-    """A JSON file for the numbers."""
+    page: Path | None = None
+    """A page whose part between the markers `noise` is written anew."""
 
 
 def gradient_noise(options: Options) -> list[dict[str, float]]:
@@ -98,11 +98,11 @@ def table(rows: list[dict[str, float]]) -> str:
 
 
 def main(options: Options) -> None:
-    """Measure, print the table and write the numbers."""
-    rows = gradient_noise(options)
-    print(table(rows))
-    if options.out is not None:
-        write_json(options.out, {"samples": options.samples, "env": options.env, "steps": rows})
+    """Measure, print the table and write it into the page."""
+    found = table(gradient_noise(options))
+    print(found)
+    if options.page is not None:
+        write_marked(options.page, "noise", found)
 
 
 if __name__ == "__main__":

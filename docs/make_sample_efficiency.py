@@ -1,10 +1,9 @@
 """The tables of docs/sample-efficiency.md, from the records in `docs/results/shapes-fast/`.
 
-    diffusion-gym bench --suite shapes-fast --agents paper-style --budget 4096 --seeds 5 --jobs 2 --out runs/paper-style
-    diffusion-gym bench --suite shapes-fast --agents fast,sampled,all-steps,one-update,groups,half-rate --seeds 5 \
-        --jobs 2 --out runs/fast
     python docs/make_sample_efficiency.py runs/paper-style runs/fast    # take their records over, write the tables
     python docs/make_sample_efficiency.py                               # only write the tables again
+
+The page has the commands that made them.
 """
 
 from __future__ import annotations
@@ -115,10 +114,9 @@ def _lines(rows: list[list[str]]) -> list[str]:
 
 
 def read() -> Results:
-    """The kept records, those of seeds that every variant has."""
+    """The kept records, those of seeds that every variant has on both tasks."""
     found = Results.read(KEPT)
-    agents = {agent for agent, _, _ in found.records}
-    common = set.intersection(*({seed for a, _, seed in found.records if a == agent} for agent in agents))
+    common = set.intersection(*({*found.seeds(*of)} for of in {key[:2] for key in found.records}))
     kept = {key: record for key, record in found.records.items() if key[2] in common}
     return replace(found, records=kept)
 

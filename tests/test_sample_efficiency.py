@@ -1,0 +1,79 @@
+"""docs/sample-efficiency.md agrees with its records, and its tables say what records made by hand say."""
+
+import importlib.util
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmark_folders import write_run
+from diffusion_gym.agents.benchmark.suites import suite_file
+
+ROOT = Path(__file__).resolve().parent.parent
+GAINS = {"fast": 0.4, "paper-style": 0.1, "sampled": 0.2, "groups": 0.5}
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "docs" / "make_sample_efficiency.py"
+    spec = importlib.util.spec_from_file_location("make_sample_efficiency", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_agrees_with_the_stored_records(script):
+    text, parts = script.PAGE.read_text(encoding="utf-8"), script.blocks(script.read())
+    assert script.fill(text, parts) == text
+    assert all(part in text for part in parts.values())
+
+
+def test_fast_has_met_its_target(script):
+    """A third of the reward queries and of the seconds, and on no task less success than the paper's way."""
+    results = script.read()
+    for task in results.suite.tasks:
+        fast, paper = (
+            {name: results.column(agent, task, name).mean() for name in ("reward_queries", "seconds", "success")}
+            for agent in (script.FAST, script.PAPER)
+        )
+        assert fast["reward_queries"] <= paper["reward_queries"] / 3
+        assert fast["seconds"] <= paper["seconds"] / 3
+        assert fast["success"] >= paper["success"]
+
+
+@pytest.fixture
+def results(script, tmp_path):
+    """Four variants, five seeds, two tasks; success rises from 0.4 by the variant's gain, 0.01 more with each seed."""
+    shutil.copy(suite_file("shapes-fast"), tmp_path)
+    for agent, gain in GAINS.items():
+        for task in ("composition", "count"):
+            for seed in range(5):
+                success = [0.4, 0.4 + gain + 0.01 * seed]
+                more = {"success": success, "kl": [0.0, 1000 * gain], "vendi": [5.0, 4.0]}
+                write_run(tmp_path, agent, task, seed, success, samples=False, suite="shapes-fast", **more)
+    return script.Results.read(tmp_path)
+
+
+def test_the_comparison_is_task_by_task(script, results):
+    lines = script.blocks(results)["comparison"].splitlines()
+    assert lines[2].startswith("| composition | `paper-style` | 32 | 12 | 640 | 0.40 | 0.52 (0.51 to 0.53) | 100 |")
+    assert lines[3].startswith("| composition | `fast` | 32 | 12 | 640 | 0.40 | 0.82 (0.81 to 0.83) | 400 |")
+    assert "composition +0.30 (+0.30 to +0.30), in 1.00 of the seconds" in lines[-1]
+    assert lines[-1].startswith("Means over 5 seeds")
+
+
+def test_the_ablation_is_ordered_and_paired(script, results):
+    rows = [line.strip("| ").split(" | ") for line in script.blocks(results)["ablation"].splitlines()[2:]]
+    assert [row[0] for row in rows] == ["`groups`", "`fast`", "`sampled`"]
+    groups, fast, sampled = rows
+    assert groups[1] == "`group_size = 16`, `normalization = group`" and sampled[1] == "`renoise = false`"
+    assert groups[4] == "+0.10 (+0.10 to +0.10)" and sampled[4] == "-0.20 (-0.20 to -0.20)"
+    assert groups[5] == sampled[5] == "0.0039"  # all ten signs agree, 2 / 2^10, for two comparisons
+    assert fast[4].strip() == fast[5].strip() == ""
+
+
+def test_seeds_that_a_variant_lacks_are_left_out(script, results, monkeypatch):
+    kept = {key: record for key, record in results.records.items() if key != ("sampled", "count", 4)}
+    monkeypatch.setattr(script.Results, "read", lambda folder: replace(results, records=kept))
+    assert {seed for _, _, seed in script.read().records} == {0, 1, 2, 3}
