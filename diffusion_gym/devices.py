@@ -1,10 +1,25 @@
-"""The only place where values move from the host to a device."""
+"""Devices by name, and the only place where values move from the host to one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+
+def device_called(device: torch.device | str) -> torch.device:
+    """The device of a name such as `cpu`, `cuda` or `cuda:0`.
+
+    Raises:
+        ValueError: an unknown name, or a GPU where there is none.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")
+    return found
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:

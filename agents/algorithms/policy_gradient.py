@@ -172,11 +172,14 @@ class PolicyGradientAgent(Agent):
             for start in range(0, len(order), size)
         ]
         sources = self._sources(trajectories, own, minibatches, rng)
-        rows = [
-            self.minimize(items, lambda part, read=read: self.losses(read(part)), len(pairs))
-            for pairs, (items, read) in zip(minibatches, sources, strict=True)
-        ]
+        rows = [self._step(items, made, len(pairs)) for pairs, (items, made) in zip(minibatches, sources, strict=True)]
         return {**averages(rows), "updates": len(rows), "samples_dropped": len(advantages) - len(usable)}
+
+    def _step(
+        self, items: torch.Tensor, made: Callable[[torch.Tensor], Transitions], count: int
+    ) -> dict[str, torch.Tensor]:
+        """One gradient step on the transitions that are made of the items."""
+        return self.minimize(items, lambda part: self.losses(made(part)), count)
 
     def _sources(
         self, trajectories: Trajectories, own: torch.Tensor, minibatches: list[torch.Tensor], rng: np.random.Generator

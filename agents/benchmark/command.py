@@ -15,6 +15,7 @@ from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
+from diffusion_gym.devices import device_called
 from diffusion_gym.storage import read_json, write_text
 
 
@@ -57,8 +58,8 @@ def run_bench(options: BenchOptions) -> int:
         The exit code: 1 if a run failed.
 
     Raises:
-        ValueError: an unknown suite, agent or option, a library that is missing, or what `out` holds is of another
-            suite or of other settings; nothing has run then.
+        ValueError: an unknown suite, agent or option, a device or library that is missing, or what `out` holds is of
+            another suite or of other settings; nothing has run then.
     """
     for name, least in (("seeds", 1), ("budget", 1), ("jobs", 1), ("threads", 0), ("gpus", 0)):
         value = getattr(options, name)
@@ -66,6 +67,8 @@ def run_bench(options: BenchOptions) -> int:
             raise ValueError(f"{name}={value!r} must be at least {least}")
     if options.engine == "ray":
         require_package("ray", "ray", "engine='ray'")
+    elif (device := options.device or Suite.load(options.suite).device) is not None:
+        device_called(device)  # of a cluster only the machine that runs a cell can tell
     out = options.out.absolute()  # another process may have another current directory
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
     cells = cells_of(options.suite, _agents(options), options.seeds, out, **chosen)
@@ -73,7 +76,7 @@ def run_bench(options: BenchOptions) -> int:
     cells = [replace(cell, suite=str(kept)) for cell in cells]
     todo = [cell for cell in cells if not cell.finished()]
     print(f"{len(cells)} runs, {len(cells) - len(todo)} finished before; records in {out / 'records'}", flush=True)
-    progress = _Progress(len(todo))
+    progress = _Progress(len(cells), len(cells) - len(todo))
     if not todo:
         pass
     elif options.engine == "ray":
@@ -137,8 +140,8 @@ def _measured(suite: Suite) -> Suite:
 class _Progress:
     """A line for each run that ends."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.done, self.failed = number, 0, 0
+    def __init__(self, number: int, done: int) -> None:
+        self.number, self.done, self.failed = number, done, 0
 
     def told(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Print what came of a cell."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from diffusion_gym.devices import device_called
 from diffusion_gym.hub import located_file
 from diffusion_gym.models.base import MODELS, DenoisingModel
 from diffusion_gym.registry import unknown_name
@@ -63,13 +64,7 @@ def load_model(
         return model
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} must be one of float32, bfloat16, float16")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")
-    return _load(str(model), place, getattr(torch, dtype), tuple(options.items()))
+    return _load(str(model), device_called(device), getattr(torch, dtype), tuple(options.items()))
 
 
 def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:

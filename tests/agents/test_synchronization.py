@@ -49,11 +49,11 @@ def test_a_rollout_is_waited_for_at_the_end_of_its_episodes(make_env, make_polic
     assert places == END_OF_EPISODE
 
 
-@pytest.mark.parametrize("name", AGENTS.names())
-def test_an_update_is_waited_for_at_its_rewards_and_its_metrics(make_env, make_agent, name):
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in AGENTS.names()), ("ddpo_is", {"renoise": True})])
+def test_an_update_is_waited_for_at_its_rewards_and_its_metrics(make_env, make_agent, name, more):
     env = make_env(4, autoreset_mode=AutoresetMode.DISABLED, guidance_scale=3.0)
     fewer = {"updates": 2} if "updates" in {entry.name for entry in fields(AGENTS[name].Config)} else {}
-    agent = make_agent(env, agent=AGENTS[name], batch_size=2, **fewer)
+    agent = make_agent(env, agent=AGENTS[name], batch_size=2, **fewer, **more)
     trajectories = agent.sample(env, 4, (0, 0))
     metrics, places = seen_in(lambda: agent.update(trajectories, np.random.default_rng(0)))
     assert metrics["updates"] >= 1

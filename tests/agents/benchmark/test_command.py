@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 from benchmark_suites import write_suite
@@ -81,6 +82,7 @@ def test_a_failed_run_is_told_and_tried_again(tiny_suite, tmp_path, capsys, in_t
     monkeypatch.setattr(module_b.Failing, "broken", False)
     in_this_process.clear()
     bench(*arguments)
+    assert "2/2 size, module_b:Failing, seed 0: reward" in capsys.readouterr().out  # counted from the finished one
     assert [cell.agent for cell in in_this_process] == ["module_b:Failing"]
     assert read_json(out / "summary.json")["failures"] == []
 
@@ -118,10 +120,14 @@ def test_the_list_of_suites(capsys):
         (("--suite", "smoke", "--budget", 0), "budget=0 must be at least 1"),
         (("--suite", "smoke", "--budget", 3), "budget=3 is below one iteration, samples_per_iteration=16"),
         (("--suite", "smoke", "--jobs", 0), "jobs=0 must be at least 1"),
+        (("--suite", "smoke", "--device", "cudda"), "device='cudda' is unknown; use 'cpu'"),
+        (("--suite", "smoke", "--device", "cuda"), "device='cuda' is not available here"),
+        (("--suite", "dpok"), "device='cuda' is not available here"),
     ],
 )
 def test_a_mistake_leaves_nothing_behind(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(matrix, "_start", lambda cell: pytest.fail("something ran"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert failure(capsys, *arguments, "--out", tmp_path / "out").startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
 
