@@ -16,11 +16,11 @@ from pathlib import Path
 import gymnasium as gym
 import torch
 import tyro
-from peers.marked import write_marked
 
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
+from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.agents.rollout import collect_many
 
 gym.register_envs(diffusion_gym)
@@ -102,7 +102,7 @@ def main(options: Options) -> None:
     found = table(gradient_noise(options))
     print(found)
     if options.page is not None:
-        write_marked(options.page, "noise", found)
+        write_marked(options.page, {"noise": found})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from diffusion_gym.agents.evaluation import mean_interval
-from diffusion_gym.storage import read_json, write_text
+from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.storage import read_json
 
 Record = Mapping[str, Any]
 Groups = Mapping[str, Sequence[Record]]
@@ -22,7 +22,6 @@ LABELS: Final = {
     "sb3_ddpoppo": "SB3, `DDPOPPO`",
     "tianshou_ppo": "Tianshou, its PPO",
 }
-_BLOCK: Final = re.compile(r"(<!-- libraries -->\n).*?(<!-- /libraries -->)", flags=re.S)
 _SHARED: Final = ("env", "preset", "total_reward_queries", "evaluation_samples", "threads", "settings")
 
 
@@ -38,15 +37,8 @@ def write_pages(records: Path, page: Path, readme: Path) -> None:
         ValueError: the records cannot be compared, or a page has no such markers.
     """
     groups = read_groups(records)
-    _fill(page, results(groups))
-    _fill(readme, headline(groups))
-
-
-def _fill(path: Path, block: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    if not _BLOCK.search(text):
-        raise ValueError(f"{path} has no place for results; put <!-- libraries --> and <!-- /libraries --> into it")
-    write_text(path, _BLOCK.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text))
+    write_marked(page, {"libraries": results(groups)})
+    write_marked(readme, {"libraries": headline(groups)})
 
 
 def read_groups(folder: Path) -> dict[str, list[Record]]:

@@ -23,10 +23,10 @@ from typing import Annotated, Any, Final, Literal, cast
 import numpy as np
 import torch
 import tyro
-from peers.marked import write_marked
 from peers.workload import Meter, Workload
 from scaling_page import numbers, tables
 
+from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -220,7 +220,7 @@ def page(options: PageOptions) -> None:
     """Write the tables between the page's markers, from the records alone."""
     records = [read_json(path) for path in sorted(options.records.glob("*.json"))]
     text = tables(records) if records else "Not measured yet."
-    write_marked(options.page, "scaling", text)
+    write_marked(options.page, {"scaling": text})
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from typing import Annotated, Any, Final, Literal
 import torch
 import tyro
 from matrix_rate import matrix_rate, operations, synchronize
-from peers.marked import write_marked
 
+from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -212,7 +212,7 @@ def page(options: PageOptions) -> None:
         cards = sorted({record["card"] for record in records if "card" in record})
         head = " | ".join(["training", "batch", "reward", "UNet", "rollout, images/s", "of the card", *_HEAD])
         text = "\n".join([f"Card: {', '.join(cards)}.", "", f"| {head} |", "|---" * 10 + "|", *map(_line, records)])
-    write_marked(options.page, "gpu", text)
+    write_marked(options.page, {"gpu": text})
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,9 +23,7 @@ from learning_numbers import (
     training_reward,
 )
 
-from diffusion_gym.storage import write_text
-
-_BLOCK = re.compile(r"(<!-- learning -->\n).*?(<!-- /learning -->)", flags=re.S)
+from diffusion_gym.agents.reporting.marked import write_marked
 
 
 def write_page(records: Path, page: Path, images: Path) -> None:
@@ -36,14 +33,11 @@ def write_page(records: Path, page: Path, images: Path) -> None:
         ValueError: the records cannot be compared, or the page has no such markers.
     """
     groups = read_groups(records)
-    text = page.read_text(encoding="utf-8")
-    if not _BLOCK.search(text):
-        raise ValueError(f"{page} has no place for the results; put <!-- learning --> and <!-- /learning --> into it")
     images.mkdir(parents=True, exist_ok=True)
     draw_learning_curves(groups, images / "learning-curves.png")
     draw_reward_against_kl(groups, images / "reward-vs-kl.png")
     block = results(groups, os.path.relpath(images, page.parent).replace(os.sep, "/"))
-    write_text(page, _BLOCK.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text))
+    write_marked(page, {"learning": block})
 
 
 def results(groups: Groups, images: str) -> str:

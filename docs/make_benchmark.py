@@ -10,7 +10,6 @@ page of it. A test checks that the tables agree with them.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy as np
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.summary import summary_json, summary_text
 from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -55,14 +55,6 @@ def blocks(results: Results) -> dict[str, str]:
     """The marked parts of the pages, by name."""
     summary = summary_json(results)
     return {"scores": _scores(results, summary), "verdicts": _verdicts(results), "costs": _costs(results, summary)}
-
-
-def fill(text: str, names: tuple[str, ...], parts: Mapping[str, str]) -> str:
-    """`text` with its marked blocks written anew."""
-    for name in names:
-        block = f"<!-- {name} -->\n{parts[name]}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
-    return text
 
 
 def _scores(results: Results, summary: Mapping[str, Any]) -> str:
@@ -134,5 +126,4 @@ if __name__ == "__main__":
         take_over(Path(sys.argv[1]))
     parts = blocks(Results.read(KEPT))
     for name, names in PAGES.items():
-        page = ROOT / name
-        write_text(page, fill(page.read_text(encoding="utf-8"), names, parts))
+        write_marked(ROOT / name, {part: parts[part] for part in names})

@@ -9,12 +9,13 @@ The numbers are kept in `docs/results/`; a test checks that the README agrees wi
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from diffusion_gym.agents.reporting.marked import write_marked
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -74,16 +75,12 @@ def model_table() -> str:
     return "\n".join(lines[start:])
 
 
-def fill(text: str) -> str:
-    """`text` with each marked block written anew."""
-    for name, table in {"demo": demo_table(), "model": model_table()}.items():
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
-    return text
+def blocks() -> dict[str, str]:
+    """The marked parts of the README, by name."""
+    return {"demo": demo_table(), "model": model_table()}
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         take_over([Path(argument) for argument in sys.argv[1:]])
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text()))
+    write_marked(ROOT / "README.md", blocks())

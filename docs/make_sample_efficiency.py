@@ -8,7 +8,6 @@ The page has the commands that made them.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, Scores, holm, mean, sign_flip_p
+from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -41,14 +41,6 @@ def take_over(folders: list[Path]) -> None:
 def blocks(results: Results) -> dict[str, str]:
     """The marked parts of the page, by name."""
     return {"comparison": _comparison(results), "ablation": _ablation(results)}
-
-
-def fill(text: str, parts: dict[str, str]) -> str:
-    """`text` with its marked blocks written anew."""
-    for name, table in parts.items():
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
-    return text
 
 
 def _comparison(results: Results) -> str:
@@ -124,4 +116,4 @@ def read() -> Results:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         take_over([Path(argument) for argument in sys.argv[1:]])
-    write_text(PAGE, fill(PAGE.read_text(encoding="utf-8"), blocks(read())))
+    write_marked(PAGE, blocks(read()))

@@ -4,6 +4,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from diffusion_gym.agents.reporting.marked import filled
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -17,7 +19,7 @@ def make_results():
 
 def test_the_tables_agree_with_the_stored_results():
     module = make_results()
-    assert module.fill(README) == README
+    assert filled(README, module.blocks()) == README
     assert module.demo_table() in README and module.model_table() in README
     assert module.demo_table().count("\n") == 4  # three seeds
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmark_folders import write_run, write_suite
 from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.reporting.marked import filled
 
 SEEDS = 5
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ def test_the_pages_agree_with_the_stored_records(script):
     parts = script.blocks(results)
     for name, names in script.PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert script.fill(text, names, parts) == text
+        assert filled(text, {part: parts[part] for part in names}) == text
         assert all(parts[part] in text for part in names)
 
 
@@ -62,10 +63,3 @@ def test_scores_are_means_and_standard_errors_over_seeds(script, results):
 def test_costs_are_means_over_runs(script, results):
     row = script.blocks(results)["costs"].splitlines()[2]
     assert row == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"
-
-
-def test_a_page_is_written_anew_between_its_markers(script, results):
-    parts = script.blocks(results)
-    page = "above\n<!-- scores -->\nold\n<!-- /scores -->\nbelow\n<!-- costs -->\nkept\n<!-- /costs -->\n"
-    filled = script.fill(page, ("scores",), parts)
-    assert parts["scores"] in filled and "old" not in filled and "kept" in filled and filled.startswith("above\n")

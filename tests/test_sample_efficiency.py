@@ -9,6 +9,7 @@ import pytest
 
 from benchmark_folders import write_run
 from diffusion_gym.agents.benchmark.suites import suite_file
+from diffusion_gym.agents.reporting.marked import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 GAINS = {"fast": 0.4, "paper-style": 0.1, "sampled": 0.2, "groups": 0.5}
@@ -25,7 +26,7 @@ def script():
 
 def test_the_page_agrees_with_the_stored_records(script):
     text, parts = script.PAGE.read_text(encoding="utf-8"), script.blocks(script.read())
-    assert script.fill(text, parts) == text
+    assert filled(text, parts) == text
     assert all(part in text for part in parts.values())
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tyro
-from marked import write_marked
 from summary import Record, headline, summary
 
+from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import read_json, write_json
 
 HERE: Final = Path(__file__).resolve().parent
@@ -174,7 +174,7 @@ def page(options: PageOptions) -> None:
     """Write what stands between the markers of both, from the records alone."""
     records: list[Record] = [read_json(path) for path in sorted(options.records.glob("*.json"))]
     for path, written in ((options.page, summary), (options.readme, headline)):
-        write_marked(path, "speed", written(records) if records else "Not measured yet.")
+        write_marked(path, {"speed": written(records) if records else "Not measured yet."})
 
 
 def main() -> None:

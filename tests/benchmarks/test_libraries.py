@@ -106,7 +106,7 @@ def test_records_that_cannot_be_compared(records, tmp_path):
     (tmp_path / "native-seed-0.json").write_text(json.dumps(before))
     assert list(page.read_groups(tmp_path)) == ["native", "sb3_ppo"]  # an option that came later, and was not given
     (tmp_path / "page.md").write_text("nothing")
-    with pytest.raises(ValueError, match="has no place for results"):
+    with pytest.raises(ValueError, match="has no place for .libraries."):
         page.write_pages(records(native=[0.5], sb3_ppo=[0.5]), *2 * [tmp_path / "page.md"])
 
 

@@ -1,0 +1,40 @@
+"""Pages of which scripts write a part: what stands between `<!-- name -->` and `<!-- /name -->`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusion_gym.storage import write_text
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """The text of a page with its marked parts written anew; the rest stays.
+
+    Args:
+        text: the page.
+        parts: what stands between the markers, by name.
+
+    Raises:
+        ValueError: a part without its markers.
+    """
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        block = f"{begin}\n{part}\n{end}"
+        text, found = re.subn(rf"{begin}.*?{end}", lambda _, block=block: block, text, flags=re.S)
+        if not found:
+            raise ValueError(f"the page has no place for {name!r}; put {begin} and {end} into it")
+    return text
+
+
+def write_marked(page: Path, parts: Mapping[str, str]) -> None:
+    """Write the marked parts of a page anew.
+
+    Raises:
+        ValueError: a part without its markers; the page stays as it is.
+    """
+    try:
+        write_text(page, filled(page.read_text(encoding="utf-8"), parts))
+    except ValueError as error:
+        raise ValueError(f"{page}: {error}") from error
