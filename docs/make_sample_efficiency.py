@@ -1,4 +1,4 @@
-"""The tables of docs/sample-efficiency.md, from the records in `docs/results/shapes-fast/`.
+"""The tables of docs/sample-efficiency.md and the README's line, from the records in `docs/results/shapes-fast/`.
 
     python docs/make_sample_efficiency.py runs/paper-style runs/fast    # take their records over, write the tables
     python docs/make_sample_efficiency.py                               # only write the tables again
@@ -23,7 +23,7 @@ from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 KEPT: Final = ROOT / "docs" / "results" / "shapes-fast"
-PAGE: Final = ROOT / "docs" / "sample-efficiency.md"
+PAGES: Final = {"README.md": ("queries",), "docs/sample-efficiency.md": ("comparison", "ablation")}
 FAST: Final = "fast"
 PAPER: Final = "paper-style"
 
@@ -39,23 +39,43 @@ def take_over(folders: list[Path]) -> None:
 
 
 def blocks(results: Results) -> dict[str, str]:
-    """The marked parts of the page, by name."""
-    return {"comparison": _comparison(results), "ablation": _ablation(results)}
+    """The marked parts of the pages, by name."""
+    return {"queries": _headline(results), "comparison": _comparison(results), "ablation": _ablation(results)}
+
+
+def _headline(results: Results) -> str:
+    """For each task what both ways reach, with which queries and in which time."""
+    lines = []
+    for task in results.suite.tasks:
+        told = []
+        for agent, name in ((FAST, f"`{FAST}`"), (PAPER, "DDPO_IS as in its paper")):
+            success, seconds, queries = (
+                results.column(agent, task, key).mean() for key in ("success", "seconds", "reward_queries")
+            )
+            told.append(f"{name} {success:.2f} with {queries:,.0f} reward queries in {seconds:.0f} s")
+        before = results.column(FAST, task, "success", 0).mean()
+        lines.append(f"- {task}, strict success from {before:.2f}: {', '.join(told)}.")
+    return "\n".join(lines)
 
 
 def _comparison(results: Results) -> str:
     """`fast` and the paper's way, task by task: reward before and after, and what it cost."""
-    rows = [["task", "", "reward queries", "seconds", "network evaluations", "success before", "after", "KL, nats"]]
+    rows = [["task", "", "reward queries", "seconds", "network evaluations", "success before", "after"]]
+    rows[0] += ["held-out, before", "after", "KL, nats", "Vendi score"]
     rows.append(["---"] * len(rows[0]))
     notes = []
     for task in results.suite.tasks:
         for agent in (PAPER, FAST):
-            last = {name: results.column(agent, task, name) for name in ("seconds", "network_evaluations", "kl")}
-            queries = int(results.column(agent, task, "reward_queries")[0])
-            cells = [f"{queries:,}", *(f"{values.mean():,.0f}" for values in last.values())]
+            queries, seconds, evaluations, kl, vendi = (
+                results.column(agent, task, name).mean()
+                for name in ("reward_queries", "seconds", "network_evaluations", "kl", "vendi")
+            )
+            held = [results.column(agent, task, "held_out_success", point).mean() for point in (0, -1)]
             before = results.column(agent, task, "success", 0).mean()
             after = _with_interval(mean([results.column(agent, task, "success")]))
-            rows.append([task, f"`{agent}`", *cells[:3], f"{before:.2f}", after, cells[3]])
+            cells = [f"{value:,.0f}" for value in (queries, seconds, evaluations)]
+            cells += [f"{before:.2f}", after, *(f"{value:.2f}" for value in held), f"{kl:,.0f}", f"{vendi:.1f}"]
+            rows.append([task, f"`{agent}`", *cells])
         gap = results.column(FAST, task, "success") - results.column(PAPER, task, "success")
         cost = [results.column(a, task, "seconds").mean() for a in (FAST, PAPER)]
         notes.append(f"{task} {_with_interval(mean([gap]), signed=True)}, in {cost[0] / cost[1]:.2f} of the seconds")
@@ -116,4 +136,6 @@ def read() -> Results:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         take_over([Path(argument) for argument in sys.argv[1:]])
-    write_marked(PAGE, blocks(read()))
+    parts = blocks(read())
+    for name, names in PAGES.items():
+        write_marked(ROOT / name, {part: parts[part] for part in names})

@@ -24,10 +24,11 @@ def script():
     return module
 
 
-def test_the_page_agrees_with_the_stored_records(script):
-    text, parts = script.PAGE.read_text(encoding="utf-8"), script.blocks(script.read())
-    assert filled(text, parts) == text
-    assert all(part in text for part in parts.values())
+def test_the_pages_agree_with_the_stored_records(script):
+    parts = script.blocks(script.read())
+    for name, names in script.PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert filled(text, {part: parts[part] for part in names}) == text
 
 
 def test_fast_has_met_its_target(script):
@@ -52,16 +53,29 @@ def results(script, tmp_path):
             for seed in range(5):
                 success = [0.4, 0.4 + gain + 0.01 * seed]
                 more = {"success": success, "kl": [0.0, 1000 * gain], "vendi": [5.0, 4.0]}
+                more["held_out_success"] = [0.3, 0.3 + gain]
                 write_run(tmp_path, agent, task, seed, success, samples=False, suite="shapes-fast", **more)
     return script.Results.read(tmp_path)
 
 
 def test_the_comparison_is_task_by_task(script, results):
     lines = script.blocks(results)["comparison"].splitlines()
-    assert lines[2].startswith("| composition | `paper-style` | 32 | 12 | 640 | 0.40 | 0.52 (0.51 to 0.53) | 100 |")
-    assert lines[3].startswith("| composition | `fast` | 32 | 12 | 640 | 0.40 | 0.82 (0.81 to 0.83) | 400 |")
+    assert lines[2].startswith(
+        "| composition | `paper-style` | 32 | 12 | 640 | 0.40 | 0.52 (0.51 to 0.53) | 0.30 | 0.40 | 100 | 4.0 |"
+    )
+    assert lines[3].startswith(
+        "| composition | `fast` | 32 | 12 | 640 | 0.40 | 0.82 (0.81 to 0.83) | 0.30 | 0.70 | 400 | 4.0 |"
+    )
     assert "composition +0.30 (+0.30 to +0.30), in 1.00 of the seconds" in lines[-1]
     assert lines[-1].startswith("Means over 5 seeds")
+
+
+def test_the_headline_has_a_line_a_task(script, results):
+    lines = script.blocks(results)["queries"].splitlines()
+    assert lines[1] == (
+        "- count, strict success from 0.40: `fast` 0.82 with 32 reward queries in 12 s, DDPO_IS as in its paper 0.52 "
+        "with 32 reward queries in 12 s."
+    )
 
 
 def test_the_ablation_is_ordered_and_paired(script, results):
