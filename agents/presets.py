@@ -210,7 +210,7 @@ _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
     "rwr": {**_SHAPES_REGRESSION, "updates": 60, "inverse_temperature": 5.0},
     "rwr_sparse": {**_SHAPES_REGRESSION, "updates": 40, "learning_rate": 7e-5},
 }
-_FAST: Final[Values] = {"samples_per_iteration": 64, "rollout_batch": 64, "batch_size": 16, "renoise": True}
+_FAST: Final[Values] = {"samples_per_iteration": 64, "rollout_batch": 64, "renoise": True}
 _SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -242,11 +242,11 @@ PRESETS: Final[dict[str, Preset]] = {
         {**_SHAPES, "num_inference_steps": 10, "total_reward_queries": 1_344},
         {
             **_SHAPES_AGENTS,
-            "ddpo_is": _FAST,
-            "ddpo_iskl": {**_SHAPES_AGENTS["ddpo_iskl"], **_FAST},
-            "ddpo_sf": {**_SHAPES_AGENTS["ddpo_sf"], **_FAST, "learning_rate": 1e-4},
+            "ddpo_is": {**_FAST, "batch_size": 16},
+            "ddpo_iskl": {**_SHAPES_AGENTS["ddpo_iskl"], **_FAST, "batch_size": 16},
+            "ddpo_sf": {**_FAST, "learning_rate": 1e-4},
         },
-        choices="Tuned and measured with DDPO_IS.",
+        choices="Tuned and measured with DDPO_IS alone.",
     ),
 }
 

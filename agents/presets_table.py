@@ -80,7 +80,8 @@ def presets_text(agents: Sequence[str], width: int = _WIDTH) -> str:
     """
     parts = [line for agent in agents for line in _agent_tables(agent, width)]
     for name, preset in PRESETS.items():
-        parts += textwrap.wrap(f"{name}: {preset.source}. {preset.choices}", width, subsequent_indent="  ")
+        text = f"{name}: {preset.source}. {preset.choices}"
+        parts += textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)  # paths stay whole
     return "\n".join([*parts, "", *textwrap.wrap(_LEGEND, width)])
 
 

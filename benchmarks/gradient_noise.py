@@ -3,8 +3,8 @@
     python benchmarks/gradient_noise.py --page docs/sample-efficiency.md
 
 At the pretrained model the gradient of one transition, A grad log pi, is almost all noise: its mean over samples, the
-signal, is far smaller. So E|grad log pi|^2 is the variance, and with it the number of samples that an
-update of the same accuracy takes.
+signal, is far smaller. So E|grad log pi|^2 is the variance, up to the spread of A. The transitions of one picture share
+its x_0 when they are noised anew, so the last line is of their mean over the noisy half.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -46,8 +47,8 @@ class Options:
     """A page whose part between the markers `noise` is written anew."""
 
 
-def gradient_noise(options: Options) -> list[dict[str, float]]:
-    """For each step its timestep, its sigma and the mean squared norms of grad log pi, `sampled` and `renoised`."""
+def gradient_noise(options: Options) -> list[dict[str, Any]]:
+    """For each step, and for the noisy half together, mean squared norms of grad log pi, `sampled` and `renoised`."""
     env = gym.make_vec(
         options.env,
         num_envs=options.samples,
@@ -63,37 +64,44 @@ def gradient_noise(options: Options) -> list[dict[str, float]]:
         return rolled.states(sample, step), rolled.actions(sample, step)
 
     def renoised(sample: torch.Tensor, step: torch.Tensor) -> Transition:
-        return renoised_transitions(policy.table, rolled, sample, step, fresh_noise(rolled, 1, int(sample)))
+        return renoised_transitions(policy.table, rolled, sample, step, fresh_noise(rolled, len(step), int(sample[0])))
 
+    steps = policy.stochastic_steps
+    noisy = steps[steps < len(policy.table) / 2]
     return [
         {
-            "timestep": int(policy.table.timesteps[step]),
-            "sigma": float(policy.table.sigma[step]),
-            "sampled": _square(policy, sampled, options.samples, step),
-            "renoised": _square(policy, renoised, options.samples, step),
+            "steps": chosen.tolist(),
+            "sigma": float(policy.table.sigma[int(chosen[0])]),
+            "sampled": _square(policy, sampled, options.samples, chosen),
+            "renoised": _square(policy, renoised, options.samples, chosen),
         }
-        for step in policy.stochastic_steps.tolist()
+        for chosen in (*steps[:, None], noisy)
     ]
 
 
 def _square(
-    policy: DenoisingPolicy, transition: Callable[[torch.Tensor, torch.Tensor], Transition], samples: int, step: int
+    policy: DenoisingPolicy,
+    transitions: Callable[[torch.Tensor, torch.Tensor], Transition],
+    samples: int,
+    steps: torch.Tensor,
 ) -> float:
-    """The mean over samples of |grad log pi|^2; a gradient for each sample takes a pass for each."""
+    """The mean over samples of |grad log pi|^2, log pi a mean over steps; each sample's gradient takes a pass."""
     parameters, found = list(policy.trainable_parameters().values()), []
     for sample in range(samples):
-        pair = (torch.tensor([sample], device=policy.device), torch.tensor([step], device=policy.device))
-        gradient = torch.autograd.grad(policy(*transition(*pair)).sum(), parameters)
+        log_prob = policy(*transitions(torch.full_like(steps, sample).to(policy.device), steps.to(policy.device)))
+        gradient = torch.autograd.grad(log_prob.mean(), parameters)
         found.append(sum(float(part.square().sum()) for part in gradient))
     return sum(found) / len(found)
 
 
-def table(rows: list[dict[str, float]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The numbers as a Markdown table."""
-    lines = ["| step | t | sigma | sampled | noised anew | ratio |", "|---|---|---|---|---|---|"]
-    for step, row in enumerate(rows):
+    lines = ["| step | sigma | sampled | noised anew | ratio |", "|---|---|---|---|---|"]
+    for row in rows:
+        first, *others = row["steps"]
+        name, sigma = (f"{first} to {others[-1]}, their mean", "") if others else (first, f"{row['sigma']:.3f}")
         squares = f"{row['sampled']:.3g} | {row['renoised']:.3g} | {row['renoised'] / row['sampled']:.2g}"
-        lines.append(f"| {step} | {row['timestep']} | {row['sigma']:.3f} | {squares} |")
+        lines.append(f"| {name} | {sigma} | {squares} |")
     return "\n".join(lines)
 
 

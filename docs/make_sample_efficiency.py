@@ -16,26 +16,50 @@ from typing import Final
 
 import numpy as np
 
-from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.results import Record, Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, Scores, holm, mean, sign_flip_p
+from diffusion_gym.agents.benchmark.suites import Suite, suite_file
 from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 KEPT: Final = ROOT / "docs" / "results" / "shapes-fast"
 PAGES: Final = {"README.md": ("queries",), "docs/sample-efficiency.md": ("comparison", "ablation")}
+SUITE: Final = "shapes-fast"
 FAST: Final = "fast"
 PAPER: Final = "paper-style"
 
 
 def take_over(folders: list[Path]) -> None:
-    """Copy the records of benchmarks of the suite, and the suite."""
-    shutil.rmtree(KEPT / "records", ignore_errors=True)
+    """Copy the records of benchmarks of the suite, and the suite.
+
+    Raises:
+        ValueError: a folder without records, or a record of a variant that the suite has otherwise.
+    """
+    suite, records = Suite.load(SUITE), dict[str, Record]()
     for folder in folders:
-        for path in sorted((folder / "records").glob("*.json")):
-            write_json(KEPT / "records" / path.name, read_json(path))
-        suite = next(folder.glob("*.toml"))
-        write_text(KEPT / suite.name, suite.read_text(encoding="utf-8"))
+        found = {path.name: read_json(path) for path in sorted((folder / "records").glob("*.json"))}
+        if not found:
+            raise ValueError(f"{folder} holds no records; pass the --out of `diffusion-gym bench --suite {SUITE}`")
+        for name, record in found.items():
+            check_variant(suite, name, record)
+        records |= found
+    shutil.rmtree(KEPT / "records", ignore_errors=True)
+    for name, record in records.items():
+        write_json(KEPT / "records" / name, record)
+    write_text(KEPT / f"{SUITE}.toml", suite_file(SUITE).read_text(encoding="utf-8"))
+
+
+def check_variant(suite: Suite, name: str, record: Record) -> None:
+    """Refuse the record of a variant whose options are not those that the suite has now.
+
+    Raises:
+        ValueError: an option differs.
+    """
+    settings = {**record["settings"], **record["settings"]["agent_options"]}
+    for option, value in suite.agents[record["agent"]].items():
+        if settings[option] != value:
+            raise ValueError(f"{name} has {option}={settings[option]!r}, the suite {value!r}; run it again")
 
 
 def blocks(results: Results) -> dict[str, str]:
@@ -61,7 +85,7 @@ def _headline(results: Results) -> str:
 def _comparison(results: Results) -> str:
     """`fast` and the paper's way, task by task: reward before and after, and what it cost."""
     rows = [["task", "", "reward queries", "seconds", "network evaluations", "success before", "after"]]
-    rows[0] += ["held-out, before", "after", "KL, nats", "Vendi score"]
+    rows[0] += ["held-out, before", "after", "KL, nats", "Vendi score, before", "after"]
     rows.append(["---"] * len(rows[0]))
     notes = []
     for task in results.suite.tasks:
@@ -71,16 +95,26 @@ def _comparison(results: Results) -> str:
                 for name in ("reward_queries", "seconds", "network_evaluations", "kl", "vendi")
             )
             held = [results.column(agent, task, "held_out_success", point).mean() for point in (0, -1)]
-            before = results.column(agent, task, "success", 0).mean()
+            before, diverse = (results.column(agent, task, name, 0).mean() for name in ("success", "vendi"))
             after = _with_interval(mean([results.column(agent, task, "success")]))
             cells = [f"{value:,.0f}" for value in (queries, seconds, evaluations)]
-            cells += [f"{before:.2f}", after, *(f"{value:.2f}" for value in held), f"{kl:,.0f}", f"{vendi:.1f}"]
+            cells += [
+                f"{before:.2f}",
+                after,
+                *(f"{value:.2f}" for value in held),
+                f"{kl:,.0f}",
+                f"{diverse:.1f}",
+                f"{vendi:.1f}",
+            ]
             rows.append([task, f"`{agent}`", *cells])
         gap = results.column(FAST, task, "success") - results.column(PAPER, task, "success")
         cost = [results.column(a, task, "seconds").mean() for a in (FAST, PAPER)]
         notes.append(f"{task} {_with_interval(mean([gap]), signed=True)}, in {cost[0] / cost[1]:.2f} of the seconds")
     seeds = len(results.seeds(FAST, next(iter(results.suite.tasks))))
-    note = f"Means over {seeds} seeds with 95 % intervals. `{FAST}` less `{PAPER}`, seed by seed: {'; '.join(notes)}."
+    note = (
+        f"Means over {seeds} seeds with 95 % intervals (percentile bootstrap, which so few seeds make too narrow). "
+        f"`{FAST}` less `{PAPER}`, seed by seed: {'; '.join(notes)}."
+    )
     return "\n".join([*_lines(rows), "", note])
 
 

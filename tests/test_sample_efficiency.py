@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmark_folders import write_run
-from diffusion_gym.agents.benchmark.suites import suite_file
+from diffusion_gym.agents.benchmark.suites import Suite, suite_file
 from diffusion_gym.agents.reporting.marked import filled
+from diffusion_gym.storage import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 GAINS = {"fast": 0.4, "paper-style": 0.1, "sampled": 0.2, "groups": 0.5}
@@ -61,10 +62,10 @@ def results(script, tmp_path):
 def test_the_comparison_is_task_by_task(script, results):
     lines = script.blocks(results)["comparison"].splitlines()
     assert lines[2].startswith(
-        "| composition | `paper-style` | 32 | 12 | 640 | 0.40 | 0.52 (0.51 to 0.53) | 0.30 | 0.40 | 100 | 4.0 |"
+        "| composition | `paper-style` | 32 | 12 | 640 | 0.40 | 0.52 (0.51 to 0.53) | 0.30 | 0.40 | 100 | 5.0 | 4.0 |"
     )
     assert lines[3].startswith(
-        "| composition | `fast` | 32 | 12 | 640 | 0.40 | 0.82 (0.81 to 0.83) | 0.30 | 0.70 | 400 | 4.0 |"
+        "| composition | `fast` | 32 | 12 | 640 | 0.40 | 0.82 (0.81 to 0.83) | 0.30 | 0.70 | 400 | 5.0 | 4.0 |"
     )
     assert "composition +0.30 (+0.30 to +0.30), in 1.00 of the seconds" in lines[-1]
     assert lines[-1].startswith("Means over 5 seeds")
@@ -86,6 +87,27 @@ def test_the_ablation_is_ordered_and_paired(script, results):
     assert groups[4] == "+0.10 (+0.10 to +0.10)" and sampled[4] == "-0.20 (-0.20 to -0.20)"
     assert groups[5] == sampled[5] == "0.0039"  # all ten signs agree, 2 / 2^10, for two comparisons
     assert fast[4].strip() == fast[5].strip() == ""
+
+
+def test_the_kept_records_are_of_the_suite_as_it_is(script):
+    suite = Suite.load(script.SUITE)
+    assert (script.KEPT / "shapes-fast.toml").read_text() == suite_file(script.SUITE).read_text()
+    paths = sorted((script.KEPT / "records").glob("*.json"))
+    for path in paths:
+        script.check_variant(suite, path.name, read_json(path))
+    record = read_json(paths[0])
+    changed = replace(suite, agents={**suite.agents, record["agent"]: {"agent": "ddpo_is", "batch_size": 7}})
+    with pytest.raises(ValueError, match="has batch_size=16, the suite 7; run it again"):
+        script.check_variant(changed, paths[0].name, record)
+
+
+def test_a_folder_without_records_is_refused_before_anything_is_lost(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "KEPT", tmp_path / "kept")
+    (tmp_path / "kept" / "records").mkdir(parents=True)
+    (tmp_path / "kept" / "records" / "x.json").touch()
+    with pytest.raises(ValueError, match="holds no records; pass the --out of"):
+        script.take_over([tmp_path / "nothing"])
+    assert (tmp_path / "kept" / "records" / "x.json").exists()
 
 
 def test_seeds_that_a_variant_lacks_are_left_out(script, results, monkeypatch):

@@ -25,6 +25,11 @@ class DDPOISKLConfig(ClippedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_kl_form(self.kl_form)
+        if self.renoise and self.kl_form == "squared_log_ratio":
+            raise ValueError(
+                "kl_form='squared_log_ratio' estimates the divergence from sampled actions, not those of renoise=True; "
+                "use kl_form='closed_form'"
+            )
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight={self.kl_weight!r} must be at least 0")
 

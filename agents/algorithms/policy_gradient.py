@@ -45,7 +45,8 @@ class PolicyGradientConfig(AgentConfig):
     """Passes over the trajectories of an iteration."""
     renoise: bool = False
     """Train on the finished pictures noised anew, with new noise in each pass, in place of the transitions that were
-    sampled (AWM): a gradient of less variance, at the price of one more forward pass."""
+    sampled (after AWM): less noise in the gradient of the noisy steps, more in that of the last ones, so it goes with
+    trained_steps 0 0.5; one more forward pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler
 
 from agent_updates import close, gradients, log_prob, record, rewarded, slope, update
 from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.algorithms import AGENTS, DDPOIS, DDPOSF, DPOK
+from diffusion_gym.agents.algorithms import AGENTS, DDPOIS, DDPOISKL, DDPOSF, DPOK
 from diffusion_gym.agents.algorithms.policy_gradient import Transitions
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
 from diffusion_gym.agents.rollout import collect_many
 
 NUMBER, T = 8, 4
-RENOISING = ["ddpo_sf", "ddpo_is", "ddpo_iskl"]
+RENOISING = {"ddpo_sf": {}, "ddpo_is": {}, "ddpo_iskl": {"kl_form": "closed_form"}}
 
 
 @pytest.fixture
@@ -124,7 +124,13 @@ def test_the_result_does_not_depend_on_the_micro_batch(env, make_agent, roll, na
     found = []
     for micro in (3, 64):
         agent = make_agent(
-            env, agent=AGENTS[name], batch_size=5, micro_batch_size=micro, adam_epsilon=1e-3, renoise=True
+            env,
+            agent=AGENTS[name],
+            batch_size=5,
+            micro_batch_size=micro,
+            adam_epsilon=1e-3,
+            renoise=True,
+            **RENOISING[name],
         )
         update(agent, rewarded(roll(env, agent.policy)))
         found.append(gradients(agent))
@@ -183,6 +189,12 @@ def test_transitions_made_by_hand_are_the_agents(env, make_agent, roll):
     states, actions = renoised_transitions(agent.policy.table, rolled, items[:, 0], items[:, 1], eps[[5, 0]])
     assert torch.equal(made.action, actions) and torch.equal(made.observation["latents"], states["latents"])
     assert made.old_log_prob.tolist() == [5, 0] and made.advantage.tolist() == [3, 0]
+
+
+def test_the_sampled_form_of_the_penalty_refuses_it():
+    with pytest.raises(ValueError, match="kl_form='squared_log_ratio' estimates.*use kl_form='closed_form'"):
+        DDPOISKL.Config(renoise=True)
+    assert DDPOISKL.Config(renoise=True, kl_form="closed_form").renoise
 
 
 def test_dpok_refuses_it():
