@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,10 +20,11 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
     """
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        block = f"{begin}\n{part}\n{end}"
-        text, found = re.subn(rf"{begin}.*?{end}", lambda _, block=block: block, text, flags=re.S)
-        if not found:
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
             raise ValueError(f"the page has no place for {name!r}; put {begin} and {end} into it")
+        text = f"{before}{begin}\n{part}\n{end}{after}"
     return text
 
 
