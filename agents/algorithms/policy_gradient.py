@@ -111,7 +111,8 @@ class Transitions:
         return cls(observation, action, old_log_probs[rows], advantages[samples])
 
 
-_Source = tuple[torch.Tensor, Callable[[torch.Tensor], Transitions]]
+# This process's items of an update, what makes transitions of some of them, and how many items all processes have.
+_Update = tuple[torch.Tensor, Callable[[torch.Tensor], Transitions], int]
 
 
 class PolicyGradientAgent(Agent):
@@ -172,8 +173,12 @@ class PolicyGradientAgent(Agent):
             for order in (rng.permutation(usable) for _ in range(self.config.inner_epochs))
             for start in range(0, len(order), size)
         ]
-        sources = self._sources(trajectories, own, minibatches, rng)
-        rows = [self._step(items, made, len(pairs)) for pairs, (items, made) in zip(minibatches, sources, strict=True)]
+        updates = (
+            self._renoised(trajectories, own, minibatches, rng)
+            if self.config.renoise
+            else self._sampled(trajectories, own, minibatches)
+        )
+        rows = [self._step(*update) for update in updates]
         return {**averages(rows), "updates": len(rows), "samples_dropped": len(advantages) - len(usable)}
 
     def _step(
@@ -182,36 +187,32 @@ class PolicyGradientAgent(Agent):
         """One gradient step on the transitions that are made of the items."""
         return self.minimize(items, lambda part: self.losses(made(part)), count)
 
-    def _sources(
+    def _sampled(
+        self, trajectories: Trajectories, own: torch.Tensor, minibatches: list[torch.Tensor]
+    ) -> Iterator[_Update]:
+        """Updates on the transitions that were sampled, at pairs (sample, step)."""
+        for pairs in minibatches:
+            yield self.local(pairs, len(trajectories)), partial(Transitions.at, trajectories, own), len(pairs)
+
+    def _renoised(
         self, trajectories: Trajectories, own: torch.Tensor, minibatches: list[torch.Tensor], rng: np.random.Generator
-    ) -> Iterator[_Source]:
-        """For each minibatch of pairs (sample, step) this process's items, and what makes transitions of some."""
-        if not self.config.renoise:
-            for pairs in minibatches:
-                yield self.local(pairs, len(trajectories)), partial(Transitions.at, trajectories, own)
-            return
-        numbered = [torch.cat([pairs, torch.arange(len(pairs))[:, None]], 1) for pairs in minibatches]
-        items = [self.local(entries, len(trajectories)) for entries in numbered]
-        seeds = [int(rng.integers(2**62)) for _ in minibatches]
-        # All ratios are to the policy before the first of the updates.
-        olds = [
-            self._old_log_probs(trajectories, part, fresh_noise(trajectories, len(pairs), seed))
-            for part, pairs, seed in zip(items, minibatches, seeds, strict=True)
-        ]
-        for part, pairs, seed, old in zip(items, minibatches, seeds, olds, strict=True):
+    ) -> Iterator[_Update]:
+        """Updates on the finished pictures of such pairs, noised anew; the noise is drawn twice, not kept."""
+        made, planned = partial(Transitions.renoised, self.policy.table, trajectories, own), []
+        for pairs in minibatches:  # before the first update: all ratios are to the policy that sampled
+            items = self.local(torch.cat([pairs, torch.arange(len(pairs))[:, None]], 1), len(trajectories))
+            seed = int(rng.integers(2**62))
             eps = fresh_noise(trajectories, len(pairs), seed)
-            yield part, partial(Transitions.renoised, self.policy.table, trajectories, own, eps, old)
+            old = eps.new_zeros(len(pairs))
+            old[items[:, 2]] = self.optimizer.evaluate(items, partial(self._log_probs, partial(made, eps, old)))
+            planned.append((items, seed, old))
+        for items, seed, old in planned:
+            yield items, partial(made, fresh_noise(trajectories, len(old), seed), old), len(old)
 
-    def _old_log_probs(self, trajectories: Trajectories, items: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of renoised transitions under the present weights, `(M,)` by the items' third entry."""
-        table, found = self.policy.table, eps.new_zeros(len(eps))
-
-        def log_probs(part: torch.Tensor) -> torch.Tensor:
-            samples, steps, rows = part.unbind(1)
-            return self.policy(*renoised_transitions(table, trajectories, samples, steps, eps[rows]))
-
-        found[items[:, 2]] = self.optimizer.evaluate(items, log_probs)
-        return found
+    def _log_probs(self, made: Callable[[torch.Tensor], Transitions], items: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(M,)` of the transitions that are made of the items."""
+        batch = made(items)
+        return self.policy(batch.observation, batch.action)
 
     def minibatch(self, usable: int) -> int:
         """Trajectories behind one update, of `usable` ones."""
