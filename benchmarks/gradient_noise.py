@@ -21,7 +21,7 @@ import tyro
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
 from diffusion_gym.agents.rollout import collect_many
 
 gym.register_envs(diffusion_gym)
@@ -96,13 +96,13 @@ def _square(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The numbers as a Markdown table."""
-    lines = ["| step | sigma | sampled | noised anew | ratio |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         first, *others = row["steps"]
-        name, sigma = (f"{first} to {others[-1]}, their mean", "") if others else (first, f"{row['sigma']:.3f}")
-        squares = f"{row['sampled']:.3g} | {row['renoised']:.3g} | {row['renoised'] / row['sampled']:.2g}"
-        lines.append(f"| {name} | {sigma} | {squares} |")
-    return "\n".join(lines)
+        place = [f"{first} to {others[-1]}, their mean", ""] if others else [str(first), f"{row['sigma']:.3f}"]
+        squares = [f"{row['sampled']:.3g}", f"{row['renoised']:.3g}", f"{row['renoised'] / row['sampled']:.2g}"]
+        lines.append([*place, *squares])
+    return markdown_table(["step", "sigma", "sampled", "noised anew", "ratio"], lines)
 
 
 def main(options: Options) -> None:

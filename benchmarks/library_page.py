@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from diffusion_gym.agents.evaluation import mean_interval
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json
 
 Record = Mapping[str, Any]
@@ -100,23 +100,18 @@ def headline(groups: Groups) -> str:
         "CPU seconds",
         "peak memory, MB",
     ]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for name, own in groups.items():
         costs = (f"{np.mean([record[key] for record in own]):,.0f}" for key in ("cpu_seconds", "peak_mb"))
         rows.append([LABELS[name], str(len(own)), _rewards(own, after), *costs])
-    return _lines(rows)
+    return markdown_table(head, rows)
 
 
 def table(groups: Groups) -> str:
     """A row for each library."""
     head = ["", "seeds", "reward before → after", "last fifth", "KL to base, nats"]
     head += ["seconds", "CPU seconds", "peak memory, MB"]
-    rows = [head, ["---"] * len(head), *(_row(name, own) for name, own in groups.items())]
-    return _lines(rows)
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(head, (_row(name, own) for name, own in groups.items()))
 
 
 def _row(name: str, own: Sequence[Record]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from diffusion_gym.agents.reporting.marked import markdown_table
+
 LINEAR: Final = 1.1  # an exponent up to here counts as linear; the rest is the noise of four values
 MICRO_BATCH: Final = "micro-batch"  # the axis without a law
 
@@ -78,16 +80,18 @@ def _order(record: Record) -> tuple[int, int]:
 def _growth(axis: str, records: Sequence[Record]) -> str:
     sizes, rows = [record["size"] for record in records], [numbers(record) for record in records]
     columns = {name: title for name, title in {**_OWN, **_BARE}.items() if all(name in row for row in rows)}
-    lines = [[_AXES[axis][1], *columns.values()], ["---:"] * (len(columns) + 1)]
-    lines += [[f"{size:,}", *(_rounded(row[name]) for name in columns)] for size, row in zip(sizes, rows, strict=True)]
+    head = [_AXES[axis][1], *columns.values()]
+    lines = [[f"{size:,}", *(_rounded(row[name]) for name in columns)] for size, row in zip(sizes, rows, strict=True)]
     if len(sizes) < 2:
-        return _markdown(lines)
+        return markdown_table(head, lines, "---:")
     fits = {name: power_law(sizes, [row[name] for row in rows]) for name in columns}
     ends = {name: power_law(sizes[-2:], [row[name] for row in rows[-2:]])[0] for name in columns}
     lines.append(["**exponent**", *(f"**{power:.2f}**" for power, _ in fits.values())])
     lines.append(["of the last two", *(f"{power:.2f}" for power in ends.values())])
     lines.append(["farthest from the fit", *(f"{off:.0%}" for _, off in fits.values())])
-    return f"{_markdown(lines)}\n\n{_verdict({name: power for name, (power, _) in fits.items()}, ends)}"
+    return (
+        f"{markdown_table(head, lines, '---:')}\n\n{_verdict({name: power for name, (power, _) in fits.items()}, ends)}"
+    )
 
 
 def _verdict(fits: Mapping[str, float], ends: Mapping[str, float]) -> str:
@@ -113,14 +117,14 @@ def _exponents(names: Sequence[str], of: Mapping[str, float]) -> str:
 def _passes(records: Sequence[Record]) -> str:
     """What a transition's training costs against the latent positions of one pass."""
     head = ["latents", "transitions in one pass", "positions in one pass", "update, ms a transition", "memory, MB"]
-    lines = [head, ["---:"] * len(head)]
+    lines = []
     for record in records:
         setting, found = record["setting"], numbers(record)
         side, transitions = setting["side"], setting["batch"] * setting["steps"]
         cells = [f"{side}x{side}", str(record["size"]), f"{record['size'] * side**2:,}"]
         cost = _rounded(1000 * found["update"] / transitions)
         lines.append([*cells, cost, _rounded(found["memory"])])
-    return _markdown(lines)
+    return markdown_table(head, lines, "---:")
 
 
 def _setting(axis: str, records: Sequence[Record]) -> str:
@@ -149,7 +153,3 @@ def _machine(record: Record) -> str:
 
 def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

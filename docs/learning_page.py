@@ -23,7 +23,7 @@ from learning_numbers import (
     training_reward,
 )
 
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
 
 
 def write_page(records: Path, page: Path, images: Path) -> None:
@@ -84,8 +84,7 @@ def table(groups: Groups) -> str:
     head += ["change, over pairs", *(["change, held-out prompts"] if held_out else [])]
     head += [f"training reward at {queries:,.0f} queries" for queries in (total / 2, total)]
     head += ["KL to base, nats", "minutes"]
-    rows = [head, ["---"] * len(head), *(_row(agent, own, measure, held_out) for agent, own in groups.items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(head, (_row(agent, own, measure, held_out) for agent, own in groups.items()))
 
 
 def _row(agent: str, own: Sequence[Record], measure: Measure, held_out: bool) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.summary import summary_json, summary_text
 from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -60,8 +60,7 @@ def blocks(results: Results) -> dict[str, str]:
 def _scores(results: Results, summary: Mapping[str, Any]) -> str:
     """A row an agent: its score, and the mean reward on each task after training."""
     agents, tasks = summary["agents"], [task for task in results.suite.tasks if _seeds(results, task)]
-    rows = [["agent", "score", *tasks], ["---"] * (2 + len(tasks))]
-    rows.append(["pretrained", "0", *(_mean(_first(agents, task)["before"]["reward"]) for task in tasks)])
+    rows = [["pretrained", "0", *(_mean(_first(agents, task)["before"]["reward"]) for task in tasks)]]
     for agent, entry in agents.items():
         score = entry["score"]
         interval = "" if score["low"] is None else f" ({score['low']:.2f} to {score['high']:.2f})"
@@ -73,7 +72,7 @@ def _scores(results: Results, summary: Mapping[str, Any]) -> str:
     note = (
         f"{' to '.join(map(str, counts))} seeds a task, {budget:,} reward queries a run, {len(results.records)} runs."
     )
-    return "\n".join([*_lines(rows), "", note])
+    return f"{markdown_table(['agent', 'score', *tasks], rows)}\n\n{note}"
 
 
 def _verdicts(results: Results) -> str:
@@ -84,7 +83,7 @@ def _verdicts(results: Results) -> str:
 def _costs(results: Results, summary: Mapping[str, Any]) -> str:
     """A row an agent: means over its runs of what the reward costs."""
     head = ["agent", "success", "success, held-out", "KL, nats", "Vendi score", "network evaluations", "GB"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for agent in summary["agents"]:
         runs = [record for (name, _, _), record in results.records.items() if name == agent]
         first, last = ([record["points"][place] for record in runs] for place in (0, -1))
@@ -95,7 +94,7 @@ def _costs(results: Results, summary: Mapping[str, Any]) -> str:
         memory = max(record["peak_memory_mb"] for record in runs) / 1000
         cells = [*changes, f"{kl:,.0f}", f"{vendi[0]:.1f} → {vendi[1]:.1f}", f"{evaluations:,.0f}", f"{memory:.1f}"]
         rows.append([f"`{agent}`", *cells])
-    return "\n".join(_lines(rows))
+    return markdown_table(head, rows)
 
 
 def _change(first: list[Any], last: list[Any], key: str) -> str:
@@ -115,10 +114,6 @@ def _first(agents: Mapping[str, Any], task: str) -> Any:
 def _mean(found: Mapping[str, float | None]) -> str:
     error = found["standard_error"]
     return f"{found['mean']:.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
-def _lines(rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 if __name__ == "__main__":

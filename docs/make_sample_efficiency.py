@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_gym.agents.benchmark.results import Record, Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, Scores, holm, mean, sign_flip_p
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -84,10 +84,9 @@ def _headline(results: Results) -> str:
 
 def _comparison(results: Results) -> str:
     """`fast` and the paper's way, task by task: reward before and after, and what it cost."""
-    rows = [["task", "", "reward queries", "seconds", "network evaluations", "success before", "after"]]
-    rows[0] += ["held-out, before", "after", "KL, nats", "Vendi score, before", "after"]
-    rows.append(["---"] * len(rows[0]))
-    notes = []
+    head = ["task", "", "reward queries", "seconds", "network evaluations", "success before", "after"]
+    head += ["held-out, before", "after", "KL, nats", "Vendi score, before", "after"]
+    rows, notes = [], []
     for task in results.suite.tasks:
         for agent in (PAPER, FAST):
             queries, seconds, evaluations, kl, vendi = (
@@ -115,7 +114,7 @@ def _comparison(results: Results) -> str:
         f"Means over {seeds} seeds with 95 % intervals (percentile bootstrap, which so few seeds make too narrow). "
         f"`{FAST}` less `{PAPER}`, seed by seed: {'; '.join(notes)}."
     )
-    return "\n".join([*_lines(rows), "", note])
+    return f"{markdown_table(head, rows)}\n\n{note}"
 
 
 def _ablation(results: Results) -> str:
@@ -124,8 +123,7 @@ def _ablation(results: Results) -> str:
     gaps = {agent: _gaps(results, agent) for agent in variants}
     p = dict(zip(variants, holm([sign_flip_p(gaps[agent]) for agent in variants]), strict=True))
     tasks = list(results.suite.tasks)
-    rows = [["variant", "changes", *tasks, f"less `{FAST}`", "p", "KL, nats", "Vendi score", "seconds"]]
-    rows.append(["---"] * len(rows[0]))
+    head, rows = ["variant", "changes", *tasks, f"less `{FAST}`", "p", "KL, nats", "Vendi score", "seconds"], []
     for agent in sorted([FAST, *variants], key=lambda agent: -_overall(results, agent, "success")):
         change = {key: value for key, value in results.suite.agents[agent].items() if key != "agent"}
         told = ", ".join(f"`{key} = {_value(value)}`" for key, value in change.items())
@@ -133,7 +131,7 @@ def _ablation(results: Results) -> str:
         against = ["", ""] if agent == FAST else [_with_interval(mean(gaps[agent]), signed=True), f"{p[agent]:.2g}"]
         costs = [_overall(results, agent, key) for key in ("kl", "vendi", "seconds")]
         rows.append([f"`{agent}`", told, *cells, *against, f"{costs[0]:,.0f}", f"{costs[1]:.1f}", f"{costs[2]:.0f}"])
-    return "\n".join(_lines(rows))
+    return markdown_table(head, rows)
 
 
 def _gaps(results: Results, agent: str) -> Scores:
@@ -153,10 +151,6 @@ def _value(value: object) -> str:
 def _with_interval(found: Estimate, signed: bool = False) -> str:
     sign = "+" if signed else ""
     return f"{found.value:{sign}.2f} ({found.low:{sign}.2f} to {found.high:{sign}.2f})"
-
-
-def _lines(rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def read() -> Results:

@@ -1,11 +1,16 @@
-"""Pages of which scripts write a part: what stands between `<!-- name -->` and `<!-- /name -->`."""
+"""Markdown pages of which scripts write a part: what stands between `<!-- name -->` and `<!-- /name -->`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from diffusion_gym.storage import write_text
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A table of cells, which hold no `|`; the rule below the head aligns the columns, `---:` to the right."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, [rule] * len(head), *rows))
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:

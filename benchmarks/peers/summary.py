@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from diffusion_gym.agents.reporting.marked import markdown_table
+
 Record = Mapping[str, Any]
 
 _AGAINST: Final = (  # diffusion_gym at equal batches, and at its best, beside the peer
@@ -81,7 +83,8 @@ def _on_cpu(record: Record) -> bool:
 
 def _table(records: Sequence[Record]) -> str:
     head = ["program", "sampling, s", "/ floor", "rollout, s", "training, s", "/ floor", "total, s", "/ floor"]
-    rows = [[*head, "peak memory, MB", "/ floor"], ["---"] * (len(head) + 2)]
+    head += ["peak memory, MB", "/ floor"]
+    rows = []
     floor = next(record for record in records if record["name"] == "floor")
     for record in sorted(records, key=_order):
         own = measures(record)
@@ -91,7 +94,7 @@ def _table(records: Sequence[Record]) -> str:
         cells += [f"{middle['training']:.2f}", over["training"], f"{middle['total']:.2f}", over["total"]]
         memory = [f"{middle['memory']:,.0f}", f"{ratio(record, floor, 'memory')[0]:.2f}"]
         rows.append([record["name"], *cells, *memory])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(head, rows)
 
 
 def _order(record: Record) -> tuple[int, str]:
