@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Final
 
 import tyro
@@ -32,6 +33,7 @@ from diffusion_gym.storage import read_json, write_json
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "learning"
 EVALUATION_SEED: Final = 1_000  # plus the training's seed: other noise for each seed, the same for all agents
+PARSING: Final = Lock()  # tyro has a cache that threads must not share
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _one(options: RunOptions, agent: str, seed: int) -> str:
     arguments = ["--env", options.env, "--agent", agent, "--preset", options.preset, "--seed", str(seed)]
     arguments += ["--total-reward-queries", str(options.total_reward_queries), "--threads", str(options.threads)]
     arguments += ["--pictures-every", "0", "--out", str(folder)]
-    asked = _description(_json(parse_train(arguments).to_json()), options.samples)
+    with PARSING:
+        asked = _description(_json(parse_train(arguments).to_json()), options.samples)
     if target.is_file() and {key: read_json(target).get(key) for key in asked} == asked:
         return "was finished"
     resume = _resumable(folder, asked, options.samples)

@@ -6,18 +6,16 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import compare_agents
+import learning_charts
+import learning_numbers as numbers
+import learning_page
 import pytest
 from scipy import stats
 
+from diffusion_gym.agents.algorithms import AGENTS
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-sys.path.insert(0, str(DOCS))
-
-import compare_agents  # noqa: E402
-import learning_charts  # noqa: E402
-import learning_numbers as numbers  # noqa: E402
-import learning_page  # noqa: E402
-
-from diffusion_gym.agents.algorithms import AGENTS  # noqa: E402
 
 T_2 = 4.302653  # 97.5 % quantile of Student's t with 2 degrees of freedom, from a table
 
@@ -243,7 +241,8 @@ class FakeCommands:
             record = make_record("rwr", 0, 0.3, 0.6)
             (Path(arguments[1]) / "eval.json").write_text(json.dumps(record["evaluation"]))
             return
-        settings = compare_agents.parse_train([argument for argument in arguments[1:] if argument != "--resume"])
+        with compare_agents.PARSING:
+            settings = compare_agents.parse_train([argument for argument in arguments[1:] if argument != "--resume"])
         folder, done = settings.out, 64 if name in self.stopping else settings.total_reward_queries
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints" / "iteration-000001.safetensors").touch()

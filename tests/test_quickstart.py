@@ -2,11 +2,11 @@
 
 import ast
 import base64
-import importlib.util
 import io
 import re
 from pathlib import Path
 
+import make_quickstart
 import nbformat
 import numpy as np
 import pytest
@@ -20,14 +20,6 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 @pytest.fixture(scope="module")
 def stored():
     return nbformat.read(NOTEBOOK, as_version=4)
-
-
-@pytest.fixture(scope="module")
-def make_quickstart():
-    spec = importlib.util.spec_from_file_location("make_quickstart", ROOT / "docs" / "make_quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def code_cells(notebook):
@@ -45,7 +37,7 @@ def pictures(notebook):
     return [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
 
 
-def test_the_notebook_runs(stored, make_quickstart, tmp_path, monkeypatch):
+def test_the_notebook_runs(stored, tmp_path, monkeypatch):
     """A fresh kernel in a folder of its own; any cell that raises fails the test."""
     monkeypatch.setenv("QUICKSTART_QUERIES", "8")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
@@ -95,7 +87,7 @@ def notebook_with(*outputs):
     return new_notebook(cells=[new_code_cell("x", outputs=list(outputs), metadata=timing)])
 
 
-def test_cleaning_keeps_results_and_drops_progress_bars(make_quickstart):
+def test_cleaning_keeps_results_and_drops_progress_bars():
     bar = new_output("stream", name="stderr", text="\r  0%|     | 0/8 [00:00<?]\r100%|####| 8/8 [00:02<00:00]\n")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     both = {"image/png": png(noise), "image/jpeg": "anBn", "text/plain": "<a picture>"}
@@ -111,7 +103,7 @@ def test_cleaning_keeps_results_and_drops_progress_bars(make_quickstart):
     assert pixels.shape == noise.shape and abs(pixels - noise.astype(float)).mean() < 16
 
 
-def test_cleaning_refuses_a_warning(make_quickstart):
+def test_cleaning_refuses_a_warning():
     warning = new_output("stream", name="stderr", text="  0%|   | 0/8\n/somewhere/file.py:1: UserWarning: look out\n")
     with pytest.raises(ValueError, match="look out"):
         make_quickstart.cleaned(notebook_with(warning))

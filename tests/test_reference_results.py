@@ -1,8 +1,8 @@
 """The tables of the reference results agree with their records, and say what the records say."""
 
-import importlib.util
 from pathlib import Path
 
+import make_benchmark as script
 import numpy as np
 import pytest
 
@@ -14,15 +14,7 @@ SEEDS = 5
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("make_benchmark", ROOT / "docs" / "make_benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_pages_agree_with_the_stored_records(script):
+def test_the_pages_agree_with_the_stored_records():
     results = script.Results.read(script.KEPT)
     if len(results.records) < len(AGENTS.names()) * len(results.suite.tasks) * SEEDS:
         pytest.skip("the reference results are not finished")
@@ -34,7 +26,7 @@ def test_the_pages_agree_with_the_stored_records(script):
 
 
 @pytest.fixture
-def results(script, tmp_path):
+def results(tmp_path):
     """Two agents, two seeds; `color` has strict success, `size` has not."""
     write_suite(tmp_path)
     for agent, gain in (("ddpo_is", 0.4), ("rwr", 0.1)):
@@ -48,7 +40,7 @@ def results(script, tmp_path):
     return script.Results.read(tmp_path)
 
 
-def test_scores_are_means_and_standard_errors_over_seeds(script, results):
+def test_scores_are_means_and_standard_errors_over_seeds(results):
     lines = script.blocks(results)["scores"].splitlines()
     assert lines[0] == "| agent | score | color | size |"
     assert lines[2] == "| pretrained | 0 | 0.50 ± 0.00 | -1.00 ± 0.00 |"
@@ -60,6 +52,6 @@ def test_scores_are_means_and_standard_errors_over_seeds(script, results):
     assert lines[-1] == "2 seeds a task, 32 reward queries a run, 8 runs."
 
 
-def test_costs_are_means_over_runs(script, results):
+def test_costs_are_means_over_runs(results):
     row = script.blocks(results)["costs"].splitlines()[2]
     assert row == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"

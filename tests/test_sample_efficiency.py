@@ -1,10 +1,10 @@
 """docs/sample-efficiency.md agrees with its records, and its tables say what records made by hand say."""
 
-import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import make_sample_efficiency as script
 import pytest
 
 from benchmark_folders import write_run
@@ -16,23 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 GAINS = {"fast": 0.4, "paper-style": 0.1, "sampled": 0.2, "groups": 0.5}
 
 
-@pytest.fixture(scope="module")
-def script():
-    path = ROOT / "docs" / "make_sample_efficiency.py"
-    spec = importlib.util.spec_from_file_location("make_sample_efficiency", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_pages_agree_with_the_stored_records(script):
+def test_the_pages_agree_with_the_stored_records():
     parts = script.blocks(script.read())
     for name, names in script.PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert filled(text, {part: parts[part] for part in names}) == text
 
 
-def test_fast_has_met_its_target(script):
+def test_fast_has_met_its_target():
     """A third of the reward queries and of the seconds, and on no task less success than the paper's way."""
     results = script.read()
     for task in results.suite.tasks:
@@ -46,7 +37,7 @@ def test_fast_has_met_its_target(script):
 
 
 @pytest.fixture
-def results(script, tmp_path):
+def results(tmp_path):
     """Four variants, five seeds, two tasks; success rises from 0.4 by the variant's gain, 0.01 more with each seed."""
     shutil.copy(suite_file("shapes-fast"), tmp_path)
     for agent, gain in GAINS.items():
@@ -59,7 +50,7 @@ def results(script, tmp_path):
     return script.Results.read(tmp_path)
 
 
-def test_the_comparison_is_task_by_task(script, results):
+def test_the_comparison_is_task_by_task(results):
     lines = script.blocks(results)["comparison"].splitlines()
     assert lines[2].startswith(
         "| composition | `paper-style` | 32 | 12 | 640 | 0.40 | 0.52 (0.51 to 0.53) | 0.30 | 0.40 | 100 | 5.0 | 4.0 |"
@@ -71,7 +62,7 @@ def test_the_comparison_is_task_by_task(script, results):
     assert lines[-1].startswith("Means over 5 seeds")
 
 
-def test_the_headline_has_a_line_a_task(script, results):
+def test_the_headline_has_a_line_a_task(results):
     lines = script.blocks(results)["queries"].splitlines()
     assert lines[1] == (
         "- count, strict success from 0.40: `fast` 0.82 with 32 reward queries in 12 s, DDPO_IS as in its paper 0.52 "
@@ -79,7 +70,7 @@ def test_the_headline_has_a_line_a_task(script, results):
     )
 
 
-def test_the_ablation_is_ordered_and_paired(script, results):
+def test_the_ablation_is_ordered_and_paired(results):
     rows = [line.strip("| ").split(" | ") for line in script.blocks(results)["ablation"].splitlines()[2:]]
     assert [row[0] for row in rows] == ["`groups`", "`fast`", "`sampled`"]
     groups, fast, sampled = rows
@@ -89,7 +80,7 @@ def test_the_ablation_is_ordered_and_paired(script, results):
     assert fast[4].strip() == fast[5].strip() == ""
 
 
-def test_the_kept_records_are_of_the_suite_as_it_is(script):
+def test_the_kept_records_are_of_the_suite_as_it_is():
     suite = Suite.load(script.SUITE)
     assert (script.KEPT / "shapes-fast.toml").read_text() == suite_file(script.SUITE).read_text()
     paths = sorted((script.KEPT / "records").glob("*.json"))
@@ -101,7 +92,7 @@ def test_the_kept_records_are_of_the_suite_as_it_is(script):
         script.check_variant(changed, paths[0].name, record)
 
 
-def test_a_folder_without_records_is_refused_before_anything_is_lost(script, tmp_path, monkeypatch):
+def test_a_folder_without_records_is_refused_before_anything_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "KEPT", tmp_path / "kept")
     (tmp_path / "kept" / "records").mkdir(parents=True)
     (tmp_path / "kept" / "records" / "x.json").touch()
@@ -110,7 +101,7 @@ def test_a_folder_without_records_is_refused_before_anything_is_lost(script, tmp
     assert (tmp_path / "kept" / "records" / "x.json").exists()
 
 
-def test_seeds_that_a_variant_lacks_are_left_out(script, results, monkeypatch):
+def test_seeds_that_a_variant_lacks_are_left_out(results, monkeypatch):
     kept = {key: record for key, record in results.records.items() if key != ("sampled", "count", 4)}
     monkeypatch.setattr(script.Results, "read", lambda folder: replace(results, records=kept))
     assert {seed for _, _, seed in script.read().records} == {0, 1, 2, 3}

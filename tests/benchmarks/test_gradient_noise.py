@@ -1,24 +1,13 @@
 """benchmarks/gradient_noise.py: a row a step; in the first one a picture noised anew has the quieter gradient."""
 
-from pathlib import Path
-
+import gradient_noise
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import gradient_noise
-
-    return gradient_noise
-
-
-def test_a_row_a_step_written_into_the_page(script, tmp_path, capsys):
+def test_a_row_a_step_written_into_the_page(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- noise -->\nold\n<!-- /noise -->\nbelow\n")
-    script.main(script.Options(num_inference_steps=5, samples=2, page=page))
+    gradient_noise.main(gradient_noise.Options(num_inference_steps=5, samples=2, page=page))
     printed = capsys.readouterr().out.strip()
     assert page.read_text() == f"above\n<!-- noise -->\n{printed}\n<!-- /noise -->\nbelow\n"
     head, _, *rows, half = printed.splitlines()

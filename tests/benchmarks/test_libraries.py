@@ -2,20 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
+import libraries
+import library_page as page
 import numpy as np
 import pytest
+from library_training import TRAININGS, Training, measure
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import libraries  # noqa: E402
-import library_page as page  # noqa: E402
-from library_training import TRAININGS, Training, measure  # noqa: E402
-
 RECORDS = ROOT / "docs" / "results" / "libraries"
 
 

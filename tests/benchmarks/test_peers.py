@@ -6,10 +6,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import compare
+import floor
+import native
 import pytest
+import summary
 import torch
 import tyro
+import workload
 
 from diffusion_gym.storage import write_json
 
@@ -18,21 +24,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 
 @pytest.fixture
 def peers(monkeypatch):
-    """The programs import each other by their plain names, as scripts do."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    """The programs by name; the number of threads stays as it was."""
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    import compare
-    import floor
-    import native
-    import summary
-    import workload
-
-    class Peers:
-        pass
-
-    for module in (compare, floor, native, summary, workload):
-        setattr(Peers, module.__name__, module)
-    return Peers
+    return SimpleNamespace(compare=compare, floor=floor, native=native, summary=summary, workload=workload)
 
 
 @pytest.fixture

@@ -4,48 +4,35 @@ import json
 import shutil
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
+import scaling
+import scaling_page as page
 import torch
 
 from diffusion_gym.storage import write_json
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def scaling(monkeypatch):
-    """The script; it imports its neighbours by their plain names."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+@pytest.fixture(autouse=True)
+def threads_as_they_were(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    import scaling
-
-    return scaling
-
-
-@pytest.fixture
-def page(scaling):
-    import scaling_page
-
-    return scaling_page
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_power_law_finds_the_exponent_of_an_exact_law(page, power):
+def test_power_law_finds_the_exponent_of_an_exact_law(power):
     sizes = [4, 8, 16, 64]
     exponent, off = page.power_law(sizes, [3 * size**power for size in sizes])
     assert exponent == pytest.approx(power, abs=1e-12) and off == pytest.approx(0, abs=1e-12)
 
 
-def test_power_law_of_a_fixed_cost_is_below_linear_and_its_distance_is_said(page):
+def test_power_law_of_a_fixed_cost_is_below_linear_and_its_distance_is_said():
     assert page.power_law([1, 2, 4], [10 + size for size in (1, 2, 4)])[0] < 0.2
     # ln y = 0, 0, ln 2, ln 2 at ln x = 0, 1, 2, 3 times ln 2: slope 0.4, intercept -0.1 ln 2.
     exponent, off = page.power_law([1, 2, 4, 8], [1, 1, 2, 2])
     assert exponent == pytest.approx(0.4) and off == pytest.approx(2**0.3 - 1)
 
 
-def test_power_law_refuses_what_has_no_logarithm_or_no_slope(page):
+def test_power_law_refuses_what_has_no_logarithm_or_no_slope():
     for sizes, values in (([1, 2], [0.0, 1.0]), ([2, 2], [1.0, 1.0]), ([1], [1.0])):
         with pytest.raises(ValueError, match="must be positive, and of two sizes"):
             page.power_law(sizes, values)
@@ -83,7 +70,7 @@ def _cells(text, start):
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-def test_numbers_are_cpu_seconds_on_a_cpu_and_wall_seconds_on_a_gpu(page):
+def test_numbers_are_cpu_seconds_on_a_cpu_and_wall_seconds_on_a_gpu():
     found = page.numbers(_record("batch", 4, 1.5, 2.5, 80))
     assert found == {"rollout": 1.5, "update": 2.5, "rollout_memory": 40, "memory": 80}
     found = page.numbers(_record("batch", 4, 1.5, 2.5, 80, bare=(1.0, 2.0), device="cuda"))
@@ -92,7 +79,7 @@ def test_numbers_are_cpu_seconds_on_a_cpu_and_wall_seconds_on_a_gpu(page):
     assert page.numbers(_record("batch", 4, 1.5, 2.5, 0))["memory"] == 1.0  # a logarithm needs more than nothing
 
 
-def test_tables_show_exponents_and_judge_them(page):
+def test_tables_show_exponents_and_judge_them():
     records = [_record("batch", n, 2 * n, 3 + 1e-9 * n, 10 * n, batch=n) for n in (16, 4, 8)]
     text = page.tables(records)
     assert text.startswith("### Batch, CPU\n\n| trajectories at once | rollout, s | update, s |")
@@ -104,7 +91,7 @@ def test_tables_show_exponents_and_judge_them(page):
     assert "On a CPU, threads: 1: 1,234 trained parameters" in text and "torch 1, diffusers 2" in text
 
 
-def test_more_than_linear_is_said_beside_the_bare_unets_exponent(page):
+def test_more_than_linear_is_said_beside_the_bare_unets_exponent():
     sides = (2, 4, 8)
     records = [_record("latents", s * s, s**2, s**3, s, bare=(s**2, s**2.5), device="cpu", side=s) for s in sides]
     text = page.tables(records)
@@ -113,14 +100,14 @@ def test_more_than_linear_is_said_beside_the_bare_unets_exponent(page):
     assert "\n\nMore than linear: update (1.50; the bare UNet's 1.25).\n\n" in text
 
 
-def test_more_than_linear_at_the_end_alone_is_said_too(page):
+def test_more_than_linear_at_the_end_alone_is_said_too():
     seconds = {1: 8.0, 2: 8.0, 4: 8.0, 8: 32.0}  # the fit's exponent is 0.6, that of the last two sizes 2
     text = page.tables([_record("steps", n, n, value, 10, steps=n) for n, value in seconds.items()])
     assert _cells(text, "**exponent**")[1] == "**0.60**" and _cells(text, "of the last two")[1] == "2.00"
     assert "no exponent is above 1.1. Between the last two sizes more than linear: update (2.00)." in text
 
 
-def test_micro_batches_are_told_a_transition_by_the_positions_of_a_pass(page):
+def test_micro_batches_are_told_a_transition_by_the_positions_of_a_pass():
     given = {"batch": 16, "steps": 4}
     records = [
         _record("micro-batch", size, 1.0, 0.64 * size, 10, side=side, micro_batch=size, **given)
@@ -134,7 +121,7 @@ def test_micro_batches_are_told_a_transition_by_the_positions_of_a_pass(page):
     ]
 
 
-def test_page_is_made_of_the_records_alone(scaling, tmp_path):
+def test_page_is_made_of_the_records_alone(tmp_path):
     page, records = tmp_path / "page.md", tmp_path / "records"
     page.write_text("above\n<!-- scaling -->\nold\n<!-- /scaling -->\nbelow\n")
     options = scaling.PageOptions(records=records, page=page)
@@ -148,7 +135,7 @@ def test_page_is_made_of_the_records_alone(scaling, tmp_path):
     assert text.endswith("\nbelow\n") and "exponent" not in text  # one value has none
 
 
-def test_a_value_is_measured_on_the_latents_it_asks_for(scaling, page, tiny_pipeline, tmp_path):
+def test_a_value_is_measured_on_the_latents_it_asks_for(tiny_pipeline, tmp_path):
     folder = scaling.with_side(tiny_pipeline, tmp_path / "sized", 8)
     setting = scaling.Setting(batch=2, steps=2, side=8, prompts=3, micro_batch=1)
     workload = scaling.Workload(
@@ -163,7 +150,7 @@ def test_a_value_is_measured_on_the_latents_it_asks_for(scaling, page, tiny_pipe
     assert not scaling.measure("batch", setting, workload)["bare"]
 
 
-def test_another_side_changes_configs_alone(scaling, tiny_pipeline, tmp_path):
+def test_another_side_changes_configs_alone(tiny_pipeline, tmp_path):
     from diffusion_gym.models import load_model
 
     folder = scaling.with_side(tiny_pipeline, tmp_path / "sized", 12)
@@ -175,7 +162,7 @@ def test_another_side_changes_configs_alone(scaling, tiny_pipeline, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_measures_every_value_in_a_process_of_its_own(scaling, tiny_pipeline, tmp_path, monkeypatch, capsys):
+def test_run_measures_every_value_in_a_process_of_its_own(tiny_pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(scaling.AXES, "prompts", (scaling.Setting(2, 1, 4, 3, 2),))
     options = scaling.RunOptions(pipeline=tiny_pipeline, axes=("prompts",), records=tmp_path / "records")
     scaling.run(options)
@@ -189,7 +176,7 @@ def test_run_measures_every_value_in_a_process_of_its_own(scaling, tiny_pipeline
         scaling.run(options)
 
 
-def test_every_axis_changes_what_it_is_named_after(scaling):
+def test_every_axis_changes_what_it_is_named_after():
     for axis, settings in scaling.AXES.items():
         sizes = [scaling.size(axis, setting) for setting in settings]
         changed = {key for key in asdict(settings[0]) if len({asdict(setting)[key] for setting in settings}) > 1}

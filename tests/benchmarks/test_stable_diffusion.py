@@ -1,29 +1,15 @@
 """benchmarks/stable_diffusion.py on the tiny pipeline: rows, records, table; the figures themselves need a GPU."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+import stable_diffusion as script
 import torch
 
 from diffusion_gym.storage import write_json
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "stable_diffusion.py"
 
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
-    spec = importlib.util.spec_from_file_location("stable_diffusion", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stable_diffusion"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_row_is_measured_in_a_process_of_its_own_and_a_failure_recorded(script, tiny_pipeline, tmp_path):
+def test_a_row_is_measured_in_a_process_of_its_own_and_a_failure_recorded(tiny_pipeline, tmp_path):
     common = {"device": "cpu", "dtype": "float32", "steps": 3, "samples": 3, "trainables": ("lora",)}
     script.run(script.RunOptions(model=str(tiny_pipeline), batches=(2,), records=tmp_path, **common))
     script.run(script.RunOptions(model=str(tmp_path / "missing"), batches=(1,), records=tmp_path, **common))
@@ -35,7 +21,7 @@ def test_a_row_is_measured_in_a_process_of_its_own_and_a_failure_recorded(script
     assert "missing" in json.loads((tmp_path / "lora-1-Compressibility-plain.json").read_text())["error"]
 
 
-def test_a_variant_changes_the_layout_alone(script, tiny_pipeline, monkeypatch):
+def test_a_variant_changes_the_layout_alone(tiny_pipeline, monkeypatch):
     applied, apply = [], script._apply
     monkeypatch.setattr(script, "_apply", lambda variant, unet: applied.append(unet) or apply(variant, unet))
     options = {"device": "cpu", "dtype": "float32", "steps": 2, "samples": 2, "batch": 2, "variant": "channels-last"}
@@ -44,7 +30,7 @@ def test_a_variant_changes_the_layout_alone(script, tiny_pipeline, monkeypatch):
     assert applied[0].conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_page_is_made_of_the_records_alone(script, tmp_path):
+def test_page_is_made_of_the_records_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- gpu -->\nold\n<!-- /gpu -->\nbelow\n")
     options = script.PageOptions(records=tmp_path / "records", page=page)
@@ -69,7 +55,7 @@ def test_page_is_made_of_the_records_alone(script, tmp_path):
     assert "| lora | 64 | Compressibility | plain | out of memory |" in text and "old" not in text
 
 
-def test_operations_are_those_of_the_matrix_products(script):
+def test_operations_are_those_of_the_matrix_products():
     one, two = torch.randn(3, 5), torch.randn(5, 7, requires_grad=True)
     assert script.operations(lambda: one @ two) == 2 * 3 * 5 * 7
     assert script.operations(lambda: (one @ two).sum().backward()) == 2 * 2 * 3 * 5 * 7  # one has no gradient
