@@ -94,7 +94,12 @@ def _costs(results: Results, summary: Mapping[str, Any]) -> str:
         memory = max(record["peak_memory_mb"] for record in runs) / 1000
         cells = [*changes, f"{kl:,.0f}", f"{vendi[0]:.1f} → {vendi[1]:.1f}", f"{evaluations:,.0f}", f"{memory:.1f}"]
         rows.append([f"`{agent}`", *cells])
-    return markdown_table(head, rows)
+    minutes = [record["total_seconds"] / 60 for record in results.records.values()]
+    note = (
+        f"A run took {np.median(minutes):.1f} minutes in the median, all {len(minutes)} together "
+        f"{sum(minutes) / 60:.1f} hours, with start and measurements, two at a time on two cores."
+    )
+    return f"{markdown_table(head, rows)}\n\n{note}"
 
 
 def _change(first: list[Any], last: list[Any], key: str) -> str:

@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 
 from benchmark_folders import write_run, write_suite
-from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.reporting.marked import filled
 
-SEEDS = 5
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_pages_agree_with_the_stored_records():
     results = script.Results.read(script.KEPT)
-    if len(results.records) < len(AGENTS.names()) * len(results.suite.tasks) * SEEDS:
-        pytest.skip("the reference results are not finished")
     parts = script.blocks(results)
     for name, names in script.PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -53,5 +49,6 @@ def test_scores_are_means_and_standard_errors_over_seeds(results):
 
 
 def test_costs_are_means_over_runs(results):
-    row = script.blocks(results)["costs"].splitlines()[2]
-    assert row == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"
+    lines = script.blocks(results)["costs"].splitlines()
+    assert lines[-1].startswith("A run took 6.0 minutes in the median, all 8 together 0.8 hours, ")
+    assert lines[2] == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"

@@ -34,6 +34,9 @@ def make_prompts(prompts: str | Sequence[str] | PromptSet) -> PromptSet:
     if not isinstance(prompts, str | Sequence):
         raise ValueError(f"prompts={prompts!r} must be a name, a prompt file, a list of strings or a PromptSet")
     if not isinstance(prompts, str):
+        # A plain word, such as "portraits", may be a caption.
+        if len(prompts) == 1 and "-" in str(prompts[0]) and _set_and_split(str(prompts[0]))[0] in PROMPTS:
+            raise ValueError(f"prompts={list(prompts)!r} is a list with a set's name; write prompts={prompts[0]!r}")
         return PromptSet("custom", tuple(prompts))
     if is_prompt_file(prompts):
         return read_prompt_file(prompts)

@@ -197,6 +197,8 @@ def test_a_bad_set_is_refused(arguments, message):
         ("shapes-color/test", "prompts='shapes-color' has no split 'test'; choose one of held-out"),
         ("shapes-color#held-out", "a part of a set stands after a /; write 'shapes-color/held-out'"),
         ("shapes-colour#held-out", "prompts='shapes-colour' is unknown; did you mean 'shapes-color'"),
+        (["dpok-color"], "is a list with a set's name; write prompts='dpok-color'"),
+        (["shapes-color/held-out"], "write prompts='shapes-color/held-out'"),
         ("common-animals/x", "no split 'x'; choose one of held-out, new-animals, new-objects"),
         ("imagenet-animals/held-out", "prompts='imagenet-animals' has no held-out prompts"),
         ([], "is empty; give at least one prompt"),
@@ -264,6 +266,11 @@ def test_words_are_a_name_or_prompts(words, meaning):
 def test_words_that_only_look_like_prompts_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         prompts_of_words(words)
+
+
+def test_a_list_of_one_caption_is_a_set_though_a_set_is_called_so():
+    assert make_prompts(["portraits"]).prompts == ("portraits",)
+    assert make_prompts(["a well-known cat"]).prompts == ("a well-known cat",)
 
 
 def test_a_path_that_is_no_prompt_file_is_refused_and_no_prompt(tmp_path):
