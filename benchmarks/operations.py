@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 import tyro
@@ -72,7 +72,7 @@ def table(found: dict[str, int]) -> str:
     return markdown_table(("one 512 x 512 picture, guided", "10¹² operations", "of the rollout"), rows)
 
 
-def main(options: Any = None) -> None:
+def main(options: Options | None = None) -> None:
     """Count, and print or write the table."""
     options = options or tyro.cli(Options)
     text = table(picture(options.steps, options.lora_rank))

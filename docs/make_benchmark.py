@@ -97,7 +97,7 @@ def _costs(results: Results, summary: Mapping[str, Any]) -> str:
     minutes = [record["total_seconds"] / 60 for record in results.records.values()]
     note = (
         f"A run took {np.median(minutes):.1f} minutes in the median, all {len(minutes)} together "
-        f"{sum(minutes) / 60:.1f} hours, with start and measurements, two at a time on two cores."
+        f"{sum(minutes) / 60:.1f} hours, with start and measurements."
     )
     return f"{markdown_table(head, rows)}\n\n{note}"
 
