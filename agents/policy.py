@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +70,6 @@ class DenoisingPolicy(nn.Module):
         cfg_training: whether gradients flow through both branches of the guided prediction; without it the
             unconditional branch is held fixed (the ablation of DDPO, appendix G.1). Set by `set_training`.
         mixed_precision: what the UNet computes in, `no` for the type of its weights. Set by `set_training`.
-        merge_adapters: whether rollouts run with the adapters merged into the weights. Set by `set_training`.
     """
 
     def __init__(
@@ -95,7 +93,6 @@ class DenoisingPolicy(nn.Module):
         self.table = model.step_table(config).to(model.device)
         self.cfg_training = True
         self.mixed_precision: Precision = "no"
-        self.merge_adapters = False
         self._embeddings: dict[bytes, torch.Tensor] = {}
         self._null: torch.Tensor | None = None
         self.eval()
@@ -124,7 +121,6 @@ class DenoisingPolicy(nn.Module):
         cfg_training: bool = True,
         mixed_precision: Precision = "no",
         gradient_checkpointing: bool = False,
-        merge_adapters: bool = False,
     ) -> None:
         """Choose how the network computes; an agent does this from its options.
 
@@ -133,27 +129,13 @@ class DenoisingPolicy(nn.Module):
             mixed_precision: `bf16` or `fp16` runs the UNet under autocast, in rollouts and in training alike; latents,
                 step maths and log-probabilities stay float32.
             gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-            merge_adapters: run rollouts with LoRA's adapters merged into the weights, which saves their work there; the
-                ratio of a fresh rollout is then 1 up to float32's rounding of the network.
 
         Raises:
-            ValueError: an unknown precision; a network that cannot checkpoint; adapters to be merged where there are
-                none, or in half precision, where the merged weights are rounded anew: the policy that samples would not
-                be the one that is trained.
+            ValueError: an unknown precision; a network that cannot checkpoint.
         """
         if mixed_precision not in ("no", *_COMPUTE):
             raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
-        if merge_adapters and self.trainable != "lora":
-            raise ValueError("merge_adapters=True has nothing to merge with trainable='full'; use trainable='lora'")
-        if merge_adapters and (self.model.dtype != torch.float32 or mixed_precision != "no"):
-            kind = str(self.model.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"merge_adapters=True needs float32, not dtype={kind!r} and mixed_precision={mixed_precision!r}: the "
-                "merged weights, rounded anew, would sample another policy than the one that is trained; leave "
-                "merge_adapters out"
-            )
         self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
-        self.merge_adapters = merge_adapters
         if gradient_checkpointing and not hasattr(self.unet, "enable_gradient_checkpointing"):
             raise ValueError(
                 "gradient_checkpointing=True needs a network that can do it, as those of diffusers can; "
@@ -210,12 +192,6 @@ class DenoisingPolicy(nn.Module):
     def reference_distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
         """The pretrained model's Gaussian for the same states; under LoRA its weights are those of the policy."""
         return self._distribution(self.model.unet, observation)
-
-    def sampling(self) -> AbstractContextManager[None]:
-        """Within this context, for sampling alone, adapters are a part of the weights if `merge_adapters` says so."""
-        from diffusion_gym.models.lora import adapters_merged
-
-        return adapters_merged(self.unet) if self.merge_adapters else nullcontext()
 
     def forward(self, observation: Mapping[str, Any], action: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""

@@ -230,7 +230,7 @@ def collect_many(
     # One tensor for all batches: joining them later would hold every latent twice.
     stored = {} if whole else _storage(policy, len(batches) * env.num_envs)
     places = range(0, len(batches) * env.num_envs, env.num_envs)
-    with policy.sampling(), _rewards_of(env) as scores:
+    with _rewards_of(env) as scores:
         for place, (noise_seed, reset) in zip(places, batches, strict=True):
             generator = torch.Generator(policy.device).manual_seed(noise_seed)
             into = {name: tensor[:, place : place + env.num_envs] for name, tensor in stored.items()}

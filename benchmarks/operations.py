@@ -22,6 +22,7 @@ from diffusion_gym.models.random_sd14 import SD14, Widths, sd14_networks
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _TOKENS: Final = 77
+_DTYPE: Final = torch.bfloat16  # of a GPU's frozen weights, where adapters are not summed with them
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ def picture(steps: int, lora_rank: int = 4, widths: Widths = SD14) -> dict[str, 
         widths: sizes of the networks.
     """
     with torch.device("meta"):
-        unet, vae, text_encoder = (sd14_networks(widths)[part]() for part in ("unet", "vae", "text_encoder"))
-        latents = torch.empty(2, 4, widths.latents, widths.latents)
-        state = (latents, torch.ones(2, dtype=torch.int64), torch.empty(2, _TOKENS, widths.text))
+        networks = (sd14_networks(widths)[part]() for part in ("unet", "vae", "text_encoder"))
+        unet, vae, text_encoder = (network.to(_DTYPE) for network in networks)
+        latents = torch.empty(2, 4, widths.latents, widths.latents, dtype=_DTYPE)
+        state = (latents, torch.ones(2, dtype=torch.int64), torch.empty(2, _TOKENS, widths.text, dtype=_DTYPE))
         tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
 
         def trained(network: torch.nn.Module) -> int:

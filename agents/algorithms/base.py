@@ -73,9 +73,6 @@ class AgentConfig:
     """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    merge_adapters: bool = False
-    """Sample with LoRA's adapters merged into the weights, in float32 alone: faster rollouts; the ratio of a fresh
-    rollout is then 1 up to rounding."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):
@@ -153,7 +150,6 @@ class Agent(ABC):
             cfg_training=config.cfg_training,
             mixed_precision=config.mixed_precision,
             gradient_checkpointing=config.gradient_checkpointing,
-            merge_adapters=config.merge_adapters,
         )
         self.steps = self._trained_steps()
         options = config.optimizer_options()

@@ -34,7 +34,8 @@ RECORDS: Final = ROOT / "docs" / "results" / "speed"
 PROGRAMS: Final = {
     "floor": ("floor.py",),
     "diffusion_gym": ("native.py",),
-    "diffusion_gym, at its best": ("native.py", "--micro-batch", "16", "--merge-adapters"),
+    "diffusion_gym, larger batches": ("native.py", "--micro-batch", "8"),
+    "diffusion_gym, at its best": ("native.py", "--micro-batch", "16"),
     "TRL": ("trl_ddpo.py",),
     "TRL, its default batches": ("trl_ddpo.py", "--sample-batch", "1", "--train-batch", "1", "--accumulation", "8"),
     "TRL, its largest batches": ("trl_ddpo.py", "--train-batch", "8", "--accumulation", "1"),

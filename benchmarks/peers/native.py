@@ -1,6 +1,6 @@
 """The workload with diffusion_gym's DDPO_IS.
 
-python benchmarks/peers/native.py PIPELINE [--lora] [--micro-batch 16] [--merge-adapters]
+python benchmarks/peers/native.py PIPELINE [--lora] [--micro-batch 16]
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ def measure(workload: Workload) -> dict[str, Any]:
         learning_rate=workload.lr,
         clip_range=workload.clip,
         mixed_precision=workload.precision,
-        merge_adapters=workload.merge_adapters and workload.lora and workload.precision == "no",
     )
     agent = DDPOIS(policy, options)
     rng = np.random.default_rng(workload.seed)

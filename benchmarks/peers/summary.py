@@ -12,6 +12,7 @@ Record = Mapping[str, Any]
 
 _AGAINST: Final = (  # diffusion_gym at equal batches, and at its best, beside the peer
     ("diffusion_gym", "TRL"),
+    ("diffusion_gym, larger batches", "TRL, its largest batches"),
     ("diffusion_gym, at its best", "TRL, its default batches"),
     ("diffusion_gym, at its best", "TRL, its largest batches"),
 )
@@ -21,18 +22,20 @@ _SETTINGS: Final = ("samples", "steps", "guidance", "precision", "device", "thre
 def measures(record: Record) -> list[dict[str, float]]:
     """What is compared, of each round: seconds of sampling (rollout less decoding and reward) and so on; MB of memory.
 
-    On a CPU the seconds are CPU seconds, which a busy machine changes less, and the memory is the process's peak; on a
-    GPU they are seconds, sampling is the whole rollout, and the memory is the device's.
+    On a CPU the seconds are CPU seconds, which a busy machine changes less, and the memory is the process's peak, of
+    which `work` is what came after loading; on a GPU they are seconds, sampling is the whole rollout, and both are
+    the device's peak.
     """
-    cpu = record["workload"]["device"] == "cpu"
+    cpu = _on_cpu(record)
     kind, memory = ("_cpu_s", record["peak_rss_mb"]) if cpu else ("_s", record["peak_cuda_mb"])
+    work = memory - record["loaded_rss_mb"] if cpu else memory
     rows = []
     for iteration in record["iterations"]:
         rollout, decode, reward, train = (
             iteration.get(x + kind, 0.0) for x in ("rollout", "decode", "reward", "train")
         )
         seconds = {"sampling": rollout - decode - reward, "rollout": rollout, "training": train}
-        rows.append({**seconds, "total": rollout + train, "memory": memory})
+        rows.append({**seconds, "total": rollout + train, "memory": memory, "work": work})
     return rows
 
 
@@ -69,7 +72,7 @@ def headline(records: Sequence[Record]) -> str:
         own = {row["name"]: row for row in records if row["trainable"] == trainable and _on_cpu(row)}
         pairs = [("diffusion_gym", "floor"), *_AGAINST]
         if all(one in own and other in own for one, other in pairs):
-            bare, same, default, largest = (ratio(own[one], own[other], "total")[0] for one, other in pairs)
+            bare, same, _, default, largest = (ratio(own[one], own[other], "total")[0] for one, other in pairs)
             lines.append(
                 f"- {name}: {bare:.2f} times the seconds of the bare UNet work; {same:.2f} times TRL's at the same "
                 f"batches, {default:.2f} times at its default ones, {largest:.2f} times at its largest."
@@ -83,7 +86,7 @@ def _on_cpu(record: Record) -> bool:
 
 def _table(records: Sequence[Record]) -> str:
     head = ["program", "sampling, s", "/ floor", "rollout, s", "training, s", "/ floor", "total, s", "/ floor"]
-    head += ["peak memory, MB", "/ floor"]
+    head += ["peak memory, MB", "/ floor", "beyond loading, MB"]
     rows = []
     floor = next(record for record in records if record["name"] == "floor")
     for record in sorted(records, key=_order):
@@ -92,7 +95,7 @@ def _table(records: Sequence[Record]) -> str:
         over = {key: _ratio(record, floor, key) for key in ("sampling", "training", "total")}
         cells = [f"{middle['sampling']:.2f}", over["sampling"], f"{middle['rollout']:.2f}"]
         cells += [f"{middle['training']:.2f}", over["training"], f"{middle['total']:.2f}", over["total"]]
-        memory = [f"{middle['memory']:,.0f}", f"{ratio(record, floor, 'memory')[0]:.2f}"]
+        memory = [f"{middle['memory']:,.0f}", f"{ratio(record, floor, 'memory')[0]:.2f}", f"{middle['work']:,.0f}"]
         rows.append([record["name"], *cells, *memory])
     return markdown_table(head, rows)
 
@@ -115,7 +118,8 @@ def _findings(records: Sequence[Record]) -> list[str]:
         if {name, other} <= by_name.keys():
             pair = by_name[name], by_name[other]
             seconds = ", ".join(f"{measure} {_ratio(*pair, measure)}" for measure in ("total", "rollout", "training"))
-            lines.append(f"- {name} / {other}: {seconds}, peak memory {ratio(*pair, 'memory')[0]:.2f}.")
+            memory, work = (ratio(*pair, measure)[0] for measure in ("memory", "work"))
+            lines.append(f"- {name} / {other}: {seconds}, peak memory {memory:.2f}, of it beyond loading {work:.2f}.")
     return ["\n".join(lines)] if lines else []
 
 

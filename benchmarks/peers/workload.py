@@ -58,8 +58,6 @@ class Workload:
     """Learning rate."""
     lora: bool = False
     """Train adapters of rank 4 on the attention layers in place of all weights."""
-    merge_adapters: bool = False
-    """Let diffusion_gym sample with adapters that are merged into the weights, which it does in float32 alone."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """What the UNet computes in; frozen weights are stored in it."""
     device: Literal["cpu", "cuda"] = "cpu"

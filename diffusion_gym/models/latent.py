@@ -84,7 +84,9 @@ class Checkpoint:
         has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
         options = {option: self.dtype, "variant": self.variant if has_variant else None}
         network = kind.from_pretrained(self.folder, subfolder=part, **options)
-        return network.to(self.device).requires_grad_(False).eval()
+        # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
+        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
+        return network.to(self.device, memory_format=layout).requires_grad_(False).eval()
 
 
 def pack_pooled(hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:

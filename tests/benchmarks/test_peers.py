@@ -134,6 +134,7 @@ def _record(name, iterations, memory, device="cpu", **changed):
         "trainable": "full",
         "workload": {**shared, "warmup": 1, "epochs": len(rows), "pipeline": "small", **changed},
         "iterations": rows,
+        "loaded_rss_mb": 60,
         "peak_rss_mb": memory,
         "peak_cuda_mb": 10 * memory,
         "trained_parameters": 1234,
@@ -152,13 +153,14 @@ def test_ratios_are_within_rounds(peers):
     assert ratio(NATIVE, FLOOR, "training") == pytest.approx((1.02, 1.0, 1.1))
     assert ratio(NATIVE, TRL, "total") == pytest.approx((24.5 / 31.5, 6.7 / 9.5, 13.9 / 16.5))
     assert ratio(NATIVE, TRL, "memory") == pytest.approx((0.6,) * 3)
+    assert ratio(NATIVE, TRL, "work") == pytest.approx((60 / 140,) * 3)
     with pytest.raises(ValueError):
         ratio(NATIVE, _record("TRL", [(1, 1)], 1), "total")
 
 
 def test_seconds_and_memory_of_a_gpu_are_the_devices(peers):
     (found,) = peers.summary.measures(_record("floor", [(2.5, 10)], 100, device="cuda"))
-    assert found == {"sampling": 250, "rollout": 250, "training": 1000, "total": 1250, "memory": 1000}
+    assert found == {"sampling": 250, "rollout": 250, "training": 1000, "total": 1250, "memory": 1000, "work": 1000}
 
 
 def test_unlike_records_are_refused(peers):
@@ -186,7 +188,7 @@ def test_page_is_made_of_the_records_alone(peers, tmp_path):
     floor, native, trl = [line for line in text.splitlines() if line.startswith(("| floor", "| diffusion", "| TRL"))]
     cells = [cell.strip() for cell in native.strip("|").split("|")]
     assert cells[1:6] == ["2.40", "1.10 (1.00 to 1.20)", "2.90", "11.00", "1.02 (1.00 to 1.10)"]
-    assert floor.split("|")[3].strip() == "1.00 (1.00 to 1.00)" and trl.endswith("| 200 | 2.00 |")
+    assert floor.split("|")[3].strip() == "1.00 (1.00 to 1.00)" and trl.endswith("| 200 | 2.00 | 140 |")
     assert "- diffusion_gym / TRL: total 0.78 (0.71 to 0.84)" in text
     assert "With torch 1; for TRL torch 1, trl 2." in text
 
@@ -201,7 +203,7 @@ def test_the_readme_and_the_page_agree_with_the_stored_records(peers, tmp_path):
 
 
 def test_the_headline_is_of_the_median_totals(peers):
-    names = ["diffusion_gym, at its best", "TRL, its default batches", "TRL, its largest batches"]
+    names = [name for name in peers.compare.PROGRAMS if "," in name]
     others = [{**FLOOR, "name": name} for name in names]  # whose time is the floor's: 1.00 of each other
     found = peers.summary.headline([FLOOR, NATIVE, TRL, *others])
     (line,) = found.splitlines()
@@ -248,13 +250,13 @@ def test_run_gives_every_program_the_same_workload(peers, tmp_path, monkeypatch,
     peers.compare.run(options)
     peers.compare.run(replace(options, trl=Path("other/python")))
     (without, rounds), (commands, _) = asked
-    assert rounds == 1 + 2 and list(commands) == list(peers.compare.PROGRAMS) and len(without) == 3
+    assert rounds == 1 + 2 and list(commands) == list(peers.compare.PROGRAMS) and len(without) == 4
     for command in commands.values():
         workload = tyro.cli(peers.workload.Workload, args=command[2:])
         assert (workload.lora, workload.steps, workload.epochs, workload.turns) == (True, 7, 2, True)
         assert workload.trajectories == 8
         assert command[0] == ("other/python" if command[1].endswith("trl_ddpo.py") else sys.executable)
-    assert len(list(tmp_path.glob("cpu-lora-*.json"))) == 6 and "| floor |" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("cpu-lora-*.json"))) == 7 and "| floor |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

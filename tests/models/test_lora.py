@@ -5,7 +5,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from diffusion_gym.models.lora import AdaptedLinear, adapters_merged, with_lora
+from diffusion_gym.models.lora import AdaptedLinear, _WholeProduct, with_lora
 
 ROUNDED = {"rtol": 0.02, "atol": 0.02}  # bfloat16, of sums in which terms of about 1 cancel
 
@@ -63,14 +63,43 @@ def test_under_autocast(layers):
         torch.testing.assert_close(ours, theirs, **ROUNDED)
 
 
-def test_switched_off_or_merged_it_is_the_base_layer(layers):
+def test_in_float32_it_is_the_product_with_the_whole_weight_with_and_without_gradients(layers):
+    for layer in layers:
+        x = states(layer)
+        with torch.no_grad():
+            without = layer(x)
+        assert torch.equal(without, layer(x))
+        layer.merge()
+        whole = layer.get_base_layer()(x)
+        assert torch.equal(without, whole) == (x.dtype == torch.float32)  # bfloat16 keeps what a merged weight rounds
+        assert torch.equal(layer(x), whole)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
+def test_gradients_of_the_whole_product_are_those_of_finite_differences(bias, shape):
+    make = torch.Generator().manual_seed(0)
+    x, weight, down, up = (
+        torch.randn(size, generator=make, dtype=torch.float64) for size in (shape, (5, 6), (2, 6), (5, 2))
+    )
+    trained = [part.requires_grad_(True) for part in (x, down, up)]
+    offset = torch.randn(5, generator=make, dtype=torch.float64) if bias else None
+    assert torch.autograd.gradcheck(lambda x, down, up: _WholeProduct.apply(x, weight, offset, down, up), trained)
+
+
+def test_prompts_get_no_gradient(layers):
+    for layer in layers:
+        x = states(layer).detach()
+        layer(x).float().sum().backward()
+        assert x.grad is None and layer.get_base_layer().weight.grad is None
+        assert all(adapter["default"].weight.grad.any() for adapter in (layer.lora_A, layer.lora_B))
+
+
+def test_switched_off_it_is_the_base_layer(layers):
     for layer in layers:
         x = states(layer)
         before = layer(x)
-        with adapters_merged(layer):
-            merged = layer(x)
-            assert torch.equal(merged, layer.get_base_layer()(x))
-        torch.testing.assert_close(merged, before, **(ROUNDED if x.dtype == torch.bfloat16 else {}))
-        assert torch.equal(layer(x), before)
-        layer.merge()
+        layer.enable_adapters(False)
         assert torch.equal(layer(x), layer.get_base_layer()(x))
+        layer.enable_adapters(True)
+        assert torch.equal(layer(x), before)
