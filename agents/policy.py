@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from diffusion_gym.agents.allocator import keep_freed_memory
 from diffusion_gym.config import Reduction, SamplerConfig
 from diffusion_gym.models import DenoisingModel
 from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
@@ -56,7 +57,8 @@ class DenoisingDistribution:
 class DenoisingPolicy(nn.Module):
     """A trainable copy of a model's UNet, read as a Gaussian policy.
 
-    It stays in eval mode: what is scored in training is what was sampled in the rollout.
+    It stays in eval mode: what is scored in training is what was sampled in the rollout. On a CPU it lets the process
+    keep the memory that passes free (`keep_freed_memory`).
 
     Args:
         model: the pretrained model.
@@ -88,6 +90,8 @@ class DenoisingPolicy(nn.Module):
                 f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32' with "
                 "mixed_precision='bf16', or LoRA"
             )
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
         self.table = model.step_table(config).to(model.device)

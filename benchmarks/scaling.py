@@ -18,7 +18,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -223,21 +223,16 @@ def page(options: PageOptions) -> None:
     write_marked(options.page, {"scaling": text})
 
 
+def value(options: ValueOptions) -> None:
+    """Measure one value and print it as JSON; `run` calls this."""
+    asked = json.loads(options.json)
+    print(json.dumps(measure(asked["axis"], Setting(**asked["setting"]), Workload(**asked["workload"]))))
+
+
 def main() -> None:
     """Run a command."""
-    commands: Any = (
-        Annotated[RunOptions, tyro.conf.subcommand("run")]
-        | Annotated[PageOptions, tyro.conf.subcommand("page")]
-        | Annotated[ValueOptions, tyro.conf.subcommand("value")]
-    )
-    options = tyro.cli(commands)
-    if isinstance(options, RunOptions):
-        run(options)
-    elif isinstance(options, PageOptions):
-        page(options)
-    else:
-        asked = json.loads(options.json)
-        print(json.dumps(measure(asked["axis"], Setting(**asked["setting"]), Workload(**asked["workload"]))))
+    commands = {"run": run, "page": page, "value": value}
+    tyro.extras.subcommand_cli_from_dict(commands, config=(tyro.conf.OmitArgPrefixes,))
 
 
 if __name__ == "__main__":

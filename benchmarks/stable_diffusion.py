@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 import tyro
@@ -235,20 +235,15 @@ class RowOptions:
     """The row."""
 
 
+def row(options: RowOptions) -> None:
+    """Measure one row and print it as JSON; `run` calls this."""
+    print(json.dumps(measure(Row(**json.loads(options.json)))))
+
+
 def main() -> None:
     """Run a command."""
-    commands: Any = (
-        Annotated[RunOptions, tyro.conf.subcommand("run")]
-        | Annotated[PageOptions, tyro.conf.subcommand("page")]
-        | Annotated[RowOptions, tyro.conf.subcommand("row")]
-    )
-    options = tyro.cli(commands)
-    if isinstance(options, RunOptions):
-        run(options)
-    elif isinstance(options, PageOptions):
-        page(options)
-    else:
-        print(json.dumps(measure(Row(**json.loads(options.json)))))
+    commands = {"run": run, "page": page, "row": row}
+    tyro.extras.subcommand_cli_from_dict(commands, config=(tyro.conf.OmitArgPrefixes,))
 
 
 if __name__ == "__main__":

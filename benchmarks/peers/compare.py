@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import tyro
 from summary import Record, headline, summary
@@ -88,7 +88,7 @@ def run(options: RunOptions) -> None:
     Raises:
         SystemExit: a program failed.
     """
-    pipeline = (options.pipeline or _small_pipeline()).resolve()
+    pipeline = (options.pipeline or small_pipeline()).resolve()
     names = [name for name in PROGRAMS if options.trl or not name.startswith("TRL")]
     records = []
     for trainable in options.trainables:
@@ -151,7 +151,8 @@ class Program:
         raise SystemExit(f"error: {shlex.join(self.command)} ended with {code}:\n{self._errors.read()[-2000:]}")
 
 
-def _small_pipeline() -> Path:
+def small_pipeline() -> Path:
+    """A pipeline of random weights in build/, of Stable Diffusion's architecture; it is written once."""
     from diffusion_gym.models.random_pipeline import write_pipeline
 
     folder = ROOT / "build" / "bench" / "small"
@@ -180,14 +181,8 @@ def page(options: PageOptions) -> None:
 
 def main() -> None:
     """Run a command."""
-    commands: Any = (
-        Annotated[RunOptions, tyro.conf.subcommand("run")] | Annotated[PageOptions, tyro.conf.subcommand("page")]
-    )
-    options = tyro.cli(commands)
-    if isinstance(options, RunOptions):
-        run(options)
-    else:
-        page(options)
+    commands = {"run": run, "page": page}
+    tyro.extras.subcommand_cli_from_dict(commands, config=(tyro.conf.OmitArgPrefixes,))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import allocator
 import compare
 import floor
 import native
@@ -257,6 +258,24 @@ def test_run_gives_every_program_the_same_workload(peers, tmp_path, monkeypatch,
         assert workload.trajectories == 8
         assert command[0] == ("other/python" if command[1].endswith("trl_ddpo.py") else sys.executable)
     assert len(list(tmp_path.glob("cpu-lora-*.json"))) == 7 and "| floor |" in capsys.readouterr().out
+
+
+def test_kept_memory_is_compared_with_the_same_program(peers, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def turns(commands, rounds):
+        asked.append((commands, rounds))
+        return {"kept": NATIVE, "given back": TRL}
+
+    monkeypatch.setattr(allocator, "take_turns", turns)
+    monkeypatch.setattr(allocator, "small_pipeline", lambda: tmp_path)
+    allocator.main(allocator.Options(rounds=3))
+    ((commands, rounds), _) = asked
+    assert rounds == 1 + 3 and commands["given back"] == ["env", "GLIBC_TUNABLES=", *commands["kept"]]
+    workload = tyro.cli(peers.workload.Workload, args=commands["kept"][2:])
+    assert (workload.epochs, workload.turns, workload.micro_batch, workload.lora) == (3, True, 64, False)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == 2 and all(row.endswith("| 0.78 (0.71 to 0.84) | 0.60 (0.60 to 0.60) |") for row in rows)
 
 
 @pytest.mark.slow
