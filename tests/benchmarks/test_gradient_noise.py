@@ -15,7 +15,7 @@ def test_a_row_a_step_written_into_the_page(tmp_path, capsys):
     cells = [[float(cell) for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == [0, 1, 2, 3, 4]
     together = [cell.strip() for cell in half.strip("|").split("|")]
-    assert together[:2] == ["0 to 2, their mean", ""]
+    assert together[:2] == ["0 to 2, a picture's mean gradient", ""]
     for sampled, renoised, ratio in (*(row[2:] for row in cells), [float(cell) for cell in together[2:]]):
         assert ratio == pytest.approx(renoised / sampled, rel=0.06)
     assert cells[0][4] < 0.7
