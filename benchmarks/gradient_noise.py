@@ -99,7 +99,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         first, *others = row["steps"]
-        place = [f"{first} to {others[-1]}, a picture's mean gradient", ""] if others else [str(first), f"{row['sigma']:.3f}"]
+        several = f"{first} to {others[-1]}, a picture's mean gradient" if others else ""
+        place = [several, ""] if several else [str(first), f"{row['sigma']:.3f}"]
         squares = [f"{row['sampled']:.3g}", f"{row['renoised']:.3g}", f"{row['renoised'] / row['sampled']:.2g}"]
         lines.append([*place, *squares])
     return markdown_table(["step", "sigma", "sampled", "noised anew", "ratio"], lines)
