@@ -66,16 +66,16 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def headline(records: Sequence[Record]) -> str:
-    """One sentence for each thing that trains, of the medians on a CPU."""
+    """One sentence for each thing that trains, of the totals on a CPU: medians, with the smallest and the largest."""
     lines = []
     for trainable, name in (("full", "all weights"), ("lora", "LoRA")):
         own = {row["name"]: row for row in records if row["trainable"] == trainable and _on_cpu(row)}
         pairs = [("diffusion_gym", "floor"), *_AGAINST]
         if all(one in own and other in own for one, other in pairs):
-            bare, same, _, default, largest = (ratio(own[one], own[other], "total")[0] for one, other in pairs)
+            bare, same, _, default, largest = (_ratio(own[one], own[other], "total") for one, other in pairs)
             lines.append(
-                f"- {name}: {bare:.2f} times the seconds of the bare UNet work; {same:.2f} times TRL's at the same "
-                f"batches, {default:.2f} times at its default ones, {largest:.2f} times at its largest."
+                f"- {name}: {bare} times the seconds of the bare UNet work; {same} times TRL's at the same "
+                f"batches, {default} times at its default ones, {largest} times at its largest."
             )
     return "\n".join(lines)
 

@@ -208,9 +208,12 @@ def test_the_headline_is_of_the_median_totals(peers):
     others = [{**FLOOR, "name": name} for name in names]  # whose time is the floor's: 1.00 of each other
     found = peers.summary.headline([FLOOR, NATIVE, TRL, *others])
     (line,) = found.splitlines()
-    ratios = [peers.summary.ratio(NATIVE, other, "total")[0] for other in (FLOOR, TRL)]
-    assert f"{ratios[0]:.2f} times the seconds of the bare UNet work; {ratios[1]:.2f} times TRL's" in line
-    assert line.endswith("1.00 times at its default ones, 1.00 times at its largest.")
+    bare, same = (
+        "{:.2f} ({:.2f} to {:.2f})".format(*peers.summary.ratio(NATIVE, other, "total")) for other in (FLOOR, TRL)
+    )
+    assert f"{bare} times the seconds of the bare UNet work; {same} times TRL's" in line
+    one = "1.00 (1.00 to 1.00)"
+    assert line.endswith(f"{one} times at its default ones, {one} times at its largest.")
 
 
 TURNS = """
