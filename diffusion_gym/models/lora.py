@@ -47,8 +47,8 @@ class _WholeProduct(torch.autograd.Function):
 class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
     """peft's linear layer with an adapter, W x + B (A x), computed with fewer passes over its output.
 
-    In float32 it is (W + B A) x, in rollouts and in training alike, so that adapters cost rollouts next to nothing
-    while the ratio of a fresh one stays 1. In half precision the sum would round what an adapter adds away.
+    In float32 it is (W + B A) x, in rollouts and in training alike, so that adapters cost rollouts little while the
+    importance ratio of a fresh one stays 1. In half precision the sum would round what an adapter adds away.
 
     It is for a single adapter with alpha = rank, whose scaling is 1, and without dropout.
     """
