@@ -16,6 +16,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located_file
 from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.repeated_token import RepeatedTokenAttention
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable, flow_table
 from diffusion_gym.storage import read_json
@@ -69,8 +70,10 @@ class SD3Model(LatentModel):
     """A `StableDiffusion3Pipeline` directory or hub id; arguments and errors as `LatentModel`.
 
     Prompts are the token ids of all tokenizers side by side. Their embedding is the two CLIP encoders' of each token,
-    after it T5's, and in a last row the pooled one. A pipeline saved with `text_encoder_3=None` goes without T5: zeros
-    stand for it, as in diffusers. The sampler's defaults are those of Flow-GRPO's training (arXiv:2505.05470).
+    after it T5's, and in a last row the pooled one. A pipeline saved with `text_encoder_3=None` goes without T5, and so
+    does one whose T5 has embeddings of zeros only. Diffusers' 256 tokens of zeros are then one that counts 256 times,
+    which is the same (`RepeatedTokenAttention`). The sampler's defaults are those of Flow-GRPO's training
+    (arXiv:2505.05470).
     """
 
     PARTS: ClassVar[tuple[str, ...]] = (
@@ -102,7 +105,11 @@ class SD3Model(LatentModel):
         if _has_t5(checkpoint.index):
             self.text_encoder_3 = checkpoint.network(T5EncoderModel, "text_encoder_3")
             self.tokenizer_3 = T5TokenizerFast.from_pretrained(checkpoint.folder, subfolder="tokenizer_3")
+        self.has_t5 = self.text_encoder_3 is not None and bool(self.text_encoder_3.shared.weight.any())
+        if self.has_t5:
             self.tokenizers.append((self.tokenizer_3, _T5_TOKENS))
+        else:  # T5 has no biases: from zeros it makes zeros
+            self.unet.set_attn_processor(RepeatedTokenAttention(_T5_TOKENS))
         self.scheduler_config = FlowMatchEulerDiscreteScheduler.load_config(checkpoint.folder, subfolder="scheduler")
 
     def step_table(self, config: SamplerConfig) -> StepTable:
@@ -119,7 +126,7 @@ class SD3Model(LatentModel):
         clip = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
         config: Any = self.unet.config
         width: int = config.joint_attention_dim
-        t5 = self.text_encoder_3(*third)[0].to(clip.dtype) if third else clip.new_zeros(len(clip), _T5_TOKENS, width)
+        t5 = self.text_encoder_3(*third)[0].to(clip.dtype) if third else clip.new_zeros(len(clip), 1, width)
         hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
         return pack_pooled(hidden, torch.cat([one.text_embeds, two.text_embeds], dim=-1))
 
