@@ -6,10 +6,11 @@ Run `python -m tools.shapes_flow --help` in the repository's root. Stopped at an
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -17,7 +18,7 @@ import tyro
 from diffusion_gym.models.shapes.vocabulary import write_tokenizer
 from diffusion_gym.storage import load_tensors, save_tensors
 from tools.shapes_flow.data import training_set
-from tools.shapes_flow.export import distance, export, load, rates
+from tools.shapes_flow.export import distance, export, is_too_good, load, rates
 from tools.shapes_flow.networks import make_trained
 from tools.shapes_flow.training import Schedule, Trainer
 
@@ -35,8 +36,8 @@ class BuildConfig:
     """Where the training set, the state and the snapshots are kept, to go on from."""
     out: Path | None = None
     """Where the chosen pipeline directory is written; WORK/pipeline by default."""
-    stop_after: Literal["data", "train", "export"] = "export"
-    """The last stage of this call: draw and encode, train, or choose and export."""
+    only: Literal["data", "train", "choose"] | None = None
+    """One stage alone: draw and encode, train and keep the best snapshots, or choose one of them and export it."""
     seed: int = 0
     """Seed of the pictures and of the training."""
     device: str = "cpu"
@@ -69,6 +70,8 @@ class BuildConfig:
     """Guidance scale of those rates."""
     graph: bool = True
     """On CUDA, replay a step as one recorded graph."""
+    keep: int = 6
+    """Snapshots that are copied to WORK/best, with their rates."""
     snapshot: int | None = None
     """The snapshot to export, by its step; by default the one whose rates leave most room within the ranges."""
 
@@ -82,7 +85,7 @@ def train(config: BuildConfig) -> None:
         config.work / "data.safetensors", tokenizer, number=config.pictures, seed=config.seed, workers=config.workers
     )
     print(f"{len(data.latents)} pictures after {time.monotonic() - started:.0f} s", flush=True)
-    if config.stop_after == "data":
+    if config.only == "data":
         return
     torch.manual_seed(config.seed)
     networks = make_trained(tokenizer).to(config.device)
@@ -97,13 +100,18 @@ def train(config: BuildConfig) -> None:
     )
     trainer = Trainer(networks, data, schedule, config.work, seed=config.seed, graph=config.graph)
 
-    def look(step: int) -> None:
+    def look(step: int) -> bool:
         save_tensors(_snapshot(config, step), {name: value.half() for name, value in trainer.averaged().items()})
-        if config.samples:
-            _measure(config, step)
+        return config.samples > 0 and is_too_good(_measure(config, step))
 
     trainer.run(started + config.seconds, look, config.snapshot_every)
     print(f"trained to step {trainer.step} after {time.monotonic() - started:.0f} s", flush=True)
+    if not config.samples:
+        return
+    (config.work / "best").mkdir(exist_ok=True)
+    for line in _best(config):
+        shutil.copy(_snapshot(config, line["step"]), config.work / "best")
+    shutil.copy(config.work / "rates.jsonl", config.work / "best")
 
 
 def _snapshot(config: BuildConfig, step: int) -> Path:
@@ -115,28 +123,30 @@ def _write(config: BuildConfig, step: int, folder: Path) -> Path:
     return folder
 
 
-def _measure(config: BuildConfig, step: int) -> None:
+def _measure(config: BuildConfig, step: int) -> dict[str, float]:
     """Add a line to `rates.jsonl`."""
     folder = _write(config, step, config.work / "measured")
     found = rates(load(folder, torch.device(config.device)), config.samples, config.guidance)
     with (config.work / "rates.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "guidance": config.guidance, "samples": config.samples, **found}) + "\n")
     print(f"step {step}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()), flush=True)
+    return found
 
 
-def choose(config: BuildConfig) -> int:
-    """The step of the snapshot to export."""
-    if config.snapshot is not None:
-        return config.snapshot
-    lines = (config.work / "rates.jsonl").read_text(encoding="utf-8").splitlines()
-    return min((json.loads(line) for line in lines), key=distance)["step"]
+def _best(config: BuildConfig) -> list[dict[str, Any]]:
+    """The lines of the `keep` snapshots that are best by `distance`, the best first."""
+    lines = [json.loads(line) for line in (config.work / "rates.jsonl").read_text(encoding="utf-8").splitlines()]
+    newest = {line["step"]: line for line in lines}
+    here = [line for line in newest.values() if _snapshot(config, line["step"]).exists()]
+    return sorted(here, key=distance)[: config.keep]
 
 
 def main(config: BuildConfig) -> None:
     """Run the stages."""
-    train(config)
-    if config.stop_after == "export":
-        step = choose(config)
+    if config.only != "choose":
+        train(config)
+    if config.only in (None, "choose"):
+        step = _best(config)[0]["step"] if config.snapshot is None else config.snapshot
         folder = _write(config, step, config.out or config.work / "pipeline")
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"snapshot {step} in {folder}, {size / 1e6:.2f} MB", flush=True)

@@ -71,3 +71,8 @@ def distance(found: Mapping[str, float]) -> float:
     ]
     outside = sum(gap for gap in gaps if gap > 0)
     return outside if outside > 0 else max(gaps)
+
+
+def is_too_good(found: Mapping[str, float]) -> bool:
+    """Whether rates leave no room in any family, so that more training only spoils the model."""
+    return all(found[family] > high for family, (_, high) in RANGES.items() if high < 1)

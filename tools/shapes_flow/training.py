@@ -75,12 +75,12 @@ class Trainer:
         self.step, self.phase = 0, -1
         self._resume()
 
-    def run(self, deadline: float, after: Callable[[int], None], every: int) -> None:
+    def run(self, deadline: float, after: Callable[[int], bool], every: int) -> None:
         """Train to the schedule's end, or until `time.monotonic()` is `deadline`; saves the state at the end.
 
         Args:
             deadline: on the monotonic clock.
-            after: called with the step's number every `every` steps, and at the end.
+            after: called with the step's number every `every` steps, and at the end; true ends the training.
             every: a multiple of `STRETCH`.
         """
         stream = None
@@ -90,7 +90,7 @@ class Trainer:
         with torch.cuda.stream(stream):
             self._run(deadline, after, every)
 
-    def _run(self, deadline: float, after: Callable[[int], None], every: int) -> None:
+    def _run(self, deadline: float, after: Callable[[int], bool], every: int) -> None:
         shown, shown_at = self.step, time.monotonic()
         while self.step < self.schedule.steps and time.monotonic() < deadline:
             self._stretch()
@@ -104,7 +104,8 @@ class Trainer:
                 shown, shown_at = self.step, time.monotonic()
             if self.step % every == 0 and self.step < self.schedule.steps:
                 self.save()
-                after(self.step)
+                if after(self.step):
+                    return
         self.save()
         after(self.step)
 
