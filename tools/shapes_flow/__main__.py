@@ -82,7 +82,12 @@ def train(config: BuildConfig) -> None:
     torch.set_num_threads(config.threads)
     tokenizer = write_tokenizer(config.work / "tokenizer")
     data = training_set(
-        config.work / "data.safetensors", tokenizer, number=config.pictures, seed=config.seed, workers=config.workers
+        config.work / "data.safetensors",
+        tokenizer,
+        number=config.pictures,
+        seed=config.seed,
+        workers=config.workers,
+        device=torch.device(config.device),
     )
     print(f"{len(data.latents)} pictures after {time.monotonic() - started:.0f} s", flush=True)
     if config.only == "data":

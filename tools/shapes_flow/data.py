@@ -42,15 +42,19 @@ class TrainingSet:
         return torch.multinomial(chances, size, replacement=True, generator=generator)
 
 
-def training_set(path: Path, tokenizer: CLIPTokenizer, *, number: int, seed: int, workers: int) -> TrainingSet:
+def training_set(
+    path: Path, tokenizer: CLIPTokenizer, *, number: int, seed: int, workers: int, device: torch.device
+) -> TrainingSet:
     """The set kept at `path`, made first where it is not there."""
     if not path.exists():
-        save_tensors(path, _make(tokenizer, number, seed, workers))
+        save_tensors(path, _make(tokenizer, number, seed, workers, device))
     stored = load_tensors(path)
     return TrainingSet(stored["latents"], stored["tokens"].long(), stored["empty"].long(), stored["kinds"].long())
 
 
-def _make(tokenizer: CLIPTokenizer, number: int, seed: int, workers: int) -> dict[str, torch.Tensor]:
+def _make(
+    tokenizer: CLIPTokenizer, number: int, seed: int, workers: int, device: torch.device
+) -> dict[str, torch.Tensor]:
     sizes = [min(_PART, number - start) for start in range(0, number, _PART)]
     seeds = [seed * 100_003 + part for part in range(len(sizes))]
     with ProcessPoolExecutor(max(1, workers)) as pool:
@@ -58,9 +62,9 @@ def _make(tokenizer: CLIPTokenizer, number: int, seed: int, workers: int) -> dic
     captions = [caption for part, _, _ in parts for caption in part]
     pictures: NDArray[np.uint8] = np.concatenate([drawn for _, drawn, _ in parts])
     kinds = [KINDS.index(name) for _, _, part in parts for name in part]
-    vae = load_autoencoder()
+    vae = load_autoencoder().to(device)
     return {
-        "latents": encode(vae, pictures, torch.device("cpu")).half(),
+        "latents": encode(vae, pictures, device).half(),
         "tokens": tokenize(tokenizer, captions).to(torch.int16),
         "empty": tokenize(tokenizer, [""]).to(torch.int16),
         "kinds": torch.tensor(kinds, dtype=torch.int8),
