@@ -1,14 +1,13 @@
 """One row of a GPU's tables: an iteration of DDPO_IS on a pipeline of random weights, its speed, memory and ratio.
 
-Random weights do not change the speed. `gpu.py` runs the rows. A variant lets cuDNN choose by trying (`autotuned`), lays
-the trained network out in channels-last format, or compiles it by torch.compile (with CUDA graphs: `reduce-overhead`):
-its ratio to the plain row says whether that pays on a card.
+Random weights do not change the speed. `gpu.py` runs the rows. A variant lets cuDNN choose by trying (`autotuned`),
+lays the trained network out in channels-last format, or compiles it by torch.compile (with CUDA graphs:
+`reduce-overhead`): its ratio to the plain row says whether that pays on a card.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +28,7 @@ class Row:
     trainable: Literal["lora", "full"] = "lora"
     """What trains."""
     batch: int = 8
-    """Pictures sampled at once, pictures behind an update, transitions trained on at once, and the reward's batch."""
+    """Pictures sampled at once, pictures behind an update, and transitions trained on at once."""
     samples: int = 16
     """Pictures of the iteration, a multiple of `batch`."""
     steps: int = 50
@@ -40,10 +39,6 @@ class Row:
     """Type of the frozen weights; full training keeps float32 weights and computes in bfloat16."""
     device: str = "cuda"
     """Device."""
-    reward: str = "Compressibility"
-    """Reward by name."""
-    reward_kwargs: str = "{}"
-    """Its keywords, as JSON."""
     variant: Variant = "plain"
     """How the network that trains is laid out and run."""
 
@@ -137,8 +132,7 @@ def _env_and_agent(row: Row) -> tuple[Any, Any]:
         "DiffusionDenoise-v0",
         num_envs=row.batch,
         model=row.model,
-        reward=row.reward,
-        reward_kwargs=json.loads(row.reward_kwargs),
+        reward="Compressibility",
         prompts="common-animals",
         num_inference_steps=row.steps,
         guidance_scale=row.guidance,
