@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_gym.agents.algorithms import Agent
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-checkpoint-1"
 
@@ -49,7 +49,7 @@ class Checkpoints:
         tensors = agent.tensors()  # in every process: what is spread over them is gathered
         if not agent.processes.main:
             return path
-        save_tensors(path, tensors, {"format": _FORMAT, "state": json.dumps(content)})
+        save_tensors(path, tensors, {"format": _FORMAT, "state": exact_json(content)})
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path

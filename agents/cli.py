@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -220,10 +219,11 @@ def _check_same(stored: Any, asked: Any) -> None:
 def _eval(args: list[str]) -> None:
     from diffusion_gym.agents.evaluation import summary_text
     from diffusion_gym.agents.runs import evaluate_run
+    from diffusion_gym.storage import json_text
 
     options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
     result = evaluate_run(options.dir, options.samples, options.seed)
-    print(json.dumps(result) if options.json else summary_text(result))
+    print(json_text(result) if options.json else summary_text(result))
 
 
 def _report(args: list[str]) -> None:

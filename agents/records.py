@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_gym.storage import write_text
+from diffusion_gym.storage import json_text, write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -26,10 +26,10 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Add a record as the last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json_text(record) + "\n")
 
 
 def drop_records_after(path: Path, iteration: int) -> None:
     """Keep the records up to an iteration, that of the checkpoint from which a run goes on."""
-    kept = [json.dumps(row) for row in read_metrics(path) if row["iteration"] <= iteration]
+    kept = [json_text(row) for row in read_metrics(path) if row["iteration"] <= iteration]
     write_text(path, "".join(line + "\n" for line in kept))

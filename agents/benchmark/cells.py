@@ -28,7 +28,7 @@ from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
-from diffusion_gym.storage import read_json, save_tensors, write_json
+from diffusion_gym.storage import exact_json, read_json, save_tensors, write_json
 
 FORMAT: Final = "diffusion-gym-benchmark-1"
 _NEVER: Final = 10**9
@@ -179,7 +179,7 @@ def _point(cell: Cell, contender: Contender, evaluator: Evaluator, work: Work) -
     started = time.perf_counter()
     found = evaluator.measure(contender.policy)
     path = cell.folder / "points" / f"{contender.reward_queries:08d}.safetensors"
-    save_tensors(path, found.samples, {"prompts": json.dumps(found.prompts)})
+    save_tensors(path, found.samples, {"prompts": exact_json(found.prompts)})
     return {
         "reward_queries": contender.reward_queries,
         "seconds": round(work.seconds, 3),
@@ -202,7 +202,7 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
 def _comparable(settings: RunSettings) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON gives them back: not where it lies, nor its threads."""
     free = ("out", "threads", "resume")
-    found: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
+    found: dict[str, Any] = json.loads(exact_json(settings.to_json()))
     return {key: value for key, value in found.items() if key not in free}
 
 

@@ -16,7 +16,7 @@ from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
 from diffusion_gym.devices import device_called
-from diffusion_gym.storage import read_json, write_text
+from diffusion_gym.storage import number_or_nan, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -151,5 +151,6 @@ class _Progress:
             text = f"failed: {record['error']}"
         else:
             first, last = record["points"][0], record["points"][-1]
-            text = f"reward {first['reward']:.3f} -> {last['reward']:.3f}, {record['total_seconds'] / 60:.1f} minutes"
+            before, after = number_or_nan(first["reward"]), number_or_nan(last["reward"])
+            text = f"reward {before:.3f} -> {after:.3f}, {record['total_seconds'] / 60:.1f} minutes"
         print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}", flush=True)

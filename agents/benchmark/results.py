@@ -21,7 +21,7 @@ from diffusion_gym.agents.benchmark.statistics import (
     sign_flip_p,
 )
 from diffusion_gym.agents.benchmark.suites import Suite
-from diffusion_gym.storage import read_json
+from diffusion_gym.storage import number_or_nan, read_json
 
 Record = Mapping[str, Any]
 
@@ -133,7 +133,7 @@ class Results:
         rewards: dict[int, list[float]] = {}
         for (_, of, seed), record in self.records.items():
             if of == task:
-                rewards.setdefault(seed, []).append(record["points"][0]["reward"])
+                rewards.setdefault(seed, []).append(number_or_nan(record["points"][0]["reward"]))
         return float(np.mean([np.mean(values) for values in rewards.values()]))
 
     def scores(self, agent: str, point: int = -1, tasks: Sequence[str] | None = None) -> Scores:
