@@ -11,14 +11,27 @@ from diffusion_gym.storage import json_text, write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of such a file; a last line cut off by a kill is left out."""
+    """The records of such a file; a last line cut off by a kill is left out.
+
+    Raises:
+        ValueError: any other line is no record; the file is as it was.
+    """
+    if not path.exists():
+        return []
+    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
     records: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
+    for number, line in enumerate([*lines, torn] if torn else lines, 1):
+        try:
+            record = json.loads(line)
+            if isinstance(record["iteration"], bool) or not isinstance(record["iteration"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            if number > len(lines):
                 break
+            raise ValueError(
+                f"{path}, line {number}, is no record of an iteration: {line[:80]!r}; mend the line or remove it"
+            ) from None
+        records.append(record)
     return records
 
 

@@ -23,6 +23,7 @@ from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of,
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.runs import library_versions
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.envs.vector import DenoisingVectorEnv
@@ -48,6 +49,9 @@ class Cell:
         budget: reward queries; None for the suite's.
         device: None for the suite's.
         threads: CPU threads; 0 leaves torch's own choice.
+
+    Raises:
+        ValueError: a task, agent or seed that could name a file elsewhere.
     """
 
     suite: str
@@ -59,10 +63,13 @@ class Cell:
     device: str | None = None
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        check_run(self.task, self.agent, self.seed)
+
     @property
     def name(self) -> str:
         """What its folder and its record are called."""
-        return f"{self.task}--{self.agent.replace(':', '.').replace('/', '.')}--seed-{self.seed}"
+        return f"{self.task}--{file_name(self.agent)}--seed-{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -115,6 +122,23 @@ class Cell:
         asked = {"suite": suite.name, **_comparable(self.settings(suite))}
         if changed := _differing(stored, asked):
             raise ValueError(f"{path} is of other settings ({changed}); remove it or choose another --out")
+
+
+def file_name(agent: str) -> str:
+    """An agent's name as a part of file names: without the colon of `module:Class` and the slash of `library/agent`."""
+    return agent.replace(":", ".").replace("/", ".")
+
+
+def check_run(task: Any, agent: Any, seed: Any) -> None:
+    """Refuse what cannot name the files of a run, wherever it was read.
+
+    Raises:
+        ValueError: the value and what it must be.
+    """
+    check_name("task", task)
+    check_name("agent", file_name(agent) if isinstance(agent, str) else agent)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number of at least 0")
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_gym.agents.benchmark.cells import check_run
 from diffusion_gym.agents.benchmark.statistics import (
     Estimate,
     Scores,
@@ -82,10 +83,13 @@ class Results:
 
         Raises:
             FileNotFoundError: there is no record, or no suite.
+            ValueError: a record's task, agent or seed could name a file elsewhere.
         """
         found = [read_json(path) for path in sorted((folder / "records").glob("*.json"))]
         if not found:
             raise FileNotFoundError(f"{str(folder)!r} holds no benchmark; pass the --out of `diffusion-gym bench`")
+        for row in found:
+            check_run(*(row.get(key) for key in ("task", "agent", "seed")))
         kept = sorted(folder.glob("*.toml"))
         if suite is None and len(kept) != 1:
             raise FileNotFoundError(
