@@ -61,7 +61,9 @@ def check_new(folder: Path) -> None:
 
 
 # All that a run writes before the end of its first iteration.
-_AT_THE_START: Final = frozenset({"config.json", "metrics.jsonl", "checkpoints", "images", "tensorboard", "wandb.json"})
+_AT_THE_START: Final = frozenset(
+    {"config.json", "metrics.jsonl", "checkpoints", "images", "tensorboard", "wandb", "wandb.json"}
+)
 
 
 def _not_begun(folder: Path) -> bool:
