@@ -142,7 +142,7 @@ def checksum(tensors: Mapping[str, torch.Tensor], state: str) -> str:
     found = hashlib.sha256(state.encode())
     for name, value in sorted(tensors.items()):
         found.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
