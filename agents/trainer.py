@@ -273,9 +273,8 @@ class Trainer:
                 raise KeyboardInterrupt
             told, self._stop = self._stop, True
             if self.processes.main and not told:
-                name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-                again = "press Ctrl-C again to stop at once" if signum == signal.SIGINT else "with a checkpoint"
-                tqdm.write(f"{name}: stopping after this iteration; {again}.")
+                by = "" if signum == signal.SIGINT else f" ({signal.Signals(signum).name})"
+                tqdm.write(f"Stopping after this iteration{by}; press Ctrl-C again to stop at once.")
 
         with on_ending(ask):
             yield

@@ -249,7 +249,7 @@ def test_the_signals_of_schedulers_end_after_the_iteration_with_a_checkpoint(mak
     trainer = make_trainer(reward=when(3, twice), checkpoint_every=10)
     assert trainer.run() == Progress(2, 2 * SAMPLES)
     assert signal.getsignal(signum) is before
-    assert capsys.readouterr().out.count(f"{name}: stopping after this iteration; with a checkpoint.") == 1
+    assert capsys.readouterr().out.count(f"Stopping after this iteration ({name})") == 1
     resumed = make_trainer(init=5)
     resumed.run(resume=True)
     assert_equals(resumed, uninterrupted())
