@@ -63,6 +63,7 @@ class Trajectories:
         return {
             **self.conditions(samples),
             "timestep": self.timesteps[steps][:, None],
+            "step": steps,
             "latents": self.latents[steps, samples],
         }
 
@@ -138,14 +139,14 @@ def collect(
         embeddings = policy.embed_prompts(prompts)
     given = {} if embeddings is None else {"embedding": embeddings}
 
-    def act(state: Mapping[str, Any]) -> DenoisingDistribution:
+    def act(state: Mapping[str, Any], step: int) -> DenoisingDistribution:
         with span("rollout UNet"):
-            return choose({**state, **given})
+            return choose({**state, **given, "step": torch.full((len(prompts),), step, device=policy.device)})
 
     if isinstance(env, OneStepVectorEnv):
         x = torch.as_tensor(infos["latents"], device=policy.device)
         for step in range(len(policy.table)):
-            x = act(policy.observation(x, step, tokens)).sample(generator)
+            x = act(policy.observation(x, step, tokens), step).sample(generator)
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
@@ -170,7 +171,7 @@ def collect(
 
 def _episode(
     env: VectorEnv[Any, Any, Any],
-    act: Callable[[Mapping[str, Any]], DenoisingDistribution],
+    act: Callable[[Mapping[str, Any], int], DenoisingDistribution],
     observation: Mapping[str, Any],
     latents: torch.Tensor,
     log_probs: torch.Tensor,
@@ -180,7 +181,7 @@ def _episode(
     latents[0] = torch.as_tensor(observation["latents"], device=latents.device)
     returns, infos = torch.zeros_like(log_probs[0]), dict[str, Any]()
     for step in range(len(log_probs)):
-        distribution = act(observation)
+        distribution = act(observation, step)
         latents[step + 1] = distribution.sample(generator)
         # Scored on the stored value, which makes the ratio of a fresh rollout 1.
         log_probs[step] = distribution.log_prob(latents[step + 1])
