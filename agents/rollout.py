@@ -99,13 +99,23 @@ class Trajectories:
             if field.name == "prompts":
                 joined["prompts"] = tuple(prompt for part in parts for prompt in part.prompts)
             elif field.name == "components":
-                joined["components"] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
+                joined["components"] = _joined_components(parts)
             elif field.name in ("tokens", "embeddings"):
                 joined[field.name] = None if any(value is None for value in values) else torch.cat(values)
             else:
                 axis = 1 if field.name in ("latents", "log_probs") else 0
                 joined[field.name] = torch.cat(values, axis)
         return Trajectories(**joined)
+
+
+def _joined_components(parts: list[Trajectories]) -> dict[str, torch.Tensor]:
+    """NaN where a batch lacks a component, as one does whose pictures are all not finite."""
+    names = dict.fromkeys(name for part in parts for name in part.components)
+    missing = [torch.full_like(part.rewards, torch.nan) for part in parts]
+    return {
+        name: torch.cat([part.components.get(name, nan) for part, nan in zip(parts, missing, strict=True)])
+        for name in names
+    }
 
 
 @torch.no_grad()
