@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.streams import stream
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardOutput
@@ -285,7 +286,7 @@ def _batches(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The seed of the actions' noise, and the arguments of `reset`, for each batch of this process."""
     for batch in processes.share(number // env.num_envs):
-        env_seed, noise_seed, prompt_seed = np.random.SeedSequence([*seed_path, batch]).generate_state(3, np.uint64)
+        env_seed, noise_seed, prompt_seed = stream((*seed_path, batch), "rollout").generate_state(3, np.uint64)
         options = None if group_size == 1 else {"prompt": _in_groups(env, group_size, int(prompt_seed))}
         yield int(noise_seed >> np.uint64(1)), {"seed": int(env_seed >> np.uint64(1)), "options": options}
 

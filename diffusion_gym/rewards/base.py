@@ -20,8 +20,7 @@ from diffusion_gym.registry import Registry
 U = TypeVar("U")
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
-_LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
-_NOT_THE_USERS: Final = (_PACKAGE, *_LIBRARIES, *(folder.resolve() for folder in _LIBRARIES))
+_LIBRARIES: Final = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def reward_name(reward: object) -> str:
 def _where(error: Exception) -> str:
     """The innermost line of the user's own code, as ` (FILE:LINE)`; empty where there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)  # an installer may have linked it from elsewhere
-        ours = any(path.is_relative_to(folder) for path in (file, file.resolve()) for folder in _NOT_THE_USERS)
+        file = Path(frame.filename).resolve()
+        ours = any(file.is_relative_to(folder) for folder in (_PACKAGE, *_LIBRARIES))
         if not ours and not frame.filename.startswith("<frozen"):
             return f" ({file.name}:{frame.lineno})"
     return ""
