@@ -12,7 +12,7 @@ from torch import nn
 from diffusion_gym.agents.allocator import keep_freed_memory
 from diffusion_gym.config import Reduction, SamplerConfig
 from diffusion_gym.models import DenoisingModel
-from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
+from diffusion_gym.scheduling import TERMINAL, gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -176,7 +176,7 @@ class DenoisingPolicy(nn.Module):
             tokens: token ids `(N, L)`; None for an unconditional model.
         """
         timestep = self.table.timesteps[step].expand(len(latents), 1)
-        states = {"timestep": timestep, "latents": latents}
+        states = {"timestep": timestep, "latents": latents, "step": torch.full_like(timestep[:, 0], step)}
         return states if tokens is None else {"prompt": tokens, **states}
 
     def distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
@@ -184,8 +184,9 @@ class DenoisingPolicy(nn.Module):
 
         Args:
             observation: `prompt` int64 `(N, L)`, `timestep` int64 `(N, 1)`, `latents` float32 `(N, C, H, W)`;
-                tensors or NumPy arrays. `embedding`, the prompts' text embeddings `(N, L, D)`, may come with them, as
-                `embed_prompts` gives them: on a GPU it saves waiting for the tokens to look them up.
+                tensors or NumPy arrays. That of a single environment, without the N, is a batch of one. Two things may
+                come with them, which saves waiting for a GPU: `embedding`, the prompts' text embeddings `(N, L, D)` as
+                `embed_prompts` gives them, and `step`, int64 `(N,)`, in place of looking the timesteps up.
 
         Raises:
             ValueError: a timestep that the sampler does not visit, such as that of a finished episode.
@@ -241,12 +242,18 @@ class DenoisingPolicy(nn.Module):
     def _read(self, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `(N, C, H, W)` and the steps `(N,)` at which the sampler visits their timesteps."""
         latents = torch.as_tensor(observation["latents"], device=self.device)
+        latents = latents[None] if latents.ndim == 3 else latents
+        if (given := observation.get("step")) is not None:
+            return latents, torch.as_tensor(given, device=self.device)
         timesteps = torch.as_tensor(observation["timestep"], device=self.device).reshape(-1)
-        steps = self.table.step_of[timesteps]
-        if steps.device.type == "cpu" and bool((steps < 0).any()):
-            strange = sorted(set(timesteps[steps < 0].tolist()))
+        last = len(self.table.step_of) - 1
+        steps = self.table.step_of[timesteps.clamp(0, last)]
+        visited = (steps >= 0) & (timesteps >= 0) & (timesteps <= last)  # negative ones would count from the end
+        if not bool(visited.all()):
+            strange = sorted(set(timesteps[~visited].tolist()))
             raise ValueError(
                 f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}"
+                + (f", and {TERMINAL} is that of x_0: the episode is over" if TERMINAL in strange else "")
             )
         return latents, steps
 
@@ -293,11 +300,11 @@ class DenoisingPolicy(nn.Module):
         return self.embed(torch.stack([rows[prompt] for prompt in prompts]))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)` of token ids `(N, L)`; each distinct prompt is encoded once, by itself.
+        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`; each distinct prompt is encoded once, by itself.
 
         In a batch its rounding might depend on the others, and so a resumed run on what was encoded before.
         """
-        rows = tokens.cpu().contiguous()
+        rows = tokens.reshape(-1, tokens.shape[-1]).cpu().contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
         for key, row in dict(zip(keys, rows, strict=True)).items():
             if key not in self._embeddings:

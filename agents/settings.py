@@ -64,10 +64,6 @@ class EnvOptions:
         """The keyword arguments for `gym.make` and `gym.make_vec`."""
         given = {key: value for key, value in asdict(self).items() if value is not None}
         reward_kwargs = parse_keywords(given.pop("reward_kwargs", {}))
-        if files := {key: given.pop(key) for key in ("revision", "variant") if key in given}:
-            given["model_kwargs"] = files
-        if "strict" in given:
-            reward_kwargs["strict"] = given.pop("strict")
         if reward_kwargs:
             given["reward_kwargs"] = reward_kwargs
         if prompts := given.get("prompts"):

@@ -26,6 +26,7 @@ from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.agents.schedule import Schedule
+from diffusion_gym.agents.streams import stream
 from diffusion_gym.agents.tracking import Track, Tracker, open_tracker
 from diffusion_gym.storage import remove_unfinished
 from diffusion_gym.timing import span
@@ -163,7 +164,7 @@ class Trainer:
         trajectories = self._sample(path)
         sampled = time.perf_counter() - started
         self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
-        updated = self.agent.update(trajectories, np.random.default_rng(path))
+        updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
         self.agent.check_finite(self.done.iteration + 1, updated)
         number = self.schedule.samples_per_iteration
         self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 
@@ -22,6 +22,8 @@ from diffusion_gym.config import Reduction
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 Variance = Literal["fixed_small", "fixed_large"]
+TERMINAL: Final = -1
+"""The timestep of x_0, from which no step leads on: none that a sampler visits, 0 included."""
 
 
 @dataclass(frozen=True)

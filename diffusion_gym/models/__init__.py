@@ -62,9 +62,19 @@ def load_model(
         if options:
             raise ValueError(f"model_kwargs={options!r} go with a name, directory or hub id, not with a model object")
         return model
+    return _load(str(model), device_called(device), torch_dtype(dtype), tuple(options.items()))
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """The type that a model's weights may have, by its name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} must be one of float32, bfloat16, float16")
-    return _load(str(model), device_called(device), getattr(torch, dtype), tuple(options.items()))
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
 def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
@@ -100,4 +110,4 @@ def _model_class(model: str, revision: str | None) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
-__all__ = ["MODELS", "DenoisingModel", "load_model"]
+__all__ = ["MODELS", "DenoisingModel", "load_model", "torch_dtype"]

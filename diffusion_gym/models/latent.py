@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
+from diffusion_gym.images import to_unit
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
 from diffusion_gym.storage import read_json
@@ -214,7 +215,7 @@ class LatentModel:
         scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor + shift
         count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
         parts = [self.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(count)]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        return to_unit(torch.cat(parts))
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a `StableDiffusionPipeline` directory with `unet` in it, in the dtype of its weights."""

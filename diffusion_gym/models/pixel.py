@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
+from diffusion_gym.images import to_unit
 from diffusion_gym.models.latent import Checkpoint, step_table
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
@@ -103,7 +104,7 @@ class PixelModel:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of pixels `(N, 3, H, W)` in [-1, 1]: float32 `(N, 3, H, W)` in [0, 1]."""
-        return (latents.float() / 2 + 0.5).clamp(0, 1)
+        return to_unit(latents)
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a pipeline directory with `unet` in it, in the dtype of its weights.

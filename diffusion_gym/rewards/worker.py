@@ -80,9 +80,12 @@ class RewardWorker:
                 job.future.cancel()
             self._jobs.clear()
             self._changed.notify()
-        if callable(cancel := getattr(self.reward, "cancel", None)):
-            cancel()
-        self._thread.join(timeout=1.0)
+        cancel, pause = getattr(self.reward, "cancel", None), 0.01
+        while self._thread.is_alive() and pause < 1.0:
+            if callable(cancel):
+                cancel()  # again and again: a call that begins only now may forget what came before it
+            self._thread.join(pause)
+            pause *= 2
 
     def _work(self) -> None:
         while jobs := self._next():

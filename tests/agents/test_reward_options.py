@@ -44,10 +44,11 @@ def test_values_are_json_where_they_are_json():
 
 
 def test_strict_is_the_short_form():
-    assert parse("--env.strict", "True").env_options.keywords()["reward_kwargs"] == {"strict": True}
+    others = parse().env_options.keywords()
+    assert not {"strict", "reward_kwargs"} & others.keys()
+    assert parse("--env.strict", "True").env_options.keywords() == {**others, "strict": True}  # gym.make's own
     both = parse("--env.strict", "True", "--env.reward-kwargs", "other", "1").env_options
-    assert both.keywords()["reward_kwargs"] == {"strict": True, "other": 1}
-    assert "reward_kwargs" not in parse().env_options.keywords()
+    assert both.keywords() == {**others, "strict": True, "reward_kwargs": {"other": 1}}
 
 
 def test_they_survive_config_json(tmp_path):

@@ -262,6 +262,31 @@ def test_many_are_joined_in_order(make_env, make_policy):
     assert torch.equal(many.images, to_uint8(torch.cat([policy.model.decode(x) for x in many.latents[-1].split(3)])))
 
 
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_batch_of_pictures_that_are_not_finite_is_nan_among_the_others(
+    make_env, make_policy, monkeypatch, lost, background
+):
+    class Reward:
+        def __call__(self, *batch):
+            return with_components(*batch)
+
+    Reward.background = background
+    env = make_env(3, reward=Reward(), autoreset_mode="Disabled")
+    decode, calls = env.unwrapped.model.decode, []
+
+    def overflowing(latents):
+        calls.append(len(latents))
+        return decode(latents) * (torch.nan if len(calls) == lost + 1 else 1.0)
+
+    monkeypatch.setattr(env.unwrapped.model, "decode", overflowing)
+    with pytest.warns(UserWarning, match="3 of 3 pictures hold NaN"):
+        many = collect_many(env, make_policy(env), 6, (0, 1))
+    mine = torch.arange(6) // 3 == lost
+    for values in (many.rewards, many.components["red"]):
+        assert torch.equal(values.isnan(), mine)
+
+
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
 def test_many_do_not_depend_on_what_happened_before(make_env, make_policy, roll, mode):
     env = make_env(3, autoreset_mode=mode)

@@ -84,10 +84,10 @@ def test_variant_that_is_needed_is_named(variants):
 
 def test_environment_and_command_line_hand_the_options_on(variants):
     options = EnvOptions(model=str(variants), variant="fp16", revision="main").keywords()
-    assert options["model_kwargs"] == {"variant": "fp16", "revision": "main"}
+    assert (options["variant"], options["revision"]) == ("fp16", "main")
     env = gym.make_vec("DiffusionDenoise-v0", num_envs=1, **options)
     assert env.unwrapped.model is load_model(str(variants), "cpu", "float32", {"revision": "main", "variant": "fp16"})
-    assert "model_kwargs" not in EnvOptions(model="SD14").keywords()
+    assert "variant" not in EnvOptions(model="SD14").keywords()
 
 
 @pytest.mark.parametrize(

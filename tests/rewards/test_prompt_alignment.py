@@ -58,6 +58,32 @@ def test_score_is_the_recall_of_the_prompt_in_the_description(bert):
     assert torch.equal(vlm.pictures, to_uint8(IMAGES))
 
 
+@pytest.mark.parametrize(
+    "thought",
+    ["<think>two of them? no.\n</think>\n\n{}", "so, a cat.</think>{}", "<think>a</think> <think>b</think>{}", " {}"],
+)
+@pytest.mark.parametrize("mode", ["describe", "count"])
+def test_what_a_model_thinks_aloud_is_not_judged(bert, mode, thought):
+    prompts = PROMPTS if mode == "describe" else ["two cats", "three dogs", "four wolves"]
+    answers = ["a cat and a bike", "a dog", "green"] if mode == "describe" else ["two", "3", "five"]
+    options = {"mode": mode, **bert}
+    plain = evaluate(make_reward("PromptAlignment", vlm=Scripted(*answers), **options), IMAGES, prompts)
+    reward = make_reward("PromptAlignment", vlm=Scripted(*map(thought.format, answers)), **options)
+    assert torch.equal(evaluate(reward, IMAGES, prompts).scores, plain.scores)
+    assert [answer.strip() for answer in reward.descriptions] == answers
+
+
+@pytest.mark.parametrize("cut", ["<think>The picture shows two", "<THINK>hm</THINK>", "hm</think>\n"])
+def test_a_model_that_only_thought_gave_no_answer(bert, cut):
+    reward = make_reward("PromptAlignment", vlm=Scripted("a cat", cut, "a wolf"), **bert)
+    with pytest.warns(
+        UserWarning, match="no answer after its <think> for 1 of 3 pictures, which score NaN; .*max_tokens"
+    ):
+        output = evaluate(reward, IMAGES, PROMPTS)
+    assert output.scores.isnan().tolist() == [False, True, False]
+    assert reward.descriptions == ["a cat", None, "a wolf"]
+
+
 def test_info_holds_the_three_scores_of_each_picture(bert):
     output = evaluate(
         make_reward("PromptAlignment", vlm=Scripted("a cat", "a bike", "dishes"), **bert), IMAGES, PROMPTS

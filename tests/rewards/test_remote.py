@@ -10,6 +10,7 @@ import torch
 from diffusion_gym.rewards import REWARDS, RewardError, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.remote import RemoteReward
 from diffusion_gym.rewards.server.wire import TOKEN
+from diffusion_gym.rewards.worker import RewardWorker
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c"]
@@ -69,6 +70,43 @@ def stub():
 
 def scored(*scores, **more):
     return 200, {"scores": list(scores), "info": {}, **more}, {}
+
+
+# --- pictures that are not finite ------------------------------------------------------------------------------
+
+
+def test_pictures_that_are_not_finite_are_not_sent_and_score_nan(stub):
+    server = stub()
+    reward, images = make_reward(server.url), IMAGES.clone()
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.warns(UserWarning, match="1 of 3 pictures hold NaN"):
+        scores = evaluate(reward, images, ["a", "bb", "ccc"]).scores
+    assert [request["prompts"] for request in server.requests] == [["a", "ccc"]]
+    assert scores.isnan().tolist() == [False, True, False] and scores[[0, 2]].tolist() == [1, 3]
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        reward(images, PROMPTS, [{}] * 3)
+
+
+def test_a_worker_that_is_closed_just_before_the_call_ends_it(stub, monkeypatch):
+    """`cancel` comes between the worker taking the batch and the call's first line."""
+    server = stub(answers=[(503, {"detail": "busy"}, {})])
+    reward, entered, cancelled = RemoteReward(server.url, patience=600.0), threading.Event(), threading.Event()
+    clear = reward._cancelled.clear
+
+    def late():
+        entered.set()
+        assert cancelled.wait(30)
+        clear()
+
+    monkeypatch.setattr(reward._cancelled, "clear", late)
+    cancel = reward.cancel
+    monkeypatch.setattr(reward, "cancel", lambda: (cancel(), cancelled.set()))
+    worker = RewardWorker(reward)
+    future = worker.submit(IMAGES, PROMPTS)
+    assert entered.wait(30)
+    worker.close()
+    with pytest.raises(RewardError, match="given up before it answered"):
+        future.result(1.5)
 
 
 # --- finding the server ----------------------------------------------------------------------------------------

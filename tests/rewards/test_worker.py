@@ -111,6 +111,29 @@ def test_closing_cancels_what_waits_and_what_runs(start, reward):
         worker.submit(images(1, 2), ["third"])
 
 
+def test_closing_reaches_a_call_that_begins_only_then_and_forgets_what_came_before():
+    entered, first, cancelled = threading.Event(), threading.Event(), threading.Event()
+
+    class Forgetful:
+        def __call__(self, images, prompts, metadata):
+            entered.set()
+            assert first.wait(30)  # `cancel` comes just before the call's first line, as it were
+            cancelled.clear()
+            assert cancelled.wait(30)
+            raise RuntimeError("given up")
+
+        def cancel(self):
+            cancelled.set()
+            first.set()
+
+    worker = RewardWorker(Forgetful())
+    future = worker.submit(images(1, 0), ["first"])
+    assert entered.wait(30)
+    worker.close()
+    with pytest.raises(RewardError, match="given up"):
+        future.result(1.5)
+
+
 def test_a_cancelled_batch_is_not_scored(start, reward):
     worker, _ = start()
     second, third = (worker.submit(images(1, seed), [str(seed)]) for seed in (1, 2))

@@ -42,7 +42,13 @@ class ScoreRequest:
 
 
 def encode_images(images: torch.Tensor) -> list[str]:
-    """Float `(N, 3, H, W)` in [0, 1] -> N PNGs as base64; rounds to 8 bits, the rest is lossless."""
+    """Float `(N, 3, H, W)` in [0, 1] -> N PNGs as base64; rounds to 8 bits, the rest is lossless.
+
+    Raises:
+        ValueError: a picture that is not finite, which no PNG can hold.
+    """
+    if not bool(images.isfinite().all()):
+        raise ValueError("images hold NaN or infinite values; `evaluate` leaves such pictures out")
     with ThreadPoolExecutor() as pool:  # PIL lets go of the interpreter lock while it encodes
         return list(pool.map(_encode, to_uint8(images).cpu().numpy()))
 

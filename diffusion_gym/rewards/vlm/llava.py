@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.devices import device_called
 from diffusion_gym.hub import located
 from diffusion_gym.quiet import quiet
 
@@ -28,7 +29,7 @@ class LocalVLM:
 
     Raises:
         FileNotFoundError: the model's files are not here and cannot be fetched.
-        ValueError: an unknown dtype, or a number below 1.
+        ValueError: an unknown dtype, a device that is not here, or a number below 1.
     """
 
     remote = False
@@ -46,6 +47,8 @@ class LocalVLM:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
         if batch_size < 1 or max_tokens < 1:
             raise ValueError(f"batch_size={batch_size!r} and max_tokens={max_tokens!r} must be at least 1")
+        if device is not None:
+            device_called(device)
         self.device, self.dtype = device, dtype
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.name = f"{source} ({dtype}, {max_tokens} tokens)"

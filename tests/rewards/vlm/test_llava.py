@@ -100,3 +100,11 @@ def test_option_out_of_range_is_named(options, folder):
     [(name, value)] = options.items()
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         LocalVLM(folder, **options)
+
+
+@pytest.mark.parametrize(
+    "device", ["gpu", pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"))]
+)
+def test_a_device_that_is_not_here_is_refused_before_the_weights(device):
+    with pytest.raises(ValueError, match=f"device='{device}'"):
+        LocalVLM("no-one/has-this", device=device)
