@@ -17,7 +17,8 @@ from PIL import Image
 
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import REWARDS, RewardOutput
-from diffusion_gym.rewards.server.app import Limits, serve
+from diffusion_gym.rewards.server.app import serve
+from diffusion_gym.rewards.server.limits import Limits
 from diffusion_gym.rewards.server.wire import encode_images, read_output, read_request, write_output
 
 TOKEN = "a long secret"
@@ -36,7 +37,9 @@ def ask(server):
 
     def send(path, body=None, token=TOKEN):
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         request = urllib.request.Request(server.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -166,7 +169,8 @@ def test_a_body_over_the_limit_without_its_length_is_refused(server):
     """Chunked transfer: nothing says beforehand how long it will be."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
     chunks = (b"x" * 10_000 for _ in range(11))
-    connection.request("POST", "/score", chunks, {"Authorization": f"Bearer {TOKEN}"}, encode_chunked=True)
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request("POST", "/score", chunks, headers, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
 
@@ -240,7 +244,7 @@ def test_pictures_travel_without_loss():
         decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         np.testing.assert_array_equal(decoded, expected)
     body = json.dumps({"images": texts, "prompts": ["a", "b", "c"]}).encode()
-    assert torch.equal(read_request(body, 8).pictures, to_uint8(images))
+    assert torch.equal(read_request(body, 8).unpack(), to_uint8(images))
 
 
 def test_numbers_travel_without_loss():
@@ -263,7 +267,8 @@ def test_the_server_ends_on_a_signal(start_server):
 
     def score():
         data = json.dumps(request("hold late")).encode()
-        with urllib.request.urlopen(server.url + "/score", data, timeout=60) as answer:
+        asked = urllib.request.Request(server.url + "/score", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             found.append(answer.status)
 
     thread = threading.Thread(target=score)
