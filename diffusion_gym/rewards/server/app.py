@@ -174,9 +174,8 @@ class _Service:
                     body += part
                     limit.reschedule(begin + seconds + len(body) / _SLOWEST)
         except TimeoutError:
-            raise _Refusal(
-                408, f"{len(body)} bytes of the request came within client_seconds={seconds:g} and 1 s for 16 KiB"
-            ) from None
+            came = f"{len(body)} bytes of the request came within client_seconds={seconds:g} and 1 s for 16 KiB"
+            raise _Refusal(408, came, Connection="close") from None
         return body
 
     async def _output(self, request: Request, future: Future[RewardOutput]) -> RewardOutput:
@@ -257,7 +256,8 @@ def make_app(reward: Reward, *, token: str | None = None, limits: Limits | None 
                 _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
                 _let_go(error)
                 refusal = _busy(f"the server failed ({type(error).__name__}); its log says why")
-            await _drain(request, service.limits)
+            if refusal.status != 408 and "expect" not in request.headers:  # that one waits for a word before it sends
+                await _drain(request, service.limits)
             return JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)
 
         return respond
@@ -275,8 +275,6 @@ async def _drain(request: Request, limits: Limits) -> None:
     """Let a client that was refused finish: one that still sends would see a broken connection, and not the answer."""
     from starlette.requests import ClientDisconnect
 
-    if "expect" in request.headers:  # it waits for a word before it sends
-        return
     left = limits.max_bytes
     try:
         async with asyncio.timeout(limits.client_seconds):

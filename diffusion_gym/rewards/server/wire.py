@@ -22,7 +22,7 @@ from diffusion_gym.rewards.base import RewardOutput
 TOKEN: Final = "DIFFUSION_GYM_REWARD_TOKEN"
 _MOST_PIXELS: Final = 2**22  # of a picture, 2048 x 2048: a PNG of a few kB can unpack to gigabytes
 _MOST_VALUES: Final = 2**17  # in a body: an empty object has 3 bytes there and 64 in Python
-_MOST_CHUNKS: Final = 2**14  # in a PNG, whose encoders write chunks of 8 kB and more
+_MOST_CHUNKS: Final = 2**12  # in a PNG, whose encoders write chunks of 8 kB and more
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _HEADER: Final = struct.Struct(">8sI4sIIBB")  # signature; length and name of the first chunk; width, height, bits, type
 _MODES: Final = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
