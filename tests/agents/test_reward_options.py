@@ -121,7 +121,7 @@ def test_an_option_that_is_no_more_is_named(part, name, tmp_path):
         (["Compressibility", "--host", "0.0.0.0"], "give a token with --token or DIFFUSION_GYM_REWARD_TOKEN"),
         (["Compressibility", "--max-batch", "0"], "max_batch=0 must be at least 1"),
         (["Color", "--reward-kwargs", "strickt", "true"], "strickt"),
-        (["Compressibility", "--max-memory", "1000"], "max_memory=1000 must be at least 8 * max_bytes=536870912"),
+        (["Compressibility", "--max-memory", "1000"], "max_memory=1000 must be at least 16 * max_bytes=1073741824"),
         (["Compressibility", "--token", ""], "the token, from --token or DIFFUSION_GYM_REWARD_TOKEN, is empty"),
         (
             ["not:there", "--port", "-1"],

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-_SHARE: Final = 8  # of the memory for one request: as float32, and copied, its pictures take what all requests may hold
+_SHARE: Final = 16  # of the memory for one request: as float32, and copied, its pictures take half of it all
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Limits:
     max_bytes: int = 2**26
     """Bytes of one request."""
     max_memory: int = 2**30
-    """Bytes of all requests and their unpacked pictures, at 3 bytes a pixel; one request unpacks to an eighth of it at
-    most. Beside it the server takes up to twice as much while it reads and scores, and what the reward itself takes."""
+    """Bytes of all requests and their unpacked pictures, at 3 bytes a pixel; one request unpacks to a sixteenth of it
+    at most. While it reads and scores, the server takes up to twice as much beside it, and the reward its own."""
     max_connections: int = 128
     """Connections at a time; when there is one more, the one that has kept the server waiting longest is closed."""
     client_seconds: float = 10.0

@@ -20,7 +20,7 @@ STEERED = '''
 
 
     def steered(images, prompts, metadata):
-        """Brightness. "hold NAME" makes the file "at NAME" and waits for it; "raise", "nan", "inf" and "open FILE" do so."""
+        """Brightness. "hold NAME" makes the file "at NAME" and waits; "raise", "nan", "inf" and "open FILE" do so."""
         lives = Path("lives")  # the server kills itself at the call that this file counts down to
         if lives.exists():
             lives.write_text(str(int(lives.read_text()) - 1))

@@ -286,7 +286,7 @@ def test_limits_are_checked(name, value):
 
 
 def test_memory_has_room_for_several_requests():
-    with pytest.raises(ValueError, match=r"max_memory=100 must be at least 8 \* max_bytes=400"):
+    with pytest.raises(ValueError, match=r"max_memory=100 must be at least 16 \* max_bytes=800"):
         Limits(max_bytes=50, max_memory=100)
 
 
