@@ -187,9 +187,10 @@ class _Service:
                 pass
 
         answer, leaving = asyncio.wrap_future(future), asyncio.create_task(left())
+        either: set[asyncio.Future[Any]] = {answer, leaving}
         try:
             while not answer.done():
-                await asyncio.wait({answer, leaving}, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
                 if leaving.done() and not answer.done():
                     raise ClientDisconnect
                 if self._hangs and not answer.done():

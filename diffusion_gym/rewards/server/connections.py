@@ -33,7 +33,8 @@ def bounded(most: int, seconds: float) -> type[H11Protocol]:
             super().connection_made(transport)
             self._begin_to_wait()
             if len(self.connections) > most:
-                others: list[Any] = [other for other in self.connections if other is not self and other.waits]
+                all_of_them: set[Any] = self.connections
+                others = [other for other in all_of_them if other is not self and other.waits]
                 closed = min(others, key=lambda other: other.since, default=self)
                 self.connections.discard(closed)  # itself it does so later: the next one to come would count it
                 closed.transport.abort()

@@ -1,6 +1,7 @@
 """Clients that send slowly, badly, too much or nothing, and rewards that hang: everybody else is still served."""
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -143,6 +144,20 @@ def test_a_refusal_reaches_a_client_that_still_sends(locked, token):
     """If it were closed at once, the client would see a broken connection, and try again for all its patience."""
     status, _ = ask(locked, data=b"[" * 20_000_000, Authorization=f"Bearer {token}")
     assert status == {"secret": 422, "wrong": 401}[token]
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_no_answers_is_closed(server):
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = server.url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        connection.settimeout(1)
+        with pytest.raises(ConnectionError):
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
 
 
 # --- number ----------------------------------------------------------------------------------------------------
