@@ -135,7 +135,7 @@ class _Service:
             self._held -= 1
 
     async def _asked(self, request: Request, share: Share) -> tuple[ScoreRequest, Any]:
-        """The request and its pictures; `share` holds the bytes of the latter."""
+        """The request without its images, and its pictures; `share` holds their bytes."""
         from starlette.concurrency import run_in_threadpool
 
         body = await self._body(request, share)
@@ -153,9 +153,10 @@ class _Service:
                 raise _Refusal(422, str(error)) from None
             except (ValueError, RecursionError) as error:
                 raise _Refusal(400, f"the body is not JSON ({error})") from None
+        text = 4 * (number - sum(map(len, asked.images)))  # Python holds up to 4 bytes a character
         asked.images.clear()
         body.clear()
-        share.take(-number)
+        share.take(text - number)
         return asked, pictures
 
     async def _body(self, request: Request, share: Share) -> bytearray:
@@ -211,9 +212,10 @@ class _Service:
 
 
 def _without_paths(text: str) -> str:
-    """An error's text with files instead of their paths, and not endless."""
+    """An error's text with files instead of their paths, not endless, and of what UTF-8 can hold."""
+    text = text[:2000].encode(errors="replace").decode()
     text = re.sub(r"""(['"])(?:[A-Za-z]:)?[\\/](?:[^'"\n]*[\\/])?([^'"\\/\n]*)\1""", r"\1\2\1", text)
-    return re.sub(r"""(?<![\w:/\\.])(?:[A-Za-z]:)?[\\/](?:[^\s'"\\/]+[\\/])+""", "", text)[:2000]
+    return re.sub(r"""(?<![\w:/\\.])(?:[A-Za-z]:)?[\\/](?:[^\s'"\\/]+[\\/])+""", "", text)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -221,13 +221,32 @@ def test_a_client_that_leaves_gives_its_place_and_memory_back(server):
     with ThreadPoolExecutor() as pool:
         first = pool.submit(ask, server, data=body("hold left"))
         server.wait_until_at("left")
+        alone = ask(server, "/health")[1]["memory"]
+        assert 8 * 8 * 3 < alone < 1000
         leaving = connect(server, head(len(sent)) + sent.decode())
-        wait_for(server, held=2, waiting=1, memory=2 * 8 * 8 * 3)
+        wait_for(server, held=2, waiting=1)
+        assert ask(server, "/health")[1]["memory"] > alone + 8 * 8 * 3
         leaving.close()
-        wait_for(server, held=1, waiting=0, memory=8 * 8 * 3)
+        wait_for(server, held=1, waiting=0, memory=alone)
         (server.folder / "left").touch()
         assert first.result()[0] == 200
     wait_for(server, held=0, memory=0)
+
+
+def test_texts_count_as_memory(server):
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, server, data=body("hold text"))
+        server.wait_until_at("text")
+        long = pool.submit(ask, server, data=body("é" * 100_000))
+        wait_for(server, waiting=1)
+        assert ask(server, "/health")[1]["memory"] >= 400_000
+        (server.folder / "text").touch()
+        assert first.result()[0] == long.result()[0] == 200
+
+
+def test_an_error_that_utf8_cannot_hold_is_told_all_the_same(server):
+    status, answer = ask(server, data=body("open \ud800"))
+    assert status == 500 and "reward='steered' raised" in answer["detail"]
 
 
 def test_errors_name_no_folder_of_the_server(server):
