@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final
 import tyro
 
 from diffusion_gym.rewards import make_reward
-from diffusion_gym.rewards.server.app import Limits, serve
+from diffusion_gym.rewards.server.app import check_address, serve
+from diffusion_gym.rewards.server.limits import Limits
 from diffusion_gym.rewards.server.wire import TOKEN
 from diffusion_gym.rewards.vlm.chat import API_KEY
 
@@ -44,8 +45,9 @@ def serve_reward(options: ServeRewardOptions) -> None:
         ValueError: the reward or an option is wrong.
         OSError: the port is taken.
     """
+    token = os.environ.get(TOKEN) if options.token is None else options.token
+    check_address(options.host, options.port, token)
     reward = make_reward(options.reward, **parse_keywords(options.reward_kwargs or {}))
-    token = options.token or os.environ.get(TOKEN) or None
     serve(reward, host=options.host, port=options.port, token=token, limits=options.limits)
 
 

@@ -135,6 +135,19 @@ def test_another_service_there_is_named(stub, health):
         RemoteReward(stub(health).url)
 
 
+@pytest.mark.parametrize(("key", "value"), [("max_batch", "64"), ("max_bytes", 0), ("max_unpacked", True)])
+def test_limits_that_are_none_are_named(stub, key, value):
+    with pytest.raises(RewardError, match=f"is no reward server: .*/health has {key}={value!r}"):
+        RemoteReward(stub({**HEALTH, key: value}).url)
+
+
+@pytest.mark.parametrize(("token", "words"), [("", "is empty"), ("a\nb", "cannot carry"), ("€", "cannot carry")])
+def test_a_token_that_cannot_be_sent_is_refused(stub, token, words):
+    with pytest.raises(ValueError, match=f"the token, an argument or {TOKEN}, .*{words}") as refused:
+        RemoteReward(stub().url, token=token)
+    assert not token or token not in str(refused.value)
+
+
 @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://user:secret@host:80"])
 def test_a_url_of_another_kind_is_refused(url):
     with pytest.raises(ValueError, match="must be http://host:port"):
@@ -190,6 +203,15 @@ def test_requests_are_no_larger_than_the_server_takes(stub):
     assert max(sizes) <= 1000 and len(sizes) > 1
     with pytest.raises(RewardError, match=r"max_bytes=1000, a single picture has \d+; .* --max-bytes"):
         evaluate(RemoteReward(server.url), torch.rand(1, 3, 32, 32), ["a"])
+
+
+def test_requests_unpack_to_no_more_than_the_server_takes(stub):
+    server = stub({**HEALTH, "max_unpacked": 2 * 3 * 8 * 8 + 1})
+    output = evaluate(RemoteReward(server.url), IMAGES[:1].repeat(5, 1, 1, 1), ["1", "22", "333", "4444", "55555"])
+    assert output.scores.tolist() == [1, 2, 3, 4, 5]
+    assert [len(request["images"]) for request in server.requests] == [2, 2, 1]
+    with pytest.raises(RewardError, match=r"max_unpacked=385 .*a single one has 768; .* --max-memory"):
+        evaluate(RemoteReward(server.url), torch.rand(1, 3, 16, 16), ["a"])
 
 
 @pytest.mark.parametrize("answer", [{}, {"scores": [1], "info": {}}, "text"])
