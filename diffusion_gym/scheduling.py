@@ -209,7 +209,7 @@ def _table(
     coef_xt: torch.Tensor,
     sigma: torch.Tensor,
 ) -> StepTable:
-    # x0 = (x_t - noise eps) / signal needs a signal, eps = (x_t - signal x0) / noise a noise; the means divide by it too.
+    # x0 = (x_t - noise eps) / signal needs a signal; every sampler's sigma, and eps of x0, divide by the noise.
     for name, absent in (("signal", (alpha_bar <= 0) & (schedule.prediction == "epsilon")), ("noise", alpha_bar >= 1)):
         if bool(absent.any()):
             raise ValueError(

@@ -18,9 +18,7 @@ Allowed = Mapping[str, tuple[Any, ...] | None]
 """By field the values that we honour, the one that a file without the field means first; None for any value."""
 
 
-def check_fields(
-    model: str, file: str, config: Mapping[str, Any], allowed: Allowed, *, complete: bool = False
-) -> None:
+def check_fields(model: str, file: str, config: Mapping[str, Any], allowed: Allowed, *, complete: bool = False) -> None:
     """Refuse a config of which a field has a value that we do not honour.
 
     Args:

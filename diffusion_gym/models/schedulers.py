@@ -90,7 +90,7 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
         )
     check_fields(model, "scheduler_config.json", config, FLOW_SOLVER, complete=True)
     # `flow_shift` is what these call the shift; the pipeline's dynamic one ends at 1.16 where the config does not say.
-    own = {name: value for name, value in config.items() if name in FLOW_SCHEDULER}
+    own = {name: value for name, value in config.items() if name in FLOW_SCHEDULER or name == "_class_name"}
     return FlowMatchEulerDiscreteScheduler.from_config({**own, "shift": config["flow_shift"], "max_shift": 1.16})
 
 
