@@ -66,7 +66,10 @@ def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = Fals
             f"{', '.join(_VARIANCE_PRESERVING)}"
         )
     check_fields(model, "scheduler_config.json", config, VARIANCE_PRESERVING, complete=True)
-    return DDIMScheduler.from_config({"clip_sample": clamps, **config})
+    own = _fields_of(DDIMScheduler, config)
+    if "variance_type" in config:  # which DDPM reads, where it is the sampler
+        own["variance_type"] = config["variance_type"]
+    return DDIMScheduler.from_config({"clip_sample": clamps, **own})
 
 
 def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
@@ -82,7 +85,7 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
     kind = config.get("_class_name")
     if kind in _FLOW:
         check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
-        return FlowMatchEulerDiscreteScheduler.from_config(config)
+        return FlowMatchEulerDiscreteScheduler.from_config(_fields_of(FlowMatchEulerDiscreteScheduler, config))
     if kind not in _FLOW_SOLVERS or not config.get("use_flow_sigmas"):
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, is none of a flow; use a model with a scheduler such as "
@@ -90,8 +93,14 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
         )
     check_fields(model, "scheduler_config.json", config, FLOW_SOLVER, complete=True)
     # `flow_shift` is what these call the shift; the pipeline's dynamic one ends at 1.16 where the config does not say.
-    own = {name: value for name, value in config.items() if name in FLOW_SCHEDULER or name == "_class_name"}
-    return FlowMatchEulerDiscreteScheduler.from_config({**own, "shift": config["flow_shift"], "max_shift": 1.16})
+    own = {**_fields_of(FlowMatchEulerDiscreteScheduler, config), "shift": config["flow_shift"], "max_shift": 1.16}
+    return FlowMatchEulerDiscreteScheduler.from_config(own)
+
+
+def _fields_of(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that a scheduler class of diffusers reads."""
+    known = {*inspect.signature(kind.__init__).parameters, "_class_name"}
+    return {name: value for name, value in config.items() if name in known}
 
 
 def stated(scheduler: Any) -> dict[str, Any]:

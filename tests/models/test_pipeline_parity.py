@@ -149,7 +149,7 @@ def start(model):
 
 @torch.no_grad()
 def ours(model, guidance=GUIDANCE):
-    """x_0 by the means of the policy's Gaussians, and its pictures; what our code makes float32 has the model's type."""
+    """x_0 by the means of the policy's Gaussians, and its pictures, all in the model's type."""
     config = SamplerConfig(num_inference_steps=STEPS, guidance_scale=guidance, eta=0.0)
     with patch.object(torch.Tensor, "float", lambda tensor: tensor.to(model.dtype)):
         policy = DenoisingPolicy(model, config)
@@ -182,10 +182,12 @@ def check(path, pipe, guidance=GUIDANCE):
     return model
 
 
-def check_plain_sampling(model, guidance):
+def check_plain_sampling(path, guidance):
+    """Without a policy: in float32, as it comes, against the policy's pictures."""
+    model = load(path, torch.float32)
     config = SamplerConfig(num_inference_steps=STEPS, guidance_scale=guidance, eta=0.0)
     pictures = sample_images(model, PROMPTS, config, torch.Generator().manual_seed(5))
-    torch.testing.assert_close(pictures, ours(model, guidance)[1], rtol=0, atol=1e-4)  # its table is in float32
+    torch.testing.assert_close(pictures, ours(model, guidance)[1], rtol=0, atol=1e-4)
 
 
 # --- schedulers ------------------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ def test_a_network_is_told_the_guidance_scale(base, folder, family):
     model = check(path, pipe, guidance=8.0)
     check(path, pipe, guidance=1.0)
     assert (ours(model, 8.0)[1] - ours(model, 1.0)[1]).abs().max() > 1e-3
-    check_plain_sampling(model, 8.0)
+    check_plain_sampling(path, 8.0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -295,8 +297,8 @@ def test_only_the_negative_prompt_is_zeros_where_the_pipeline_says_so(folder, ze
     index = read_json(path / "model_index.json")
     write_json(path / "model_index.json", {**index, "force_zeros_for_empty_prompt": zeros})
     assert "" in PROMPTS
-    model = check(path, own_pipeline(path), guidance)
-    check_plain_sampling(model, guidance)
+    check(path, own_pipeline(path), guidance)
+    check_plain_sampling(path, guidance)
 
 
 def test_the_mean_and_deviation_of_the_latents_are_those_of_the_autoencoder(folder):
