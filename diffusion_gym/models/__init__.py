@@ -52,7 +52,8 @@ def load_model(
             to take where there are several.
 
     Raises:
-        ValueError: an unknown name, device, dtype or pipeline class; or an option that is unknown or not the model's.
+        ValueError: an unknown name, device, dtype or pipeline class; an option that is unknown or not the model's; or
+            a field of the model's configs that changes the samples and is not followed.
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
     options = _checked_options(model_kwargs or {})

@@ -30,7 +30,8 @@ def sample_images(
             output = model.predict(model.unet, x, times, embeddings, **told).float()
         else:
             twice = model.predict(model.unet, torch.cat([x, x]), times.repeat(2), both).float()
-            output = guide(*twice.chunk(2), config.guidance_scale)
+            conditional, unconditional = twice.chunk(2)
+            output = guide(conditional, unconditional, config.guidance_scale)
         mean, std = step_gaussian(table, steps, x, output)
         x = mean + std * torch.randn(x.shape, generator=generator).to(model.device)
     return model.decode(x)
