@@ -6,9 +6,7 @@ Both sides compute in float64 where diffusers can, so that 1e-5 is of the maths 
 """
 
 import inspect
-import os
 import warnings
-from functools import cache
 from unittest.mock import patch
 
 import diffusers
@@ -22,9 +20,8 @@ from diffusion_gym.models import load_model
 from diffusion_gym.models.latent import LatentModel
 from diffusion_gym.models.pixel import PixelModel
 from diffusion_gym.models.random_ddpm import write_random_ddpm
-from diffusion_gym.models.random_pipeline import write_random_pipeline
-from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
 from diffusion_gym.models.sampling import sample_images
+from diffusion_gym.models.schedulers import _FLOW_SOLVERS, _VARIANCE_PRESERVING
 from diffusion_gym.models.sd3 import SD3Model
 from diffusion_gym.models.sdxl import SDXLModel
 from diffusion_gym.storage import read_json, write_json
@@ -37,15 +34,8 @@ MODELS = {
     "StableDiffusion3Pipeline": SD3Model,
     "DDIMPipeline": PixelModel,
 }
-FAMILIES = {"sd": write_random_pipeline, "sdxl": write_random_sdxl, "sd3": write_random_sd3}
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULERS = [
-    *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
-    *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
-    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
-    *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
-    *("LCMScheduler", "TCDScheduler"),
-]
+SCHEDULERS = [kind for kind in _VARIANCE_PRESERVING if kind != "DPMSolverSDEScheduler"]  # which needs torchsde
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 SPACINGS = ["leading", "linspace", "trailing"]
 FLOWS = {
@@ -58,57 +48,6 @@ FLOWS = {
     "exponential": {"use_exponential_sigmas": True},
     "beta": {"use_beta_sigmas": True},
 }
-FLOW_SOLVERS = [
-    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
-    *("UniPCMultistepScheduler", "SASolverScheduler"),
-]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """`base(family)`: a tiny random pipeline of a family, written once."""
-
-    @cache
-    def write(family):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return FAMILIES[family](tmp_path_factory.mktemp(family) / "base")
-
-    return write
-
-
-@pytest.fixture
-def folder(base, tmp_path):
-    """`folder(family, scheduler, part=changes)`: the tiny pipeline with another scheduler, or other fields of a part.
-
-    Its weights are links to the base's.
-    """
-
-    def make(family, scheduler=None, /, weights=(), **parts):
-        path, source = tmp_path / "pipeline", base(family)
-        for part in source.iterdir():
-            if part.is_dir():
-                (path / part.name).mkdir(parents=True)
-                for file in part.iterdir():
-                    os.symlink(file, path / part.name / file.name)
-        index = read_json(source / "model_index.json")
-        for part, network in weights:
-            for file in (path / part).iterdir():
-                file.unlink()
-            network.save_pretrained(path / part)
-        if scheduler is not None:
-            (path / "scheduler" / "scheduler_config.json").unlink()
-            scheduler.save_pretrained(path / "scheduler")
-            index["scheduler"] = ["diffusers", type(scheduler).__name__]
-        for part, changes in parts.items():
-            file = path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-            config = read_json(file)
-            file.unlink()
-            write_json(file, {name: value for name, value in {**config, **changes}.items() if value != "absent"})
-        write_json(path / "model_index.json", index)
-        return path
-
-    return make
 
 
 def own_pipeline(path, dtype=torch.float64):
@@ -261,7 +200,7 @@ def test_another_solver_of_a_flow_gives_way_to_euler(folder, kind):
     check(path, pipe)
 
 
-@pytest.mark.parametrize("kind", FLOW_SOLVERS)
+@pytest.mark.parametrize("kind", _FLOW_SOLVERS)
 def test_a_multistep_solver_of_a_flow_gives_way_to_euler_with_its_shift(folder, kind):
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
     path = folder("sd3", getattr(diffusers, kind)(**options))
@@ -326,104 +265,6 @@ def test_an_export_samples_in_diffusers_as_the_model_does(folder, family, kind):
     model.save_pipeline(str(path.parent / "saved"), model.unet)
     saved = check(path.parent / "saved", own_pipeline(path.parent / "saved"))
     torch.testing.assert_close(ours(model)[0], ours(saved)[0], rtol=1e-9, atol=0)
-
-
-# --- what is refused -------------------------------------------------------------------------------------------
-
-REFUSED = [
-    ("sd", "DDIMScheduler", "scheduler", {"thresholding": True}),
-    ("sdxl", "EulerDiscreteScheduler", "scheduler", {"use_karras_sigmas": True}),
-    ("sd", "EulerDiscreteScheduler", "scheduler", {"use_exponential_sigmas": True}),
-    ("sd", "HeunDiscreteScheduler", "scheduler", {"use_beta_sigmas": True}),
-    ("sd", "EulerDiscreteScheduler", "scheduler", {"timestep_type": "continuous"}),
-    ("sd", "EulerDiscreteScheduler", "scheduler", {"final_sigmas_type": "sigma_min"}),
-    ("sd", "EulerDiscreteScheduler", "scheduler", {"sigma_max": 20.0}),
-    ("sd", "DPMSolverMultistepScheduler", "scheduler", {"use_lu_lambdas": True}),
-    ("sd", "DPMSolverMultistepScheduler", "scheduler", {"use_flow_sigmas": True}),
-    ("sd", "DPMSolverMultistepScheduler", "scheduler", {"lambda_min_clipped": -5.1}),
-    ("sd", "DPMSolverMultistepScheduler", "scheduler", {"variance_type": "learned_range"}),
-    ("sd", "DDPMScheduler", "scheduler", {"beta_schedule": "sigmoid"}),
-    ("sd", "DDIMScheduler", "scheduler", {"prediction_type": "flow_prediction"}),
-    ("sd", "DDIMScheduler", "scheduler", {"timestep_spacing": "quadratic"}),
-    ("sd", "DDIMScheduler", "scheduler", {"a_field_to_come": 2.0}),
-    ("sd3", "FlowMatchEulerDiscreteScheduler", "scheduler", {"stochastic_sampling": True}),
-    ("sd3", "FlowMatchEulerDiscreteScheduler", "scheduler", {"invert_sigmas": True}),
-    ("sd3", "FlowMatchLCMScheduler", "scheduler", {"scale_factors": [0.5, 1.0]}),
-    ("sd", "DDIMScheduler", "unet", {"class_embed_type": "timestep"}),
-    ("sd", "DDIMScheduler", "unet", {"num_class_embeds": 10}),
-    ("sd", "DDIMScheduler", "unet", {"encoder_hid_dim_type": "image_proj"}),
-    ("sd", "DDIMScheduler", "unet", {"addition_embed_type": "text_time"}),
-    ("sdxl", "DDIMScheduler", "unet", {"addition_embed_type": "text_image"}),
-    ("sd", "DDIMScheduler", "vae", {"shift_factor": 0.1}),
-    ("sd", "DDIMScheduler", "vae", {"latents_mean": [0.0, 0.0, 0.0, 0.1]}),
-    ("sdxl", "DDIMScheduler", "vae", {"shift_factor": 0.1}),
-    ("sd3", "FlowMatchEulerDiscreteScheduler", "vae", {"latents_std": [2.0] * 16}),
-    ("sd", "DDIMScheduler", "text_encoder", {"use_attention_mask": True}),
-]
-
-
-@pytest.mark.parametrize(
-    "family, kind, part, change", REFUSED, ids=[f"{each[0]}-{each[2]}-{next(iter(each[3]))}" for each in REFUSED]
-)
-def test_a_field_that_is_not_followed_is_refused(folder, family, kind, part, change):
-    path = folder(family, getattr(diffusers, kind)(), **{part: change})
-    ((name, value),) = change.items()
-    with pytest.raises(ValueError, match=f"has {name}=") as caught:
-        load_model(str(path), "cpu", "float32")
-    assert repr(value) in str(caught.value) and str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "family, option", [("sdxl", "requires_aesthetics_score"), ("sd", "an_option_to_come"), ("sd3", "an_option_to_come")]
-)
-def test_an_option_of_the_pipeline_that_is_not_followed_is_refused(folder, family, option):
-    path = folder(family)
-    write_json(path / "model_index.json", {**read_json(path / "model_index.json"), option: True})
-    with pytest.raises(ValueError, match=f"model_index.json has {option}=True"):
-        load_model(str(path), "cpu", "float32")
-
-
-@pytest.mark.parametrize(
-    "family, kind",
-    [
-        ("sd", "FlowMatchEulerDiscreteScheduler"),
-        ("sdxl", "EDMEulerScheduler"),
-        ("sd", "DDIMInverseScheduler"),
-        ("sd", "CogVideoXDDIMScheduler"),
-        ("sd3", "DDIMScheduler"),
-        ("sd3", "EulerDiscreteScheduler"),
-        ("sd3", "DPMSolverMultistepScheduler"),
-    ],
-)
-def test_a_scheduler_of_another_kind_of_model_is_refused(folder, family, kind):
-    path = folder(family, getattr(diffusers, kind)())
-    with pytest.raises(ValueError, match=f"its scheduler, {kind}, "):
-        load_model(str(path), "cpu", "float32")
-
-
-def test_the_fields_of_all_schedulers_of_diffusers_are_known():
-    """A new field of a scheduler class is entered in the table, as followed or as refused."""
-    from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING
-    from diffusion_gym.models.schedulers import _FLOW, _FLOW_SOLVERS, _VARIANCE_PRESERVING
-
-    assert set(SCHEDULERS) == set(_VARIANCE_PRESERVING) - {"DPMSolverSDEScheduler"}  # it needs torchsde
-    for kinds, known in ((SCHEDULERS, VARIANCE_PRESERVING), (_FLOW, FLOW_SCHEDULER), (_FLOW_SOLVERS, FLOW_SOLVER)):
-        for kind in kinds:
-            fields = set(inspect.signature(getattr(diffusers, kind)).parameters)
-            assert fields <= set(known), (kind, fields - set(known))
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler"])
-def test_predicted_noise_without_a_terminal_signal_is_refused(folder, kind, sampler):
-    """The mean is infinite at t = 999, which `leading` does not visit."""
-    options = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True}
-    path = folder("sdxl", getattr(diffusers, kind)(**options, timestep_spacing="trailing"))
-    model = load_model(str(path), "cpu", "float32")
-    with pytest.raises(ValueError, match="prediction_type='epsilon' at timestep 999 .* 'v_prediction'"):
-        model.step_table(SamplerConfig(num_inference_steps=10, sampler=sampler))
-    model.scheduler_config = {**model.scheduler_config, "timestep_spacing": "leading"}
-    assert model.step_table(SamplerConfig(num_inference_steps=10, sampler=sampler)).coef_x0.isfinite().all()
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------
