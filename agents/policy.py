@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusion_gym.agents.allocator import keep_freed_memory
 from diffusion_gym.config import Reduction, SamplerConfig
-from diffusion_gym.models import DenoisingModel
+from diffusion_gym.models import DenoisingModel, null_embedding
 from diffusion_gym.scheduling import TERMINAL, gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
@@ -99,6 +99,8 @@ class DenoisingPolicy(nn.Module):
         self.mixed_precision: Precision = "no"
         self._embeddings: dict[bytes, torch.Tensor] = {}
         self._null: torch.Tensor | None = None
+        # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
+        self._told = {"guidance_scale": config.guidance_scale} if getattr(model, "embeds_guidance", False) else {}
         self.eval()
 
     @classmethod
@@ -261,10 +263,10 @@ class DenoisingPolicy(nn.Module):
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, conditional: torch.Tensor | None
     ) -> torch.Tensor:
         """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
-        if conditional is None or self.config.guidance_scale == 1:
+        if conditional is None or self.config.guidance_scale == 1 or self._told:
             return self._predict(unet, latents, steps, conditional)
         if self._null is None:
-            self._null = self.model.embed(self.model.tokenize([""]))
+            self._null = null_embedding(self.model)
         null = self._null.expand_as(conditional)
         if torch.is_grad_enabled() and not self.cfg_training:
             with torch.no_grad():
@@ -282,7 +284,7 @@ class DenoisingPolicy(nn.Module):
         timesteps = self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
-            return self.model.predict(unet, latents, timesteps, embeddings).float()
+            return self.model.predict(unet, latents, timesteps, embeddings, **self._told).float()
 
     def embeddings_of(self, observation: Mapping[str, Any]) -> torch.Tensor | None:
         """Text embeddings `(N, L, D)` of an observation's prompts; None for an unconditional model."""

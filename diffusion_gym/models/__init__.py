@@ -14,12 +14,12 @@ import torch
 
 from diffusion_gym.devices import device_called
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import MODELS, DenoisingModel
+from diffusion_gym.models.base import MODELS, DenoisingModel, null_embedding
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
-_HEAVY: Final = {"latent", "lora", "pixel", "sampling", "sd3", "sdxl"}
+_HEAVY: Final = {"latent", "lora", "pixel", "sampling", "schedulers", "sd3", "sdxl"}
 _PIPELINES: Final = {
     "StableDiffusionPipeline": "latent:LatentModel",
     "StableDiffusionXLPipeline": "sdxl:SDXLModel",
@@ -52,7 +52,8 @@ def load_model(
             to take where there are several.
 
     Raises:
-        ValueError: an unknown name, device, dtype or pipeline class; or an option that is unknown or not the model's.
+        ValueError: an unknown name, device, dtype or pipeline class; an option that is unknown or not the model's; or
+            a field of the model's configs that changes the samples and is not followed.
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
     options = _checked_options(model_kwargs or {})
@@ -110,4 +111,4 @@ def _model_class(model: str, revision: str | None) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
-__all__ = ["MODELS", "DenoisingModel", "load_model", "torch_dtype"]
+__all__ = ["MODELS", "DenoisingModel", "load_model", "null_embedding", "torch_dtype"]

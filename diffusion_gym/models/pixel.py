@@ -13,7 +13,9 @@ from torch import nn
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
 from diffusion_gym.images import to_unit
-from diffusion_gym.models.latent import Checkpoint, step_table
+from diffusion_gym.models.fields import PLAIN_INDEX, check_index
+from diffusion_gym.models.latent import Checkpoint
+from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 
@@ -65,9 +67,19 @@ class PixelModel:
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self.unet: nn.Module = Checkpoint(folder, device, dtype, variant).network(UNet2DModel, unet_part)
-            self.scheduler_config: dict[str, Any] = DDPMScheduler.load_config(folder, subfolder=scheduler_part)
+            checkpoint = Checkpoint(folder, device, dtype, variant)
+            self.scheduler_config = self._scheduler(checkpoint, scheduler_part)
+            self.unet: nn.Module = checkpoint.network(UNet2DModel, unet_part)
         self._describe()
+
+    def _scheduler(self, checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+        """The scheduler's config after what diffusers' `DDIMPipeline` makes of it: a `DDIMScheduler`, which clamps."""
+        check_index(self.name, checkpoint.index, PLAIN_INDEX)
+        config = read_scheduler(checkpoint.folder, part, checkpoint.index)
+        converts = checkpoint.index["_class_name"] == "DDIMPipeline"
+        ours = stated(ddim_scheduler(self.name, config, clamps=converts))
+        is_ddim = converts or config["_class_name"] == "DDIMScheduler"
+        return {**ours, "_class_name": "DDIMScheduler" if is_ddim else "DDPMScheduler"}
 
     def _describe(self) -> None:
         unet: Any = self.unet.config
