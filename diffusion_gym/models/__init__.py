@@ -19,7 +19,7 @@ from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
-_HEAVY: Final = {"latent", "lora", "pixel", "sampling", "sd3", "sdxl"}
+_HEAVY: Final = {"checkpoint", "latent", "lora", "pixel", "sampling", "sd3", "sdxl"}
 _PIPELINES: Final = {
     "StableDiffusionPipeline": "latent:LatentModel",
     "StableDiffusionXLPipeline": "sdxl:SDXLModel",
@@ -93,7 +93,18 @@ def _load(model: str, device: torch.device, dtype: torch.dtype, options: tuple[t
 
 def _model_class(model: str, revision: str | None) -> Any:
     """The class that loads a pipeline directory or hub id."""
-    pipeline = read_json(located_file(model, "model_index.json", argument="model", revision=revision))["_class_name"]
+    if Path(model).is_file():
+        raise ValueError(
+            f"model={model!r} is a single file; make a directory of it once with diffusers: "
+            f"StableDiffusionPipeline.from_single_file({model!r}).save_pretrained('DIR'), and pass model='DIR'"
+        )
+    path = located_file(model, "model_index.json", argument="model", revision=revision)
+    index = read_json(path)
+    pipeline = index.get("_class_name") if isinstance(index, dict) else None
+    if pipeline is None:
+        raise ValueError(
+            f"{path} names no pipeline in _class_name; pass a directory that diffusers' save_pretrained wrote"
+        )
     if pipeline not in _PIPELINES:
         raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(_PIPELINES)}")
     module, _, name = _PIPELINES[pipeline].partition(":")

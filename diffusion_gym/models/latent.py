@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
+from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
-from diffusion_gym.storage import read_json
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE
 
@@ -57,38 +56,6 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A pipeline directory, and how its networks are loaded.
-
-    Attributes:
-        folder: the directory.
-        device: where the weights go.
-        dtype: type of the weights.
-        variant: such as `fp16`: the weight files to take where a part has them.
-    """
-
-    folder: str
-    device: torch.device
-    dtype: torch.dtype
-    variant: str | None = None
-
-    @property
-    def index(self) -> dict[str, Any]:
-        """What `model_index.json` says: the classes of the parts, and the pipeline's own options."""
-        return read_json(Path(self.folder, "model_index.json"))
-
-    def network(self, kind: Any, part: str) -> Any:
-        """The network in sub-folder `part`, of a class of diffusers or transformers, frozen and in eval mode."""
-        option = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
-        has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
-        options = {option: self.dtype, "variant": self.variant if has_variant else None}
-        network = kind.from_pretrained(self.folder, subfolder=part, **options)
-        # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
-        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
-        return network.to(self.device, memory_format=layout).requires_grad_(False).eval()
-
-
 def pack_pooled(hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
     """Text embeddings as one tensor, which the policy caches and stacks: `pooled` as further rows of `hidden`.
 
@@ -125,6 +92,7 @@ class LatentModel:
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
+        ValueError: a part is of another class, its files do not hold its weights, or the parts do not fit each other.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -153,7 +121,7 @@ class LatentModel:
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self._load(Checkpoint(folder, device, dtype, variant))
+            self._load(Checkpoint(folder, device, dtype, variant, self.name))
         self._describe()
 
     def _parts(self, source: str, revision: str | None) -> Sequence[str]:
@@ -164,19 +132,24 @@ class LatentModel:
         self.unet = checkpoint.network(UNet2DConditionModel, "unet")
         self.vae = checkpoint.network(AutoencoderKL, "vae")
         self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizers = [(self.tokenizer, self.tokenizer.model_max_length)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizers = [(self.tokenizer, token_limit(self.tokenizer, self.text_encoder, self.name))]
         self.scheduler_config = DDIMScheduler.load_config(checkpoint.folder, subfolder="scheduler")
 
     def _describe(self) -> None:
         unet: Any = self.unet.config
-        vae, side = self.vae.config, int(unet.sample_size)
-        self.latent_shape: tuple[int, int, int] = (unet.in_channels, side, side)
-        pixels = side * 2 ** (len(vae.block_out_channels) - 1)
-        self.image_shape: tuple[int, int, int] = (pixels, pixels, 3)
+        vae, (height, width) = self.vae.config, sides(unet.sample_size, self.name)
+        if not unet.in_channels == unet.out_channels == vae.latent_channels:
+            raise ValueError(
+                f"model={self.name!r}: its network has {unet.in_channels} channels in and {unet.out_channels} out, its "
+                f"autoencoder {vae.latent_channels}; use a text-to-image model, where they are equal"
+            )
+        self.latent_shape: tuple[int, int, int] = (unet.in_channels, height, width)
+        scale = 2 ** (len(vae.block_out_channels) - 1)
+        self.image_shape: tuple[int, int, int] = (height * scale, width * scale, 3)
         self.prompt_length = sum(length for _, length in self.tokenizers)
         self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
-        self.num_train_timesteps = self.scheduler_config["num_train_timesteps"]
+        self.num_train_timesteps = int(self.scheduler_config.get("num_train_timesteps", 1000))  # diffusers' default
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table`."""

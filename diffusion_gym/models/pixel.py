@@ -12,7 +12,8 @@ from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
-from diffusion_gym.models.latent import Checkpoint, step_table
+from diffusion_gym.models.checkpoint import Checkpoint, sides
+from diffusion_gym.models.latent import step_table
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 
@@ -36,7 +37,7 @@ class PixelModel:
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
-        ValueError: the network is conditional, or predicts its variance too.
+        ValueError: the network is conditional, or predicts its variance too; or its files do not hold its weights.
     """
 
     # DDIM with 40 steps is the thesis's. It gives no eta, and its policy gradient needs noise. No prompt, no guidance.
@@ -64,7 +65,8 @@ class PixelModel:
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self.unet: nn.Module = Checkpoint(folder, device, dtype, variant).network(UNet2DModel, unet_part)
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
+            self.unet: nn.Module = checkpoint.network(UNet2DModel, unet_part)
             self.scheduler_config: dict[str, Any] = DDPMScheduler.load_config(folder, subfolder=scheduler_part)
         self._describe()
 
@@ -77,11 +79,10 @@ class PixelModel:
                 f"model={self.name!r} has {unet.in_channels} channels in and {unet.out_channels} out; use a model of "
                 "RGB pixels with a fixed variance, 3 in and 3 out"
             )
-        size = unet.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(unet.sample_size, self.name)
         self.latent_shape: tuple[int, int, int] = (3, height, width)
         self.image_shape: tuple[int, int, int] = (height, width, 3)
-        self.num_train_timesteps: int = self.scheduler_config["num_train_timesteps"]
+        self.num_train_timesteps: int = int(self.scheduler_config.get("num_train_timesteps", 1000))  # as diffusers
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table` of the latent models."""

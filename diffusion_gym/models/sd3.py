@@ -15,7 +15,8 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.checkpoint import Checkpoint, token_limit
+from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable, flow_table
 from diffusion_gym.storage import read_json
@@ -94,14 +95,15 @@ class SD3Model(LatentModel):
         self.vae = checkpoint.network(AutoencoderKL, "vae")
         self.text_encoder = checkpoint.network(CLIPTextModelWithProjection, "text_encoder")
         self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizer_2 = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer_2")
-        self.tokenizers = [(each, self.tokenizer.model_max_length) for each in (self.tokenizer, self.tokenizer_2)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
+        limit = token_limit(self.tokenizer, self.text_encoder, self.name)  # diffusers' for both
+        self.tokenizers = [(each, limit) for each in (self.tokenizer, self.tokenizer_2)]
         self.text_encoder_3: Any = None
         self.tokenizer_3: Any = None
         if _has_t5(checkpoint.index):
             self.text_encoder_3 = checkpoint.network(T5EncoderModel, "text_encoder_3")
-            self.tokenizer_3 = T5TokenizerFast.from_pretrained(checkpoint.folder, subfolder="tokenizer_3")
+            self.tokenizer_3 = checkpoint.tokenizer(T5TokenizerFast, "tokenizer_3")
             self.tokenizers.append((self.tokenizer_3, _T5_TOKENS))
         self.scheduler_config = FlowMatchEulerDiscreteScheduler.load_config(checkpoint.folder, subfolder="scheduler")
 

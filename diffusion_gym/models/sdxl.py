@@ -12,7 +12,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.checkpoint import Checkpoint, token_limit
+from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
 from diffusion_gym.quiet import quiet
 
 
@@ -41,9 +42,10 @@ class SDXLModel(LatentModel):
             self.vae.float()  # it overflows in float16; diffusers' pipeline upcasts it to decode
         self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
         self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizer_2 = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer_2")
-        self.tokenizers = [(each, each.model_max_length) for each in (self.tokenizer, self.tokenizer_2)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
+        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        self.tokenizers = [(each, token_limit(each, encoder, self.name)) for each, encoder in pairs]
         config: Mapping[str, Any] = DDIMScheduler.load_config(checkpoint.folder, subfolder="scheduler")
         # SDXL is published with an Euler scheduler, which clamps nothing: DDIM's own default would clamp x0.
         self.scheduler_config = {"clip_sample": False, **config}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diffusion_gym.hub import located
+from diffusion_gym.pretrained import load_network
 from diffusion_gym.quiet import quiet
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -78,7 +79,8 @@ class _Loaded:
         self.processor.tokenizer.padding_side = "left"  # the answer follows the question's last token
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=_DTYPES[dtype])
+        kind = AutoModelForImageTextToText
+        model = load_network(kind, folder, argument=f"vlm={folder!r}", dtype=_DTYPES[dtype])
         self.model: Any = model.to(device).requires_grad_(False).eval()
 
     @torch.no_grad()
