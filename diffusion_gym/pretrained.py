@@ -43,6 +43,8 @@ def load_network(
     where = f"{argument}: {part}/" if part else f"{argument}: its folder"
     if part:
         options["subfolder"] = part
+    if not Path(folder, part, "config.json").is_file():  # transformers would take its class's own defaults
+        raise ValueError(f"{where} cannot be loaded as {kind.__name__} (it has no config.json)")
     try:
         with quiet():
             network, report = kind.from_pretrained(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from diffusion_gym.devices import device_called
+from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
 from diffusion_gym.models.base import MODELS, DenoisingModel
+from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
@@ -28,6 +29,7 @@ _PIPELINES: Final = {
     "DDIMPipeline": "pixel:PixelModel",
 }
 _OPTIONS: Final = ["revision", "variant"]
+_CACHE: Final = ModelCache()
 
 for _module in pkgutil.iter_modules(__path__):
     if _module.name not in _HEAVY and not _module.name.startswith("random_"):
@@ -40,7 +42,9 @@ def load_model(
     dtype: str,
     model_kwargs: Mapping[str, str | None] | None = None,
 ) -> DenoisingModel:
-    """The model of a name, directory or hub id; the same object for the same arguments.
+    """The model of a name, directory or hub id.
+
+    It is the same object for the same arguments while somebody holds it and its files stay as they are.
 
     The class of a directory or hub id is that of its `model_index.json`.
 
@@ -64,7 +68,10 @@ def load_model(
         return model
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} must be one of float32, bfloat16, float16")
-    return _load(str(model), device_called(device), getattr(torch, dtype), tuple(options.items()))
+    place, type_ = numbered(device_called(device)), getattr(torch, dtype)
+    # A relative path means another folder once the process has moved.
+    key = (str(model), os.path.abspath(model), place, type_, *sorted(options.items()))
+    return _CACHE.get(key, lambda: _load(str(model), place, type_, options))
 
 
 def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
@@ -76,9 +83,7 @@ def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in model_kwargs.items() if value is not None}
 
 
-@lru_cache(maxsize=8)
-def _load(model: str, device: torch.device, dtype: torch.dtype, options: tuple[tuple[str, str], ...]) -> DenoisingModel:
-    chosen: dict[str, Any] = dict(options)
+def _load(model: str, device: torch.device, dtype: torch.dtype, chosen: Mapping[str, Any]) -> DenoisingModel:
     if model in MODELS:
         loader = MODELS[model]
         parameters = inspect.signature(loader).parameters

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
+from diffusion_gym.models.cache import fingerprint
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
@@ -116,6 +117,7 @@ class LatentModel:
         variant: str | None = None,
     ) -> None:
         folder = located(str(source), self._parts(str(source), revision), revision=revision, variant=variant)
+        self.files = folder, fingerprint(folder)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}

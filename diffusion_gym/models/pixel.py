@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
+from diffusion_gym.models.cache import fingerprint
 from diffusion_gym.models.checkpoint import Checkpoint, sides
 from diffusion_gym.models.latent import step_table
 from diffusion_gym.quiet import quiet
@@ -59,6 +60,7 @@ class PixelModel:
         variant: str | None = None,
     ) -> None:
         folder = located(str(source), optional=_PARTS, revision=revision, variant=variant)
+        self.files = folder, fingerprint(folder)
         unet_part, scheduler_part = (part if Path(folder, part).is_dir() else "" for part in _PARTS)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
