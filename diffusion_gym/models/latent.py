@@ -16,6 +16,7 @@ from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
 from diffusion_gym.models.cache import fingerprint
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
 
@@ -123,7 +124,9 @@ class LatentModel:
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self._load(Checkpoint(folder, device, dtype, variant, self.name))
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
+            self._load(checkpoint)
+            self.tokenizer_files = checkpoint.tokenizer_files()
         self._describe()
 
     def _parts(self, source: str, revision: str | None) -> Sequence[str]:
@@ -196,7 +199,7 @@ class LatentModel:
         with quiet():
             from diffusers import StableDiffusionPipeline
 
-            StableDiffusionPipeline(
+            pipeline = StableDiffusionPipeline(
                 vae=self.vae,
                 text_encoder=self.text_encoder,
                 tokenizer=self.tokenizer,
@@ -205,7 +208,8 @@ class LatentModel:
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
-            ).save_pretrained(folder)
+            )
+        export_pipeline(folder, pipeline, self.tokenizer_files)
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""

@@ -15,6 +15,7 @@ from diffusion_gym.hub import located
 from diffusion_gym.models.cache import fingerprint
 from diffusion_gym.models.checkpoint import Checkpoint, sides
 from diffusion_gym.models.latent import step_table
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 
@@ -118,4 +119,5 @@ class PixelModel:
 
             ddim = self.scheduler_config.get("_class_name") == "DDIMScheduler"
             pipeline, scheduler = (DDIMPipeline, DDIMScheduler) if ddim else (DDPMPipeline, DDPMScheduler)
-            pipeline(unet=unet, scheduler=scheduler.from_config(self.scheduler_config)).save_pretrained(folder)
+            whole = pipeline(unet=unet, scheduler=scheduler.from_config(self.scheduler_config))
+        export_pipeline(folder, whole)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
 
 
@@ -28,7 +29,7 @@ def write_random_sdxl(folder: str | Path, seed: int = 0, *, force_zeros_for_empt
 
         tokenizer, tokenizer_2 = _tokenizers(folder)
         torch.manual_seed(seed)
-        StableDiffusionXLPipeline(
+        pipeline = StableDiffusionXLPipeline(
             vae=_autoencoder(4, scaling_factor=0.13025, force_upcast=True),
             text_encoder=CLIPTextModel(_clip_config(tokenizer, width=16)),
             text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, width=24)),
@@ -38,7 +39,8 @@ def write_random_sdxl(folder: str | Path, seed: int = 0, *, force_zeros_for_empt
             scheduler=EulerDiscreteScheduler.from_config(_SDXL_SCHEDULER),
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=False,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     return folder
 
 
@@ -61,7 +63,7 @@ def write_random_sd3(folder: str | Path, seed: int = 0, *, t5: bool = True) -> P
         tokenizer, tokenizer_2 = _tokenizers(folder)
         tokenizer_3 = _t5_tokenizer(folder / "tokenizer_3") if t5 else None
         torch.manual_seed(seed)
-        StableDiffusion3Pipeline(
+        pipeline = StableDiffusion3Pipeline(
             transformer=_transformer(pooled_width=16 + 24),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=_autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
@@ -71,7 +73,8 @@ def write_random_sd3(folder: str | Path, seed: int = 0, *, t5: bool = True) -> P
             tokenizer_2=tokenizer_2,
             text_encoder_3=_t5_encoder(tokenizer_3) if t5 else None,
             tokenizer_3=tokenizer_3,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     return folder
 
 

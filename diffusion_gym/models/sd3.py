@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
@@ -17,6 +16,7 @@ from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located_file
 from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.saving import export_adapters, export_pipeline
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable, flow_table
 from diffusion_gym.storage import read_json
@@ -145,7 +145,7 @@ class SD3Model(LatentModel):
         with quiet():
             from diffusers import StableDiffusion3Pipeline
 
-            StableDiffusion3Pipeline(
+            pipeline = StableDiffusion3Pipeline(
                 transformer=unet,
                 scheduler=FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config),
                 vae=self.vae,
@@ -155,13 +155,12 @@ class SD3Model(LatentModel):
                 tokenizer_2=self.tokenizer_2,
                 text_encoder_3=self.text_encoder_3,
                 tokenizer_3=self.tokenizer_3,
-            ).save_pretrained(folder)
+            )
+        export_pipeline(folder, pipeline, self.tokenizer_files)
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `StableDiffusion3Pipeline.load_lora_weights` reads them."""
         with quiet():
             from diffusers import StableDiffusion3Pipeline
 
-            StableDiffusion3Pipeline.save_lora_weights(
-                str(folder), transformer_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True
-            )
+        export_adapters(folder, StableDiffusion3Pipeline, "transformer", unet)

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.saving import export_adapters, export_pipeline
 from diffusion_gym.quiet import quiet
 
 
@@ -93,7 +93,7 @@ class SDXLModel(LatentModel):
         with quiet():
             from diffusers import StableDiffusionXLPipeline
 
-            StableDiffusionXLPipeline(
+            pipeline = StableDiffusionXLPipeline(
                 vae=self.vae,
                 text_encoder=self.text_encoder,
                 text_encoder_2=self.text_encoder_2,
@@ -103,13 +103,12 @@ class SDXLModel(LatentModel):
                 scheduler=DDIMScheduler.from_config(self.scheduler_config),
                 force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
                 add_watermarker=False,
-            ).save_pretrained(folder)
+            )
+        export_pipeline(folder, pipeline, self.tokenizer_files)
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `StableDiffusionXLPipeline.load_lora_weights` reads them."""
         with quiet():
             from diffusers import StableDiffusionXLPipeline
 
-            StableDiffusionXLPipeline.save_lora_weights(
-                str(folder), unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True
-            )
+        export_adapters(folder, StableDiffusionXLPipeline, "unet", unet)
