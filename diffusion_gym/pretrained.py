@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,19 @@ import torch
 
 from diffusion_gym.quiet import quiet
 
+Fingerprint = tuple[tuple[str, int, int], ...]
 _BUFFERS = r"(^|\.)(position_ids|inv_freq)$"  # of older files; today's networks compute them
+
+
+def fingerprint(folder: str | Path) -> Fingerprint:
+    """Name, size and time of the last change of a file, or of those in a folder and its sub-folders, links followed."""
+    found = []
+    for path in (Path(folder), *Path(folder).glob("*"), *Path(folder).glob("*/*")):
+        with contextlib.suppress(FileNotFoundError):  # a link to nowhere, or gone meanwhile
+            state = path.stat()
+            if not stat.S_ISDIR(state.st_mode):
+                found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def load_network(

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import stat
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from threading import RLock
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from diffusion_gym.models.base import DenoisingModel
+from diffusion_gym.pretrained import fingerprint
 
-Fingerprint = tuple[tuple[str, int, int], ...]
 _KEPT: Final = 2  # of models that nobody uses: a training's, while its environments come and go, and one beside it
-
-
-def fingerprint(folder: str | Path) -> Fingerprint:
-    """Name, size and time of the last change of the files in a pipeline's folder and its parts, links followed."""
-    found = []
-    for path in (*Path(folder).glob("*"), *Path(folder).glob("*/*")):
-        with contextlib.suppress(FileNotFoundError):  # a link to nowhere, or gone meanwhile
-            state = path.stat()
-            if not stat.S_ISDIR(state.st_mode):
-                found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
-    return tuple(sorted(found))
 
 
 class ModelCache:

@@ -14,9 +14,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
-from diffusion_gym.models.cache import fingerprint
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.models.saving import export_pipeline
+from diffusion_gym.pretrained import fingerprint
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
 

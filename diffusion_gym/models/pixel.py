@@ -12,10 +12,10 @@ from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
-from diffusion_gym.models.cache import fingerprint
 from diffusion_gym.models.checkpoint import Checkpoint, sides
 from diffusion_gym.models.latent import step_table
 from diffusion_gym.models.saving import export_pipeline
+from diffusion_gym.pretrained import fingerprint
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffusion_gym.hub import located, located_file
 from diffusion_gym.hub_files import UnfitFiles
-from diffusion_gym.pretrained import load_network
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
 # The layer whose embeddings agree best with human judgement on WMT16, as the bert-score package has it.
@@ -69,6 +69,7 @@ class BERTScore:
         self.layers = known if layers is None else layers
         self.batch_size = batch_size
         self.folder = _located(source)
+        self._files = fingerprint(self.folder)
 
     def __call__(
         self, candidates: Sequence[str], references: Sequence[str], device: torch.device | str = "cpu"
@@ -78,7 +79,7 @@ class BERTScore:
         Raises:
             ValueError: the encoder has fewer layers than asked for, or is no plain encoder.
         """
-        encoder = _load(self.folder, self.layers, torch.device(device))
+        encoder = _load(self.folder, self.layers, torch.device(device), self._files)
         sentences = {text: encoder.tokens(text) for text in dict.fromkeys([*candidates, *references])}
         scores = torch.zeros(3, len(candidates))
         scored = [
@@ -227,6 +228,6 @@ class _Encoder:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, layers: int, device: torch.device) -> _Encoder:
+def _load(folder: str, layers: int, device: torch.device, files: Fingerprint) -> _Encoder:
     with quiet():
         return _Encoder(folder, layers, device)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diffusion_gym.hub import located
-from diffusion_gym.pretrained import load_network
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.rewards.base import RewardOutput
 from diffusion_gym.rewards.preprocessing import Preprocessing
 
@@ -119,11 +119,11 @@ def pretrained(network_class: str, source: str, dtype: str, *, argument: str) ->
             raise FileNotFoundError(
                 f"{argument}={source!r} lacks {needed}; pass what transformers' save_pretrained wrote"
             )
-    return _loaded(network_class, folder, type_), folder
+    return _loaded(network_class, folder, type_, fingerprint(folder)), folder
 
 
 @lru_cache(maxsize=8)
-def _loaded(network_class: str, folder: str, dtype: torch.dtype) -> SharedNetwork:
+def _loaded(network_class: str, folder: str, dtype: torch.dtype, files: Fingerprint) -> SharedNetwork:
     import transformers
 
     network = load_network(getattr(transformers, network_class), folder, argument=repr(folder), use_safetensors=True)

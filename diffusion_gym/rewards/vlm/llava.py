@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffusion_gym.hub import located
-from diffusion_gym.pretrained import load_network
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,12 +51,13 @@ class LocalVLM:
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.name = f"{source} ({dtype}, {max_tokens} tokens)"
         self.folder = located(source, argument="vlm")
+        self._files = fingerprint(self.folder)
 
     def describe(self, pictures: torch.Tensor, questions: Sequence[str]) -> list[str | None]:
         """Answer one question a picture; see `VLM.describe`."""
         device = torch.device(self.device or pictures.device)
         dtype = self.dtype or ("float32" if device.type == "cpu" else "float16")
-        model = _load(self.folder, device, dtype)
+        model = _load(self.folder, device, dtype, self._files)
         answers: list[str | None] = []
         for start in range(0, len(questions), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -105,6 +106,6 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, device: torch.device, dtype: str) -> _Loaded:
+def _load(folder: str, device: torch.device, dtype: str, files: Fingerprint) -> _Loaded:
     with quiet():
         return _Loaded(folder, device, dtype)
