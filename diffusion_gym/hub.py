@@ -42,8 +42,8 @@ def located(
             not cached and the hub cannot be reached.
     """
     if Path(source).is_dir():
-        there = [part for part in optional if Path(source, part).is_dir()]
-        _check_directory(source, [*parts, *there], argument, variant)
+        found = [part for part in optional if Path(source, part).is_dir()]
+        _check_directory(source, [*parts, *found], argument, variant)
         return source
     wanted = _Wanted(source, argument, revision, variant, weights, parts)
     folder = _cached(source, revision)
