@@ -99,10 +99,21 @@ class RunSettings(Schedule):
     """Say at the end where an iteration's time went, and write a trace of one."""
     resume: bool = False
     """Go on with the run in the run folder; its settings are taken over."""
+    resume_from_older: bool = False
+    """With --resume: where the newest checkpoints are damaged, go on from the newest one that is whole."""
     env_options: Annotated[EnvOptions, tyro.conf.arg(name="env")] = field(default_factory=EnvOptions)
     """Keyword arguments of the environment."""
     agent_options: Annotated[AgentConfig, tyro.conf.arg(name="agent")] = field(default_factory=AgentConfig)
     """Options of the agent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be at least 0")
+        if self.rollout_batch < 1:
+            raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
+        if self.resume_from_older and not self.resume:
+            raise ValueError("resume_from_older=True is for a run that goes on; give --resume too")
 
     @property
     def schedule(self) -> Schedule:
@@ -111,7 +122,7 @@ class RunSettings(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads back."""
-        return {**asdict(self), "out": str(self.out), "profile": False, "resume": False}
+        return {**asdict(self), "out": str(self.out), "profile": False, "resume": False, "resume_from_older": False}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], out: Path) -> RunSettings:
@@ -141,7 +152,9 @@ class RunSettings(Schedule):
 
 
 # May be missing in a run folder: options younger than the first runs, which change nothing that a training learns.
-_ADDED: Final = frozenset({"development_every", "development_samples", "development_paths", "track", "profile"})
+_ADDED: Final = frozenset(
+    {"development_every", "development_samples", "development_paths", "track", "profile", "resume_from_older"}
+)
 
 
 def _names(kind: Any) -> frozenset[str]:

@@ -49,7 +49,11 @@ class Checkpoint:
         self._require(part, [kind.__name__])
         option = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
         has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
-        options: dict[str, Any] = {option: self.dtype, "variant": self.variant if has_variant else None, "use_safetensors": True}
+        options: dict[str, Any] = {
+            option: self.dtype,
+            "variant": self.variant if has_variant else None,
+            "use_safetensors": True,
+        }
         network = load_network(kind, self.folder, argument=f"model={self.name!r}", part=part, **options)
         # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
         layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
