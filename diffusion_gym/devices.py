@@ -22,6 +22,13 @@ def device_called(device: torch.device | str) -> torch.device:
     return found
 
 
+def numbered(device: torch.device) -> torch.device:
+    """The device as its tensors call it: `cuda` is the current GPU, such as `cuda:0`, and there is one `cpu`."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor of `values` on `device`; a GPU is not waited for.
 

@@ -34,6 +34,7 @@ from diffusion_gym.envs.checks import (
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
 from diffusion_gym.models import DenoisingModel, load_model, torch_dtype
+from diffusion_gym.models.cut_prompts import warn_of_cut_prompts
 from diffusion_gym.prompts import PromptSet, make_prompts
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
@@ -108,6 +109,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
+        warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
         self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
@@ -153,6 +155,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         chosen = check_options(options, tuple(self._latents.shape), self.device)
         self._seed(check_seeds(seed, self.num_envs), chosen.mask)
         self._begin(chosen)
+        if chosen.prompts is not None:
+            warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")
         return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, chosen.mask)
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:

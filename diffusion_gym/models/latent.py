@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -17,11 +16,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
 from diffusion_gym.images import to_unit
+from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
+from diffusion_gym.pretrained import fingerprint
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
-from diffusion_gym.storage import read_json
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE
 
@@ -39,38 +40,6 @@ def guidance_embedding(scale: float, width: int) -> torch.Tensor:
     rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
     angles = (torch.tensor(scale - 1.0) * 1000.0)[None, None] * rates
     return pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A pipeline directory, and how its networks are loaded.
-
-    Attributes:
-        folder: the directory.
-        device: where the weights go.
-        dtype: type of the weights.
-        variant: such as `fp16`: the weight files to take where a part has them.
-    """
-
-    folder: str
-    device: torch.device
-    dtype: torch.dtype
-    variant: str | None = None
-
-    @property
-    def index(self) -> dict[str, Any]:
-        """What `model_index.json` says: the classes of the parts, and the pipeline's own options."""
-        return read_json(Path(self.folder, "model_index.json"))
-
-    def network(self, kind: Any, part: str) -> Any:
-        """The network in sub-folder `part`, of a class of diffusers or transformers, frozen and in eval mode."""
-        option = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
-        has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
-        options = {option: self.dtype, "variant": self.variant if has_variant else None}
-        network = kind.from_pretrained(self.folder, subfolder=part, **options)
-        # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
-        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
-        return network.to(self.device, memory_format=layout).requires_grad_(False).eval()
 
 
 def pack_pooled(hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
@@ -109,7 +78,8 @@ class LatentModel:
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
-        ValueError: a config asks for what changes the samples and is not followed here.
+        ValueError: a config asks for what changes the samples and is not followed here; a part is of another class, its
+            files do not hold its weights, or the parts do not fit each other.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -135,16 +105,18 @@ class LatentModel:
         variant: str | None = None,
     ) -> None:
         folder = located(str(source), self._parts(str(source), revision), revision=revision, variant=variant)
+        self.files = folder, fingerprint(folder)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            checkpoint = Checkpoint(folder, device, dtype, variant)
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
             check_index(self.name, checkpoint.index, self.INDEX)
             check_parts(self.name, folder, self.FIELDS)
             scheduler = self._scheduler(read_scheduler(folder, "scheduler", checkpoint.index))
             self._load(checkpoint)
+            self.tokenizer_files = checkpoint.tokenizer_files()
             # The constructor corrects outdated configs, of the scheduler and of the network, in place.
             self.scheduler_config = stated(self._pipeline(self.unet, scheduler).scheduler)
         self._describe()
@@ -161,15 +133,20 @@ class LatentModel:
         self.unet = checkpoint.network(UNet2DConditionModel, "unet")
         self.vae = checkpoint.network(AutoencoderKL, "vae")
         self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizers = [(self.tokenizer, self.tokenizer.model_max_length)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizers = [(self.tokenizer, token_limit(self.tokenizer, self.text_encoder, self.name))]
 
     def _describe(self) -> None:
         unet: Any = self.unet.config
-        vae, side = self.vae.config, int(unet.sample_size)
-        self.latent_shape: tuple[int, int, int] = (unet.in_channels, side, side)
-        pixels = side * 2 ** (len(vae.block_out_channels) - 1)
-        self.image_shape: tuple[int, int, int] = (pixels, pixels, 3)
+        vae, (height, width) = self.vae.config, sides(unet.sample_size, self.name)
+        if not unet.in_channels == unet.out_channels == vae.latent_channels:
+            raise ValueError(
+                f"model={self.name!r}: its network has {unet.in_channels} channels in and {unet.out_channels} out, its "
+                f"autoencoder {vae.latent_channels}; use a text-to-image model, where they are equal"
+            )
+        self.latent_shape: tuple[int, int, int] = (unet.in_channels, height, width)
+        scale = 2 ** (len(vae.block_out_channels) - 1)
+        self.image_shape: tuple[int, int, int] = (height * scale, width * scale, 3)
         self.prompt_length = sum(length for _, length in self.tokenizers)
         self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
         self.num_train_timesteps = self.scheduler_config["num_train_timesteps"]
@@ -264,8 +241,8 @@ class LatentModel:
         Its scheduler is that of the model's step tables.
         """
         with quiet():
-            scheduler = self._scheduler(self.scheduler_config)
-            self._pipeline(unet, scheduler).save_pretrained(folder)
+            pipeline = self._pipeline(unet, self._scheduler(self.scheduler_config))
+        export_pipeline(folder, pipeline, self.tokenizer_files)
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""

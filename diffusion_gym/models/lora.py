@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.quiet import quiet
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
@@ -109,5 +109,4 @@ def save_lora(folder: str | Path, unet: nn.Module) -> None:
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import convert_state_dict_to_diffusers
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-        StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers, safe_serialization=True)
+    export_adapters(folder, StableDiffusionPipeline, "unet", unet, convert_state_dict_to_diffusers)

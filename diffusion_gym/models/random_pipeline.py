@@ -37,6 +37,7 @@ def write_random_pipeline(
     Returns:
         The folder.
     """
+    from diffusion_gym.models.saving import export_pipeline
     from diffusion_gym.quiet import quiet
 
     folder = Path(folder)
@@ -56,7 +57,7 @@ def write_random_pipeline(
             set_alpha_to_one=set_alpha_to_one,
             steps_offset=1,
         )
-        StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             vae=_autoencoder(),
             text_encoder=_text_encoder(tokenizer),
             tokenizer=tokenizer,
@@ -65,7 +66,8 @@ def write_random_pipeline(
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(folder)
+        )
+        export_pipeline(folder, pipeline)
         # The pipeline's constructor has switched clip_sample off.
         DDIMScheduler.from_config({**scheduler.config, "clip_sample": clip_sample}).save_pretrained(
             folder / "scheduler"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
 
 
@@ -43,7 +44,7 @@ def write_random_sdxl(
 
         tokenizer, tokenizer_2 = _tokenizers(folder)
         torch.manual_seed(seed)
-        StableDiffusionXLPipeline(
+        pipeline = StableDiffusionXLPipeline(
             vae=_autoencoder(4, exact, scaling_factor=0.13025, force_upcast=True).to(dtype),
             text_encoder=CLIPTextModel(_clip_config(tokenizer, widths[0])).to(dtype),
             text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, widths[1])).to(dtype),
@@ -53,7 +54,8 @@ def write_random_sdxl(
             scheduler=EulerDiscreteScheduler.from_config(_SDXL_SCHEDULER),
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=False,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     return folder
 
 
@@ -81,7 +83,7 @@ def write_random_sd3(
         tokenizer, tokenizer_2 = _tokenizers(folder)
         tokenizer_3 = _t5_tokenizer(folder / "tokenizer_3") if t5 else None
         torch.manual_seed(seed)
-        StableDiffusion3Pipeline(
+        pipeline = StableDiffusion3Pipeline(
             transformer=_transformer(sum(widths), exact).to(dtype),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=_autoencoder(16, exact, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False).to(dtype),
@@ -91,7 +93,8 @@ def write_random_sd3(
             tokenizer_2=tokenizer_2,
             text_encoder_3=_t5_encoder(tokenizer_3).to(dtype) if t5 else None,
             tokenizer_3=tokenizer_3,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     return folder
 
 

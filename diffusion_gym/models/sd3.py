@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located_file
+from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.fields import PLAIN_INDEX, SD3_VAE, Allowed
-from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.models.schedulers import flow_scheduler
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable, flow_table
@@ -97,14 +98,15 @@ class SD3Model(LatentModel):
         self.vae = checkpoint.network(AutoencoderKL, "vae")
         self.text_encoder = checkpoint.network(CLIPTextModelWithProjection, "text_encoder")
         self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizer_2 = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer_2")
-        self.tokenizers = [(each, self.tokenizer.model_max_length) for each in (self.tokenizer, self.tokenizer_2)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
+        limit = token_limit(self.tokenizer, self.text_encoder, self.name)  # diffusers' for both
+        self.tokenizers = [(each, limit) for each in (self.tokenizer, self.tokenizer_2)]
         self.text_encoder_3: Any = None
         self.tokenizer_3: Any = None
         if _has_t5(checkpoint.index):
             self.text_encoder_3 = checkpoint.network(T5EncoderModel, "text_encoder_3")
-            self.tokenizer_3 = T5TokenizerFast.from_pretrained(checkpoint.folder, subfolder="tokenizer_3")
+            self.tokenizer_3 = checkpoint.tokenizer(T5TokenizerFast, "tokenizer_3")
             self.tokenizers.append((self.tokenizer_3, _T5_TOKENS))
 
     def step_table(self, config: SamplerConfig) -> StepTable:
@@ -171,6 +173,4 @@ class SD3Model(LatentModel):
         with quiet():
             from diffusers import StableDiffusion3Pipeline
 
-            StableDiffusion3Pipeline.save_lora_weights(
-                str(folder), transformer_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True
-            )
+        export_adapters(folder, StableDiffusion3Pipeline, "transformer", unet)

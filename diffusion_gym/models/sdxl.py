@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.fields import XL_INDEX, XL_UNET, XL_VAE, Allowed
-from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.quiet import quiet
 
 
@@ -44,9 +45,10 @@ class SDXLModel(LatentModel):
             self.vae.float()  # it overflows in float16; diffusers' pipeline upcasts it to decode
         self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
         self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizer_2 = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer_2")
-        self.tokenizers = [(each, each.model_max_length) for each in (self.tokenizer, self.tokenizer_2)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
+        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        self.tokenizers = [(each, token_limit(each, encoder, self.name)) for each, encoder in pairs]
         self.zeros_for_empty_prompt = bool(checkpoint.index.get("force_zeros_for_empty_prompt", True))
 
     def _describe(self) -> None:
@@ -131,6 +133,4 @@ class SDXLModel(LatentModel):
         with quiet():
             from diffusers import StableDiffusionXLPipeline
 
-            StableDiffusionXLPipeline.save_lora_weights(
-                str(folder), unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True
-            )
+        export_adapters(folder, StableDiffusionXLPipeline, "unet", unet)

@@ -1,7 +1,9 @@
 """Which class loads a pipeline, which weight files it takes, and what is said where there are none."""
 
+import gc
 import json
 import time
+import weakref
 
 import gymnasium as gym
 import huggingface_hub.constants
@@ -129,3 +131,56 @@ def test_revision_and_variant_are_in_the_command_that_fetches_them(offline):
 
 def test_every_model_but_the_embedded_one_has_a_source():
     assert set(MODELS) - set(MODEL_SOURCES) == {"Shapes"}
+
+
+def write_again(folder, seed, size="tiny"):
+    """Other weights in the place of those that are there."""
+    for path in write_pipeline(folder.with_name(f"other-{seed}"), size, seed, torch.float32).glob("*/*.safetensors"):
+        path.replace(folder / path.parent.name / path.name)
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny-ddpm"])
+def test_a_folder_that_changed_on_disk_is_loaded_anew(size, tmp_path):
+    folder = write_pipeline(tmp_path / "model", size, 0, torch.float32)
+    first = load_model(folder, "cpu", "float32")
+    before = {name: value.clone() for name, value in first.unet.state_dict().items()}
+    write_again(folder, 1, size)
+    second = load_model(folder, "cpu", "float32")
+    assert second is not first and load_model(folder, "cpu", "float32") is second
+    weights = first.unet.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in before.items())  # who holds the old one keeps it
+    assert not all(torch.equal(second.unet.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_relative_path_is_that_of_the_folder_where_the_process_is(tmp_path, monkeypatch):
+    for seed, place in enumerate(("a", "b")):
+        write_pipeline(tmp_path / place / "model", "tiny", seed, torch.float32)
+    models = []
+    for place in ("a", "b", "a"):
+        monkeypatch.chdir(tmp_path / place)
+        models.append(load_model("./model", "cpu", "float32"))
+    assert models[0] is models[2] and models[0] is not models[1]
+
+
+def test_only_models_in_use_and_the_last_two_stay_in_memory(tmp_path):
+    folders = [write_pipeline(tmp_path / f"{seed}", "tiny", seed, torch.float32) for seed in range(4)]
+    used = load_model(folders[0], "cpu", "float32")
+    unused = [weakref.ref(load_model(folder, "cpu", "float32")) for folder in folders[1:]]
+    gc.collect()
+    assert [each() is None for each in unused] == [True, False, False]
+    assert load_model(folders[0], "cpu", "float32") is used
+
+
+@pytest.mark.parametrize(("alias", "device"), [("cpu:0", "cpu"), pytest.param("cuda", "cuda:0", marks=pytest.mark.gpu)])
+def test_a_device_of_two_names_holds_one_model(alias, device, tiny_pipeline):
+    model = load_model(tiny_pipeline, alias, "float32")
+    assert load_model(tiny_pipeline, device, "float32") is model
+    assert model.device == next(model.unet.parameters()).device
+
+
+def test_a_model_that_cannot_be_referred_to_weakly_is_shared_too(monkeypatch):
+    class Slotted:
+        __slots__ = ("name",)
+
+    monkeypatch.setitem(MODELS._entries, "Slotted", lambda *, device, dtype: Slotted())
+    assert load_model("Slotted", "cpu", "float32") is load_model("Slotted", "cpu", "float32")

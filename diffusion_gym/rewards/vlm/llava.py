@@ -10,6 +10,7 @@ import torch
 
 from diffusion_gym.devices import device_called
 from diffusion_gym.hub import located
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -53,12 +54,13 @@ class LocalVLM:
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.name = f"{source} ({dtype}, {max_tokens} tokens)"
         self.folder = located(source, argument="vlm")
+        self._files = fingerprint(self.folder)
 
     def describe(self, pictures: torch.Tensor, questions: Sequence[str]) -> list[str | None]:
         """Answer one question a picture; see `VLM.describe`."""
         device = torch.device(self.device or pictures.device)
         dtype = self.dtype or ("float32" if device.type == "cpu" else "float16")
-        model = _load(self.folder, device, dtype)
+        model = _load(self.folder, device, dtype, self._files)
         answers: list[str | None] = []
         for start in range(0, len(questions), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -81,7 +83,8 @@ class _Loaded:
         self.processor.tokenizer.padding_side = "left"  # the answer follows the question's last token
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=_DTYPES[dtype])
+        kind = AutoModelForImageTextToText
+        model = load_network(kind, folder, argument=f"vlm={folder!r}", dtype=_DTYPES[dtype])
         self.model: Any = model.to(device).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -106,6 +109,6 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, device: torch.device, dtype: str) -> _Loaded:
+def _load(folder: str, device: torch.device, dtype: str, files: Fingerprint) -> _Loaded:
     with quiet():
         return _Loaded(folder, device, dtype)
