@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
+from warnings import warn
 
 import numpy as np
 import torch
@@ -330,6 +331,24 @@ def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
         values = torch.stack([columns[key].double() for key in own]).cpu()
         found |= {key: float(value.mean()) for key, value in zip(own, values, strict=True)}
     return {key: found[key] for key in rows[0]}
+
+
+def update_metrics(rows: list[dict[str, torch.Tensor]]) -> Metrics:
+    """`averages` of an iteration's updates, how many there were (`updates`) and were left out (`updates_skipped`).
+
+    An update is left out where float16 gradients overflow. Warns where that happened to all of them.
+    """
+    found = averages(rows)
+    skipped = round(found.get("overflow", 0.0) * len(rows))
+    if skipped == len(rows):
+        warn(
+            f"all {skipped} updates of the iteration were skipped, because float16 gradients overflowed: nothing was "
+            "learned. Each halves the loss scale, which begins at 65,536, so that the first ones may be lost; if it "
+            "goes on, use mixed_precision='bf16' or 'no'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return {**found, "updates": len(rows), "updates_skipped": skipped}
 
 
 def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

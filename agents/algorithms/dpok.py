@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, Metrics, averages, part_of
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, Metrics, averages, part_of, update_metrics
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.policy_gradient import Normalization, PolicyGradientAgent, Transitions
 from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
@@ -110,7 +110,7 @@ class DPOK(PolicyGradientAgent):
             for _ in range(self.config.updates)
         ]
         dropped = int((~np.isfinite(returns)).sum())
-        return {**metrics, **averages(rows), "updates": len(rows), "samples_dropped": dropped}
+        return {**metrics, **update_metrics(rows), "samples_dropped": dropped}
 
     def losses(self, batch: Transitions) -> Losses:
         """Alpha times the clipped surrogate of M transitions, plus beta times the divergence."""

@@ -15,7 +15,7 @@ from host_reads import HostReads
 ON_THE_CPU = {"policy._read"}
 # These read tensors that live on the host: tokens, the steps to train on, and the pairs that were drawn of them.
 ON_THE_HOST = {"policy.embed", "base.transitions", "base.local", "replay.local"}
-END_OF_EPISODE = {"vector._carry_over"}
+END_OF_EPISODE = {"vector._carry_over", "rollout.collect"}  # the latter for the pictures
 
 
 def seen_in(work):
