@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from diffusion_gym.agents.adapters import chosen_steps
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
 from diffusion_gym.agents.algorithms.base import averages, part_of
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.checks import UnsavedModel
 from diffusion_gym.agents.sb3.files import read_archive, write_archive
@@ -56,7 +56,7 @@ class DDPOPPO(PPO):
         statistics_buffer: rewards kept a prompt.
         statistics_min_count: rewards that a prompt needs before its own statistics count.
         advantage_clip: normalised rewards, or the advantages of step rewards, are clipped to +- this.
-        kl_weight: weight of the KL term; 0 is none.
+        kl_weight: weight of the KL term, in advantages a nat of each step's divergence; 0 is none.
         kl_form: how it is measured; see `diffusion_gym.agents.losses.kl_penalty`.
         policy_kwargs: changes to `policy_kwargs(env)`.
         **options: PPO's other arguments.
@@ -199,8 +199,7 @@ class DDPOPPO(PPO):
         rows = surrogate.rows()
         if self.kl_weight:
             reference = self.policy.actor.reference_distribution(observation)
-            penalty = kl_penalty(policy, reference, batch.actions, self.kl_form)
-            rows |= {"loss": rows["loss"] + self.kl_weight * penalty, "kl_penalty": penalty.detach()}
+            rows = with_kl_penalty(rows, policy, reference, batch.actions, self.kl_form, self.kl_weight)
         if self.vf_coef:
             errors = (self.policy.predict_values(observation).flatten() - batch.returns) ** 2
             rows |= {"loss": rows["loss"] + self.vf_coef * errors, "value_loss": errors.detach()}
