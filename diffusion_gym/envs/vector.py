@@ -98,6 +98,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.reward: Reward = make_reward(reward, **(reward_kwargs or {}))
         chosen = make_prompts(prompts) if prompts is not None else None
         self.model: DenoisingModel = load_model(model, device, dtype, model_kwargs)
+        self.model_kwargs: dict[str, str | None] = dict(model_kwargs or {})
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
