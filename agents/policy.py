@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -153,6 +154,16 @@ class DenoisingPolicy(nn.Module):
         if hasattr(self.unet, "enable_gradient_checkpointing"):
             switch = "enable" if gradient_checkpointing else "disable"
             getattr(self.unet, f"{switch}_gradient_checkpointing")()
+
+    def begin_from(self, path: str | Path) -> None:
+        """Begin from exported weights: adapters, or where all weights train a pipeline's network as well.
+
+        The reference stays the pretrained model. Paths and errors as in `diffusion_gym.models.initial.begin_from`.
+        """
+        from diffusion_gym.models.initial import begin_from
+
+        rank = self.lora_rank if self.trainable == "lora" else None
+        begin_from(path, self.unet, rank, self.table.prediction)
 
     @property
     def device(self) -> torch.device:

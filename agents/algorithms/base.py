@@ -39,6 +39,9 @@ class AgentConfig:
     """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
     lora_rank: int = 4
     """Rank of the adapters."""
+    init_from: str | None = None
+    """Exported adapters, ours or those of diffusers or peft, to begin from; with `trainable=full` a pipeline too. The
+    KL reference stays the pretrained model."""
     learning_rate: float = 1e-5
     """Learning rate of AdamW; its peak where a schedule moves it."""
     learning_rate_schedule: LearningRateSchedule = "constant"
@@ -133,7 +136,8 @@ class Agent(ABC):
         steps: the steps of a trajectory that are trained on, int64.
 
     Raises:
-        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient.
+        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient;
+            `init_from` does not fit the policy.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
@@ -146,6 +150,8 @@ class Agent(ABC):
                 "not exist; use eta=1 (ancestral sampling) or sigma_min > 0"
             )
         self.policy, self.config = policy, config
+        if config.init_from is not None:
+            policy.begin_from(config.init_from)
         self.processes = processes or Processes()
         policy.set_training(
             cfg_training=config.cfg_training,
