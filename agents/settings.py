@@ -168,7 +168,7 @@ def check_option_names(args: Sequence[str], settings: RunSettings) -> None:
         ValueError: there is no such option; it names those that may be meant.
     """
     known, negated = [], []
-    parts = {"--env.": settings.env_options, "--agent.": settings.agent_options, "--": settings}
+    parts: dict[str, Any] = {"--env.": settings.env_options, "--agent.": settings.agent_options, "--": settings}
     for prefix, part in parts.items():
         for entry in fields(part):
             name, value = entry.name.replace("_", "-"), getattr(part, entry.name)
