@@ -160,10 +160,10 @@ def parse_train(args: Sequence[str]) -> Any:
     looked at first.
 
     Raises:
-        ValueError: with `--resume`, an option that differs from the run's own.
+        ValueError: an option that does not exist; with `--resume`, one that differs from the run's own.
     """
     from diffusion_gym.agents.runs import load_settings
-    from diffusion_gym.agents.settings import RunSettings, starting_point
+    from diffusion_gym.agents.settings import RunSettings, check_option_names, starting_point
 
     resume = "--resume" in args and _option(args, "--out") is not None
     if resume:
@@ -179,6 +179,7 @@ def parse_train(args: Sequence[str]) -> Any:
             _option(args, "--env.model"),
         )
         start = start if env else replace(start, env=tyro.MISSING)
+    check_option_names(args, start)
     settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
     if resume:
         _check_same(start, settings)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from diffusion_gym.agents.allocator import keep_freed_memory
 from diffusion_gym.config import Reduction, SamplerConfig
+from diffusion_gym.devices import to_device
 from diffusion_gym.models import DenoisingModel, null_embedding
 from diffusion_gym.scheduling import TERMINAL, gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
 
@@ -18,6 +21,9 @@ Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
+# has left costs one pass of the text encoder.
+_EMBEDDINGS_KEPT: Final = 2**31
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class DenoisingPolicy(nn.Module):
         self.table = model.step_table(config).to(model.device)
         self.cfg_training = True
         self.mixed_precision: Precision = "no"
-        self._embeddings: dict[bytes, torch.Tensor] = {}
+        self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
         self._told = {"guidance_scale": config.guidance_scale} if getattr(model, "embeds_guidance", False) else {}
@@ -150,6 +156,16 @@ class DenoisingPolicy(nn.Module):
         if hasattr(self.unet, "enable_gradient_checkpointing"):
             switch = "enable" if gradient_checkpointing else "disable"
             getattr(self.unet, f"{switch}_gradient_checkpointing")()
+
+    def begin_from(self, path: str | Path) -> None:
+        """Begin from exported weights: adapters, or where all weights train a pipeline's network as well.
+
+        The reference stays the pretrained model. Paths and errors as in `diffusion_gym.models.initial.begin_from`.
+        """
+        from diffusion_gym.models.initial import begin_from
+
+        rank = self.lora_rank if self.trainable == "lora" else None
+        begin_from(path, self.unet, rank, self.table.prediction)
 
     @property
     def device(self) -> torch.device:
@@ -294,7 +310,10 @@ class DenoisingPolicy(nn.Module):
         return None if tokens is None else self.embed(torch.as_tensor(tokens))
 
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor | None:
-        """Text embeddings `(N, L, D)` of N prompts, without waiting for a GPU; None for an unconditional model."""
+        """Text embeddings `(N, L, D)` of N prompts; None for an unconditional model.
+
+        A GPU is waited for only where a prompt is new.
+        """
         if not self.model.prompt_length:
             return None
         distinct = list(dict.fromkeys(prompts))
@@ -302,13 +321,19 @@ class DenoisingPolicy(nn.Module):
         return self.embed(torch.stack([rows[prompt] for prompt in prompts]))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`; each distinct prompt is encoded once, by itself.
+        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`, on the policy's device.
 
-        In a batch its rounding might depend on the others, and so a resumed run on what was encoded before.
+        Each distinct prompt is encoded by itself: in a batch its rounding might depend on the others, and so a resumed
+        run on what was encoded before. The last ones stay on the host, up to 2 GiB.
         """
         rows = tokens.reshape(-1, tokens.shape[-1]).cpu().contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
-        for key, row in dict(zip(keys, rows, strict=True)).items():
-            if key not in self._embeddings:
-                self._embeddings[key] = self.model.embed(row[None])[0]
-        return torch.stack([self._embeddings[key] for key in keys])
+        distinct = dict(zip(keys, rows, strict=True))
+        found = {key: self._embeddings.pop(key) for key in distinct if key in self._embeddings}
+        if new := [key for key in distinct if key not in found]:
+            made = torch.cat([self.model.embed(distinct[key][None]) for key in new]).cpu()  # waits for a GPU once
+            found |= zip(new, map(torch.clone, made), strict=True)  # a view would keep all of them
+        self._embeddings.update(found)
+        while len(self._embeddings) * found[keys[0]].nbytes > _EMBEDDINGS_KEPT:
+            self._embeddings.popitem(last=False)
+        return to_device(torch.stack([found[key] for key in keys]), self.device)

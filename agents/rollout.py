@@ -37,7 +37,7 @@ class Trajectories:
         rewards: r(x_0, c), and whatever wrappers add on the way there, float32 `(N,)`; NaN or infinite where the
             reward failed.
         components: the reward's components, each `(N,)`.
-        images: the finished pictures, uint8 `(N, H, W, 3)`.
+        images: the finished pictures, uint8 `(N, H, W, 3)`, on the host: 10,000 of RWR at 512 x 512 take 8 GB.
         embeddings: text embeddings of the prompts, `(N, L, D)`; None where they are not at hand.
     """
 
@@ -175,7 +175,7 @@ def collect(
         log_probs=log_probs,
         rewards=returns,
         components={key: torch.as_tensor(value, device=policy.device) for key, value in components.items()},
-        images=torch.as_tensor(final["image"]),
+        images=torch.as_tensor(final["image"]).cpu(),
         embeddings=embeddings,
     )
 

@@ -88,10 +88,21 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def build_agent(settings: RunSettings, env: Any, processes: Processes | None = None) -> Agent:
-    """The agent of a run, its weights being the pretrained model's; the same in every process."""
+def build_agent(
+    settings: RunSettings, env: Any, processes: Processes | None = None, from_checkpoint: bool = False
+) -> Agent:
+    """The agent of a run with the weights that it begins from; the same in every process.
+
+    Args:
+        settings: of the run.
+        env: its environment.
+        processes: its processes.
+        from_checkpoint: the weights will come from a checkpoint, so that `init_from` need not be there any more.
+    """
     torch.manual_seed(settings.seed)  # LoRA adapters begin at random values
     options = settings.agent_options
+    if from_checkpoint:
+        options = replace(options, init_from=None)
     policy = DenoisingPolicy.from_env(env, trainable=options.trainable, lora_rank=options.lora_rank)
     return agent_class(settings.agent)(policy, options, processes)
 
@@ -121,7 +132,8 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch, processes=processes)
-    agent = build_agent(settings, env, processes)
+    going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
+    agent = build_agent(settings, env, processes, going_on)
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
     trainer.development = _development(settings, processes)
@@ -217,7 +229,7 @@ def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict
     if settings.threads:
         torch.set_num_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch)
-    agent = build_agent(settings, env)
+    agent = build_agent(settings, env, from_checkpoint=True)
     progress = Checkpoints(folder / "checkpoints").load(agent)
     result = {"env": settings.env, "agent": settings.agent, "seed": seed, **vars(progress)}
     with agent.averaged():

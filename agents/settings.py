@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,7 +18,7 @@ from diffusion_gym.agents.reward_options import check_no_secrets, parse_keywords
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import Track
 from diffusion_gym.prompts import PromptSet, prompts_of_words
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import closest_name, unknown_name
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,48 @@ def _check_known(path: Path, prefix: str, given: Mapping[str, Any], known: froze
                 f"{path} is of another version: {unknown_name('option', f'{prefix}.{name}', sorted(known))}; "
                 "go on with the version that began the run (`versions` in that file)"
             )
+
+
+def check_option_names(args: Sequence[str], settings: RunSettings) -> None:
+    """Refuse an option of the command line that `train` does not have, before tyro guesses what was meant.
+
+    Args:
+        args: the command line.
+        settings: those that the command line changes; the agent's and the environment's options are theirs.
+
+    Raises:
+        ValueError: there is no such option; it names those that may be meant.
+    """
+    known, negated = [], []
+    parts: dict[str, Any] = {"--env.": settings.env_options, "--agent.": settings.agent_options, "--": settings}
+    for prefix, part in parts.items():
+        for entry in fields(part):
+            name, value = entry.name.replace("_", "-"), getattr(part, entry.name)
+            known += [prefix + name] if value not in parts.values() else []
+            negated += [f"{prefix}no-{name}"] if isinstance(value, bool) else []
+    for argument in args:
+        option = argument.partition("=")[0].replace("_", "-")
+        if not option.startswith("--") or option in known + negated or option.startswith(("--help", "--tyro-")):
+            continue
+        meant = " or ".join(_meant(option, known))
+        hint = f"; did you mean {meant}?" if meant else ";"
+        raise ValueError(f"{option} is no option of train{hint} `diffusion-gym train --help` lists them")
+
+
+def _meant(option: str, known: Sequence[str]) -> list[str]:
+    """The options of the same name elsewhere, of these initials (`lr`), or the closest one."""
+    prefix, name = _split(option)
+    same = [entry for entry in known if _split(entry)[1] == name]
+    initials = ["".join(word[0] for word in _split(entry)[1].split("-")) for entry in known]
+    short = [entry for entry, found in zip(known, initials, strict=True) if found == name and entry.startswith(prefix)]
+    closest = closest_name(option, known)
+    return same or short or ([closest] if closest else [])
+
+
+def _split(option: str) -> tuple[str, str]:
+    """The part that an option is of, such as `--agent`, and its name in there; the run's own are of no part."""
+    prefix, _, name = option.rpartition(".")
+    return prefix, name.removeprefix("--")
 
 
 # What a preset may say of a run: how long and in which portions, not which one.

@@ -17,6 +17,7 @@ from diffusion_gym.agents.algorithms.base import (
     agent_class,
     averages,
     part_of,
+    update_metrics,
 )
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
 from diffusion_gym.agents.finite import Diverged
@@ -55,4 +56,5 @@ __all__ = [
     "averages",
     "collect_many",
     "part_of",
+    "update_metrics",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
+from warnings import warn
 
 import numpy as np
 import torch
@@ -40,6 +41,9 @@ class AgentConfig:
     """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
     lora_rank: int = 4
     """Rank of the adapters."""
+    init_from: str | None = None
+    """Exported adapters, ours or those of diffusers or peft, to begin from; with `trainable=full` a pipeline too. The
+    KL reference stays the pretrained model."""
     learning_rate: float = 1e-5
     """Learning rate of AdamW; its peak where a schedule moves it."""
     learning_rate_schedule: LearningRateSchedule = "constant"
@@ -133,7 +137,8 @@ class Agent(ABC):
         steps: the steps of a trajectory that are trained on, int64.
 
     Raises:
-        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient.
+        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient;
+            `init_from` does not fit the policy.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
@@ -146,6 +151,8 @@ class Agent(ABC):
                 "not exist; use eta=1 (ancestral sampling) or sigma_min > 0"
             )
         self.policy, self.config = policy, config
+        if config.init_from is not None:
+            policy.begin_from(config.init_from)
         self.processes = processes or Processes()
         policy.set_training(
             cfg_training=config.cfg_training,
@@ -354,6 +361,24 @@ def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
         values = torch.stack([columns[key].double() for key in own]).cpu()
         found |= {key: float(value.mean()) for key, value in zip(own, values, strict=True)}
     return {key: found[key] for key in rows[0]}
+
+
+def update_metrics(rows: list[dict[str, torch.Tensor]]) -> Metrics:
+    """`averages` of an iteration's updates, how many there were (`updates`) and were left out (`updates_skipped`).
+
+    An update is left out where float16 gradients overflow. Warns where that happened to all of them.
+    """
+    found = averages(rows)
+    skipped = round(found.get("overflow", 0.0) * len(rows))
+    if skipped == len(rows):
+        warn(
+            f"all {skipped} updates of the iteration were skipped, because float16 gradients overflowed: nothing was "
+            "learned. Each halves the loss scale, which begins at 65,536, so that the first ones may be lost; if it "
+            "goes on, use mixed_precision='bf16' or 'no'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return {**found, "updates": len(rows), "updates_skipped": skipped}
 
 
 def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ except ImportError as error:
 import torch
 from tianshou.algorithm.optim import OptimizerFactory, ParamsType
 
+from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.tianshou.collector import TrajectoryCollector
 from diffusion_gym.agents.tianshou.ddpo import DDPOPPO, DDPOReinforce, TrajectoryRewards
 from diffusion_gym.agents.tianshou.env import TianshouVectorEnv
@@ -24,6 +25,7 @@ from diffusion_gym.agents.tianshou.policy import (
     ValueCritic,
     ZeroCritic,
     denoising_policy,
+    policy_identity,
 )
 from diffusion_gym.storage import (
     exact_json,
@@ -177,8 +179,8 @@ def save(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> str:
         The path, which Tianshou's `save_checkpoint_fn` has to return.
     """
     stored = {**_weights(algorithm), **_prefixed("optimizer", optimizer_tensors(_optimizer(algorithm)))}
-    statistics = exact_json(algorithm.rewards.statistics.state())
-    save_tensors(path, stored, {"format": _FORMAT, "statistics": statistics})
+    own = {"statistics": algorithm.rewards.statistics.state(), "identity": policy_identity(algorithm.policy)}
+    save_tensors(path, stored, {"format": _FORMAT, **{name: exact_json(value) for name, value in own.items()}})
     return str(path)
 
 
@@ -197,6 +199,7 @@ def load(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> None:
     metadata = tensors_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path={str(path)!r} is no file of diffusion_gym.agents.tianshou.save")
+    require_same(json.loads(metadata.get("identity", "{}")), policy_identity(algorithm.policy), f"path={str(path)!r}")
     moments = {name.removeprefix("optimizer."): tensors.pop(name) for name in list(tensors) if name.startswith("optim")}
     weights = _weights(algorithm)
     if {name: value.shape for name, value in tensors.items()} != {k: v.shape for k, v in weights.items()}:

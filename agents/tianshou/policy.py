@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy, Precision, Trainable
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.envs.spaces import make_spaces
@@ -268,6 +269,12 @@ def denoising_policy(policy: Any) -> DenoisingPolicy:
             "squashed nor of another width; use GuidedPolicy.from_env(env)"
         )
     return actor.policy
+
+
+def policy_identity(policy: Any) -> Identity:
+    """Model and sampler of a policy, as `diffusion_gym.agents.identity` compares them."""
+    own = denoising_policy(policy)
+    return identity(own.model, None, own.config)
 
 
 def _refuse_changed_actions(action_scaling: bool, action_bound_method: str | None) -> None:

@@ -107,6 +107,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.reward: Reward = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
         chosen = make_prompts(prompts) if prompts is not None else None
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
+        self.model_kwargs: dict[str, str | None] = dict(of_model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
         warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")

@@ -20,7 +20,7 @@ from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
-_HEAVY: Final = {"checkpoint", "latent", "lora", "pixel", "sampling", "schedulers", "sd3", "sdxl"}
+_HEAVY: Final = {"checkpoint", "initial", "latent", "lora", "pixel", "sampling", "schedulers", "sd3", "sdxl"}
 _PIPELINES: Final = {
     "StableDiffusionPipeline": "latent:LatentModel",
     "StableDiffusionXLPipeline": "sdxl:SDXLModel",

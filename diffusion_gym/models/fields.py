@@ -57,7 +57,11 @@ def check_parts(model: str, folder: str | Path, parts: Mapping[str, Allowed]) ->
     """
     for part, allowed in parts.items():
         if (path := Path(folder, part, "config.json")).is_file():
-            check_fields(model, f"{part}/config.json", read_json(path), allowed)
+            try:
+                config = read_json(path)
+            except ValueError as error:
+                raise ValueError(f"model={model!r}: {error}") from error
+            check_fields(model, f"{part}/config.json", config, allowed)
 
 
 def check_index(model: str, index: Mapping[str, Any], allowed: Allowed) -> None:

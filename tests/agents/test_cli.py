@@ -109,3 +109,21 @@ def test_help_explains_every_option(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "--agent.clip-range" in text and "--env.guidance-scale" in text and "--total-reward-queries" in text
+
+
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        (["--agent.lr", "1e-3"], "--agent.learning-rate"),
+        (["--lr=1e-3"], "--agent.learning-rate"),
+        (["--learning_rate", "1e-3"], "--agent.learning-rate"),
+        (["--agent.learning-rat", "1e-3"], "--agent.learning-rate"),
+        (["--guidance-scale", "3"], "--env.guidance-scale"),
+        (["--agent.guidance-scale", "3"], "--env.guidance-scale"),
+        (["--envv", "x"], "--env"),
+        (["--agent.no-cfg-training", "--agent.no-cfg-trainin"], "--agent.cfg-training"),
+    ],
+)
+def test_a_wrong_option_is_told_which_one_may_be_meant(capsys, words, meant):
+    error = failure(["train", "--env", "DiffusionDenoise-Shapes-Color", "--out", "unused", *words], capsys)
+    assert "is no option of train; did you mean" in error and re.search(rf" {re.escape(meant)}(\?| or )", error), error

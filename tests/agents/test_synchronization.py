@@ -13,7 +13,7 @@ from host_reads import HostReads
 
 # These read tensors that live on the host: tokens, the steps to train on, and the pairs that were drawn of them.
 ON_THE_HOST = {"policy.embed", "base.transitions", "base.local", "replay.local"}
-END_OF_EPISODE = {"vector._require_finite", "base._finite_rows"}
+END_OF_EPISODE = {"vector._require_finite", "base._finite_rows", "rollout.collect"}  # the last for the pictures
 
 
 def seen_in(work):
