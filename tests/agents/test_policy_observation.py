@@ -14,13 +14,13 @@ TRAINABLE = ["lora", "full"]
 
 
 @pytest.fixture
-def pipeline_with_offset(tiny_pipeline, tmp_path):
-    """`pipeline_with_offset(n)`: the tiny pipeline, whose sampler visits n last."""
+def pipeline_that_ends_at(tiny_pipeline, tmp_path):
+    """`pipeline_that_ends_at(t)`: the tiny pipeline, whose sampler visits t = 0 or 1 last."""
 
-    def written(offset):
-        folder = shutil.copytree(tiny_pipeline, tmp_path / str(offset))
+    def written(timestep):
+        folder = shutil.copytree(tiny_pipeline, tmp_path / str(timestep))
         config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-        config |= {"steps_offset": offset, "set_alpha_to_one": True}
+        config |= {"timestep_spacing": ("linspace", "leading")[timestep], "set_alpha_to_one": True}
         (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
         return folder
 
@@ -154,15 +154,17 @@ def test_a_timestep_that_the_sampler_does_not_visit_is_named(make_env, make_poli
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("mode", ["Disabled", "NextStep"])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_a_terminal_state_is_refused_and_told_apart(make_env, make_policy, pipeline_with_offset, mode, offset, device):
-    env = make_env(model=str(pipeline_with_offset(offset)), autoreset_mode=mode, device=device)
+@pytest.mark.parametrize("last_timestep", [0, 1])
+def test_a_terminal_state_is_refused_and_told_apart(
+    make_env, make_policy, pipeline_that_ends_at, mode, last_timestep, device
+):
+    env = make_env(model=str(pipeline_that_ends_at(last_timestep)), autoreset_mode=mode, device=device)
     policy = make_policy(env)
     observation, _ = env.reset(seed=0)
     for _ in range(4):
         last = observation["timestep"]
         observation, *_ = env.step(policy.distribution(observation).sample())
-    assert (last == offset).all() and (observation["timestep"] == -1).all()
+    assert (last == last_timestep).all() and (observation["timestep"] == -1).all()
     assert env.unwrapped.single_observation_space["timestep"].contains(observation["timestep"][0].cpu().numpy())
     with pytest.raises(ValueError, match=r"holds \[-1\]; .*the episode is over"):
         policy.distribution(observation)
