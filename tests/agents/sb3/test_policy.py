@@ -98,7 +98,7 @@ def test_micro_batches_give_the_same_gradient(make_env, perturb, size, observed)
         (values.sum() + (log_probs * torch.arange(6)).sum()).backward()
         gradients.append([p.grad.clone() for p in policy.parameters() if p.requires_grad])
     for one, other in zip(*gradients, strict=True):
-        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-6
+        assert (one - other).norm() <= 1e-4 * one.norm() + 1e-6
 
 
 def test_micro_batches_do_not_keep_activations(make_env, observed):
