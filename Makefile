@@ -30,8 +30,8 @@ NUMERICAL := $(patsubst %,tests/models/test_%.py,latent lora pixel sd3 sdxl) \
 	$(patsubst %,tests/wrappers/test_%.py,kl_penalty one_step) \
 	$(patsubst %,tests/test_%.py,scheduling step_gaussian flow_table add_noise)
 # $(call on_cpu,PyTorch's,oneDNN's,MKL's,threads,workers)
-on_cpu = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_CBWR=$(3) OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) \
-	$(BIN)/python -m pytest -n $(5) $(NUMERICAL)
+on_cpu = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_CBWR=$(3) OMP_WAIT_POLICY=passive \
+	OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) $(BIN)/python -m pytest -n $(5) $(NUMERICAL)
 
 test-cpus: $(STAMP)
 	$(call on_cpu,default,SSE41,COMPATIBLE,1,2)
@@ -43,7 +43,8 @@ test-cpus: $(STAMP)
 FLOORS := build/floors
 FLOOR_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CORE := tests/models tests/envs tests/wrappers tests/test_storage.py tests/test_hub_client.py \
-	$(patsubst %,tests/agents/test_%.py,policy rollout ddpo_is rwr renoising checkpoint export tracking) \
+	$(patsubst %,tests/agents/test_%.py,policy rollout ddpo_is rwr renoising checkpoint export tracking cli presets) \
+	tests/agents/test_benchmark_report_pictures.py \
 	tests/agents/sb3 tests/agents/tianshou tests/agents/benchmark/test_matrix.py \
 	tests/rewards/test_vision.py tests/rewards/vlm tests/rewards/server/test_app.py tests/test_floors.py
 
