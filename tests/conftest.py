@@ -1,5 +1,9 @@
-"""What the tests share: a tiny random pipeline on disk, and environments on it. No network, no GPU, one thread."""
+"""What the tests share: a tiny random pipeline on disk, and environments on it. No network, no GPU.
 
+One thread, or TEST_THREADS of them.
+"""
+
+import os
 import warnings
 
 import gymnasium as gym
@@ -10,7 +14,7 @@ import diffusion_gym
 from diffusion_gym.models.random_pipeline import write_random_pipeline
 
 pytest.register_assert_rewrite("agent_updates", "scale_out_runs", "trainer_runs")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 gym.register_envs(diffusion_gym)
 
 

@@ -22,7 +22,7 @@ def states(policy):
 def load_pipeline(path):
     from diffusers import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=torch.float32)
+    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None, torch_dtype=torch.float32)
 
 
 @torch.no_grad()

@@ -78,7 +78,8 @@ def test_a_rollout_is_what_a_user_gets_from_the_environment(make_env, make_polic
     for step in range(4):
         assert torch.equal(observation["latents"], rolled.latents[step])
         assert observation["timestep"].flatten().tolist() == [rolled.timesteps[step]] * 3
-        distribution = policy.distribution(observation)
+        with torch.no_grad():
+            distribution = policy.distribution(observation)
         action = distribution.sample(generator)
         assert torch.equal(action, rolled.latents[step + 1])
         assert torch.equal(distribution.log_prob(action), rolled.log_probs[step])
