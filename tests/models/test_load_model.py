@@ -2,7 +2,6 @@
 
 import gc
 import json
-import time
 import weakref
 
 import gymnasium as gym
