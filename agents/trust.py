@@ -137,8 +137,10 @@ def run_claims(stored: Any) -> list[Claim]:
     settings = _table("settings", stored)
     env, options = (_table(name, settings.get(name)) for name in ("env_options", "agent_options"))
     own = {key: value for key, value in settings.items() if key not in ("env_options", "agent_options")}
-    agent = own.get("agent")
-    config = agent_class(agent).Config if isinstance(agent, str) and agent in AGENTS else AgentConfig
+    agent, environment = own.get("agent"), own.get("env")
+    if not isinstance(agent, str) or not isinstance(environment, str):
+        raise ValueError(f"agent={agent!r} and env={environment!r} of the folder's settings must be texts")
+    config = agent_class(agent).Config if agent in AGENTS else AgentConfig
     return [*_options("", own, RunSettings), *_options("env.", env, EnvOptions), *_options("agent.", options, config)]
 
 
@@ -149,13 +151,14 @@ def suite_claims(suite: Mapping[str, Any]) -> list[Claim]:
         suite: the fields of a `Suite`, its tasks as mappings too.
     """
     found: list[Claim] = []
+    configs = [AgentConfig, *(agent_class(agent).Config for agent in AGENTS)]
     tables = ("tasks", "overrides", "agents")
     found += _options("", {k: v for k, v in suite.items() if k not in (*tables, "name", "description")}, RunSettings)
     for options in (suite["overrides"], *suite["agents"].values()):
         for name, value in options.items():
-            kinds = {"": RunSettings, "env.": EnvOptions, "agent.": AgentConfig}
-            prefix = next((each for each, kind in kinds.items() if name in get_type_hints(kind)), "agent.")
-            found += _options(prefix, {name: value}, kinds[prefix])
+            kinds = {"": RunSettings, "env.": EnvOptions}
+            prefix = next((each for each, kind in kinds.items() if name in _choices(kind)), "agent.")
+            found += _options(prefix, {name: value}, *([kinds[prefix]] if prefix in kinds else configs))
     for task in suite["tasks"].values():
         found += _options("env.", task["env_options"], EnvOptions)
         own = {key: value for key, value in task.items() if key not in ("env_options", "probe", "probe_kwargs")}
@@ -170,9 +173,8 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _options(prefix: str, values: Mapping[str, Any], kind: type[Any]) -> Iterator[Claim]:
-    """What the options of a dataclass name: every text that is no choice of the type, by the rule of its option."""
-    choices = _choices(kind)
+def _options(prefix: str, values: Mapping[str, Any], *kinds: type[Any]) -> Iterator[Claim]:
+    """What options name: every text that is no choice of its type in a dataclass, by the rule of its option."""
     for name, value in values.items():
         option = prefix + name
         if option == "env.reward_kwargs":
@@ -185,7 +187,7 @@ def _options(prefix: str, values: Mapping[str, Any], kind: type[Any]) -> Iterato
                 yield from _RULES[option](option, text)
         else:
             for text in _texts_in(value):
-                if text not in choices.get(name, ()):
+                if not any(text in _choices(kind).get(name, ()) for kind in kinds):
                     yield from _files(option, text)
 
 
