@@ -180,7 +180,7 @@ def _options(prefix: str, values: Mapping[str, Any], *kinds: type[Any]) -> Itera
         if option == "env.reward_kwargs":
             yield from _keywords(option, parse_keywords(_table(option, value or {})))
         elif option == "env.reward":
-            for source in reward_sources(value):
+            for source in reward_sources(value) if isinstance(value, str | Mapping) else _texts_in(value):
                 yield from _reward(option, source)
         elif option in _RULES:
             for text in _texts_in(value):
@@ -230,12 +230,10 @@ def _module(option: str, text: str) -> Iterator[Claim]:
 
 
 def _reward(option: str, text: str) -> Iterator[Claim]:
-    if text in REWARDS:
-        return
     if text.startswith(("http://", "https://")):
         yield Claim("contact", f"{text}, sending pictures and prompts", option)
-    else:
-        yield from _module(option, text)
+    elif text not in REWARDS:
+        yield Claim("run", f"{text}{_place(text.partition(':')[0])}", option)
 
 
 def _model(option: str, text: str) -> Iterator[Claim]:

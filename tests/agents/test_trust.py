@@ -15,6 +15,7 @@ import pytest
 from benchmark_suites import write_suite
 from diffusion_gym.agents import trust
 from diffusion_gym.agents.algorithms import AGENTS, agent_class
+from diffusion_gym.agents.benchmark import command as bench_command
 from diffusion_gym.agents.benchmark.suites import Suite, Task, suites
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.runs import load_settings, read_settings, write_config
@@ -38,6 +39,7 @@ HARMFUL = {
     "file": FILE,
     "path": f"./{FILE}",
     "parts": f"Color=1,{MODULE}:score=1,{URL}=1",
+    "a file alone": [FILE],
     "texts": ["a red circle", f"./{FILE}"],
     "table": {f"{MODULE}:score": 1, URL: f"./{FILE}"},
 }
@@ -167,13 +169,15 @@ def suite_options():
 
 
 @pytest.mark.parametrize(("part", "name"), list(suite_options()))
-def test_no_option_of_a_suites_file_is_followed(part, name, place, capsys):
-    kinds = HARMFUL if name in ("agent", "env", "reward", "probe", "model", "prompts") else ("code", "url", "path")
+def test_no_option_of_a_suites_file_is_followed(part, name, place, capsys, monkeypatch):
+    monkeypatch.setattr(bench_command, "run_local", lambda *arguments: pytest.fail("a training would have begun"))
+    kinds = HARMFUL if name in ("agent", "env", "reward", "probe", "model") else ("code", "url", "path")
+    kinds = ("file", "path", "a file alone") if name == "prompts" else kinds  # others are prompts
     for value in (HARMFUL[kind] for kind in kinds):
         if name in ("reward_kwargs", "env_options", "probe_kwargs"):
             value = {"reward" if name == "env_options" else "cache": value}
         suite = {
-            "": {"budget": 8, "evaluations": 2, "samples": 4},
+            "": {"description": "of a stranger", "budget": 6400, "evaluations": 1, "samples": 4},
             "tasks.size": {"env": ENV, "ceiling": 1.0},
             "tasks.size.env_options": {},
             "overrides": {},
@@ -396,13 +400,11 @@ def test_the_key_of_a_vlm_stays_too(server, monkeypatch):
 
 
 def test_a_benchmark_is_trusted_once(tiny_pipeline, place, capsys, monkeypatch):
-    from diffusion_gym.agents.benchmark import command
-
     ran = []
-    monkeypatch.setattr(command, "run_local", lambda cells, *others: ran.extend(cells))
-    monkeypatch.setattr(command.Results, "read", lambda out: None)
+    monkeypatch.setattr(bench_command, "run_local", lambda cells, *others: ran.extend(cells))
+    monkeypatch.setattr(bench_command.Results, "read", lambda out: None)
     for name in ("write_summary", "summary_text"):
-        monkeypatch.setattr(command, name, str)
+        monkeypatch.setattr(bench_command, name, str)
     suite = write_suite(place / "suites", tiny_pipeline, probe=f'"{MODULE}:score"')
     arguments = ["bench", "--suite", str(suite), "--agents", "ddpo_is", "--seeds", "1", "--out", "out"]
     error = refusal(capsys, *arguments)
