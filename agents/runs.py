@@ -43,7 +43,11 @@ def load_settings(folder: Path, trust: bool = False) -> RunSettings:
         Untrusted: the folder was not made here, and names something that is not registered.
     """
     stored = _stored(folder)
-    seal = seal_of(folder) or require_trust(folder, run_claims(stored), trust)
+    try:
+        claims = run_claims(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    seal = seal_of(folder) or require_trust(folder, claims, trust)
     settings = replace(RunSettings.from_json(stored, folder), token_to=() if seal is None else seal.token_to)
     if seal is not None and trust:
         write_seal(folder, seal)

@@ -139,7 +139,7 @@ def run_claims(stored: Any) -> list[Claim]:
     own = {key: value for key, value in settings.items() if key not in ("env_options", "agent_options")}
     agent, environment = own.get("agent"), own.get("env")
     if not isinstance(agent, str) or not isinstance(environment, str):
-        raise ValueError(f"agent={agent!r} and env={environment!r} of the folder's settings must be texts")
+        raise ValueError(f"this is no config of a diffusion-gym run: agent={agent!r} or env={environment!r} is no text")
     config = agent_class(agent).Config if agent in AGENTS else AgentConfig
     return [*_options("", own, RunSettings), *_options("env.", env, EnvOptions), *_options("agent.", options, config)]
 
@@ -169,7 +169,7 @@ def suite_claims(suite: Mapping[str, Any]) -> list[Claim]:
 
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name}={value!r} of the folder's settings must be an object of options")
+        raise ValueError(f"this is no config of a diffusion-gym run: {name}={value!r} must be an object of options")
     return value
 
 
@@ -192,7 +192,7 @@ def _options(prefix: str, values: Mapping[str, Any], *kinds: type[Any]) -> Itera
 
 
 @cache
-def _choices(kind: type[Any]) -> dict[str, frozenset[str]]:
+def _choices(kind: Any) -> dict[str, frozenset[str]]:
     """The texts that the types of a dataclass's fields list."""
 
     def listed(hint: Any) -> Iterator[str]:

@@ -45,8 +45,10 @@ def failure(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys):
-    """In a process of its own, as users have it; done twice, nothing runs again."""
+def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys, monkeypatch):
+    """In a process of its own, as users have it, which imports nothing from here; done twice, nothing runs again."""
+    (tmp_path / "diffusers.py").write_text("raise ImportError('of the current directory')\n")
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     bench(*arguments)
