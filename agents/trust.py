@@ -173,7 +173,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _options(prefix: str, values: Mapping[str, Any], *kinds: type[Any]) -> Iterator[Claim]:
+def _options(prefix: str, values: Mapping[str, Any], *kinds: Any) -> Iterator[Claim]:
     """What options name: every text that is no choice of its type in a dataclass, by the rule of its option."""
     for name, value in values.items():
         option = prefix + name
