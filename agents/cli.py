@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -85,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if name not in _COMMANDS:
             raise ValueError(unknown_name("command", name, list(_COMMANDS)))
+        if _option(rest, "--out") == "":
+            raise ValueError("out='' names no folder; give a new one")
         _COMMANDS[name](rest)
     except KeyboardInterrupt:
         _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
@@ -101,11 +102,11 @@ def _told_elsewhere(error: Exception) -> bool:
 
 def _mistakes() -> tuple[type[Exception], ...]:
     """The errors that a user can mend; anything else is a bug of ours and shows its traceback."""
-    from diffusion_gym.agents.algorithms import NoUsableReward
+    from diffusion_gym.agents.algorithms import Diverged, NoUsableReward
     from diffusion_gym.agents.processes import PeerFailed
     from diffusion_gym.rewards import RewardError
 
-    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward, PeerFailed)
+    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward, Diverged, PeerFailed)
 
 
 def _fail(message: str | None, code: int) -> None:
@@ -216,6 +217,7 @@ def _check_same(stored: Any, asked: Any) -> None:
         "resume",
         "trust",
         "token_to",
+        "resume_from_older",
         "out",
     }
     for entry in fields(stored):
@@ -230,10 +232,11 @@ def _check_same(stored: Any, asked: Any) -> None:
 def _eval(args: list[str]) -> None:
     from diffusion_gym.agents.evaluation import summary_text
     from diffusion_gym.agents.runs import evaluate_run
+    from diffusion_gym.storage import json_text
 
     options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
     result = evaluate_run(options.dir, options.samples, options.seed, trust=options.trust, token_to=options.token_to)
-    print(json.dumps(result) if options.json else summary_text(result))
+    print(json_text(result) if options.json else summary_text(result))
 
 
 def _report(args: list[str]) -> None:

@@ -21,7 +21,7 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.tracking import Picture, Tracker
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata, write_bytes
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
 
 _NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
 _COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
@@ -177,7 +177,7 @@ class DevelopmentSet:
             with _pretrained(policy):
                 found = self._sample(policy)
             tensors = {"images": found.images, "rewards": found.rewards, "path": found.path}
-            save_tensors(self._file, tensors, {"prompts": json.dumps(found.prompts)})
+            save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
         tensors = load_tensors(self._file)
         try:
             prompts = tuple(json.loads(tensors_metadata(self._file)["prompts"]))

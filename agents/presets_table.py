@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.presets import PRESETS
 from diffusion_gym.agents.settings import RunSettings, starting_point
+from diffusion_gym.storage import json_text
 
 _WIDTH: Final = 120  # where the output is no terminal
 _LONG_NAME: Final = 12  # a longer name is broken at its hyphens
@@ -51,7 +51,7 @@ def print_presets(options: PresetsOptions) -> None:
     """
     agents = AGENTS.names() if options.agent is None else [options.agent]
     if options.json:
-        print(json.dumps(presets_json(agents)))
+        print(json_text(presets_json(agents)))
     else:
         print(presets_text(agents, shutil.get_terminal_size((_WIDTH, 24)).columns))
 

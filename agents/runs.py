@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 
@@ -15,6 +16,7 @@ from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.development import DevelopmentSet
 from diffusion_gym.agents.evaluation import compare, save_pictures
 from diffusion_gym.agents.export import export_policy
+from diffusion_gym.agents.folders import check_out, content, holding
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
@@ -24,7 +26,7 @@ from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.storage import is_unfinished, read_json, write_json
+from diffusion_gym.storage import read_json, write_json
 
 _LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "transformers", "peft")
 _PICTURES = 16
@@ -88,15 +90,42 @@ def library_versions() -> dict[str, str]:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder in which something is already, but for what a kill during the first write left.
+    """Refuse a folder in which something is already, but for a run that came to the end of no iteration.
 
     Raises:
         FileExistsError: it holds another run, or other files.
     """
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and not _not_begun(folder):
         raise FileExistsError(f"out={str(folder)!r} already holds a run; go on with --resume, or choose another --out")
-    if folder.exists() and (not folder.is_dir() or not all(is_unfinished(path) for path in folder.iterdir())):
-        raise FileExistsError(f"out={str(folder)!r} is not empty and no run of diffusion-gym; choose another --out")
+    check_out(folder, "run", _not_begun)
+
+
+# All that a run writes before the end of its first iteration.
+_AT_THE_START: Final = frozenset(
+    {"config.json", "metrics.jsonl", "checkpoints", "images", "tensorboard", "wandb", "wandb.json"}
+)
+
+
+def _not_begun(folder: Path) -> bool:
+    """Whether a folder holds a run without one iteration, such as one that failed at its start: nothing to lose."""
+    entries, config = content(folder), folder / "config.json"
+    if not {path.name for path in entries} <= _AT_THE_START or any(path.is_symlink() for path in entries):
+        return False
+    if not config.is_file() or (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
+        return False
+    pictures = {path.name for path in (folder / "images").glob("*")}
+    states = {path.name for path in (folder / "checkpoints").glob("*")}
+    try:
+        ours = set(read_json(config)) == {"settings", "versions"}
+    except (ValueError, TypeError):
+        return False
+    return ours and pictures <= {"iteration-000000.png"} and states <= {"iteration-000000.safetensors"}
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run without one iteration left."""
+    for path in content(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def build_agent(settings: RunSettings, env: Any, processes: Processes | None = None) -> Agent:
@@ -115,13 +144,20 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     Under `accelerate launch` every process calls it; the main one writes the run folder.
 
     Raises:
-        FileExistsError: the run folder is taken.
-        ValueError: the processes cannot share the samples evenly.
+        FileExistsError: the run folder is taken, or another process trains in it.
+        ValueError: the processes cannot share the samples evenly; or the newest checkpoint of a run to be resumed is
+            damaged. Nothing is written then.
         PeerFailed: another process failed; that one raises what went wrong.
         NoUsableReward: an iteration without one finite reward; a checkpoint is kept.
+        Diverged: an update left numbers that are not finite; the last checkpoint is kept.
     """
     processes = Processes.launched()
     processes.agree(_refusal(settings, processes) if processes.main else None)
+    with holding(settings.out, processes):
+        return _train(settings, processes)
+
+
+def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch, processes=processes)
@@ -129,11 +165,10 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
     trainer.development = _development(settings, processes)
-    if processes.main:
-        write_config(settings)
+    _begin(trainer, settings)
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
-        done = trainer.run(resume=settings.resume and not _killed_early(trainer))
+        done = trainer.run()
     except KeyboardInterrupt:
         _write_profile(trainer)
         raise
@@ -148,6 +183,22 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
             failure = error
     processes.agree(failure)  # no process ends, and may have a launcher end the others, before all is written
     return done, loading
+
+
+def _begin(trainer: Trainer, settings: RunSettings) -> None:
+    """Go back to the checkpoint of a run that is resumed; only then is anything written."""
+    processes, failure = trainer.processes, None
+    if settings.resume and not _killed_early(trainer):
+        trainer.restore(older=settings.resume_from_older)
+    if processes.main:
+        try:
+            if not settings.resume:
+                check_new(settings.out)  # again: another process may have been here before the folder was held
+                _clear(settings.out)
+            write_config(settings)
+        except OSError as error:
+            failure = error
+    processes.agree(failure)
 
 
 def _write_profile(trainer: Trainer) -> None:

@@ -100,6 +100,8 @@ class RunSettings(Schedule):
     """Say at the end where an iteration's time went, and write a trace of one."""
     resume: bool = False
     """Go on with the run in the run folder; its settings are taken over."""
+    resume_from_older: bool = False
+    """With --resume: where the newest checkpoints are damaged, go on from the newest one that is whole."""
     trust: bool = False
     """With --resume: run, contact, read and write what a folder names that was not made here; docs/trust.md."""
     token_to: tuple[str, ...] | None = None
@@ -109,6 +111,15 @@ class RunSettings(Schedule):
     agent_options: Annotated[AgentConfig, tyro.conf.arg(name="agent")] = field(default_factory=AgentConfig)
     """Options of the agent."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be at least 0")
+        if self.rollout_batch < 1:
+            raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
+        if self.resume_from_older and not self.resume:
+            raise ValueError("resume_from_older=True is for a run that goes on; give --resume too")
+
     @property
     def schedule(self) -> Schedule:
         """How long the run goes on and what it writes."""
@@ -116,7 +127,7 @@ class RunSettings(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads back."""
-        stored = {**asdict(self), "out": str(self.out), "profile": False, "resume": False}
+        stored = {**asdict(self), "out": str(self.out), "profile": False, "resume": False, "resume_from_older": False}
         return {key: value for key, value in stored.items() if key not in _COMMAND_LINE}
 
     @classmethod
@@ -153,7 +164,9 @@ class RunSettings(Schedule):
 
 
 # May be missing in a run folder: options younger than the first runs, which change nothing that a training learns.
-_ADDED: Final = frozenset({"development_every", "development_samples", "development_paths", "track", "profile"})
+_ADDED: Final = frozenset(
+    {"development_every", "development_samples", "development_paths", "track", "profile", "resume_from_older"}
+)
 
 
 # What only a command line may say; a folder never does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -61,9 +62,39 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that every program reads; a number that is not finite, which JSON has not, is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def exact_json(value: Any) -> str:
+    """`value` as JSON that reads back as the same numbers: what a program goes on from.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"a number of what is to be stored is not finite ({error})") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number_or_nan(value: float | None) -> float:
+    """A number that `json_text` wrote; null is NaN."""
+    return math.nan if value is None else float(value)
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` as indented JSON, atomically; see `json_text`."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
-from diffusion_gym.storage import remove_unfinished, write_bytes, write_text
+from diffusion_gym.storage import json_text, remove_unfinished, write_bytes, write_text
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv
 
 LOG_NAME = "pictures.jsonl"
@@ -130,9 +129,9 @@ class PictureRecorder:
         Image.fromarray(torch.as_tensor(image).cpu().numpy()).save(buffer, "PNG")
         name = f"episode-{self._now:08d}.png"
         write_bytes(self.folder / name, buffer.getvalue())
-        parts = {key: _finite(value) for key, value in components.items()}
-        row = {"episode": self._now, "env": env, "prompt": str(prompt), "reward": _finite(reward)}
-        line = json.dumps({**row, "components": parts, "file": name}) + "\n"
+        parts = {key: float(value) for key, value in components.items()}
+        row = {"episode": self._now, "env": env, "prompt": str(prompt), "reward": float(reward)}
+        line = json_text({**row, "components": parts, "file": name}) + "\n"
         with self._log.open("ab", buffering=0) as file:
             file.write(line.encode("ascii"))  # in one call, so that readers see whole lines
 
@@ -149,8 +148,3 @@ class PictureRecorder:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._log} holds no recordings of pictures; choose another folder") from error
         return (last // self.every + 1) * self.every
-
-
-def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

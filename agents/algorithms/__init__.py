@@ -19,6 +19,7 @@ from diffusion_gym.agents.algorithms.base import (
     part_of,
 )
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
+from diffusion_gym.agents.finite import Diverged
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 
@@ -40,6 +41,7 @@ __all__ = [
     "DDPOISKL",
     "DDPOSF",
     "DPOK",
+    "Diverged",
     "Losses",
     "Metrics",
     "NoUsableReward",

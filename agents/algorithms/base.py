@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.agents.finite import Diverged, all_finite, require, require_finite_options
 from diffusion_gym.agents.optimization import (
     AccumulatingOptimizer,
     LearningRateSchedule,
@@ -75,13 +77,12 @@ class AgentConfig:
     """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
+        require_finite_options(self)
+        require(self, "larger than 0", "lora_rank", "learning_rate", "max_grad_norm", "adam_epsilon")
+        require(self, "at least 0", "first_learning_rate", "last_learning_rate", "weight_decay")
+        require(self, "at least 0 and less than 1", "adam_beta1", "adam_beta2", "ema_decay")
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size={self.micro_batch_size!r} must be 0 (automatic) or larger")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay!r} must be at least 0 and less than 1")
         if not 0 < self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction={self.warmup_fraction!r} must lie between 0 and 1")
         if not 0 < self.timestep_fraction <= 1:
@@ -268,6 +269,29 @@ class Agent(ABC):
         metrics = self.optimizer.step(items, losses, count)
         self.average.update()
         return metrics
+
+    def learned(self) -> list[torch.Tensor]:
+        """All that an update changes by gradients: weights, their average, the optimiser's moments."""
+        return [*self.parameters, *self.average.average, *self.optimizer.tensors().values()]
+
+    def check_finite(self, iteration: int, updated: Mapping[str, float] | None = None) -> None:
+        """Refuse what an update has spoilt; on a GPU it is waited for once.
+
+        Args:
+            iteration: that of the update.
+            updated: what the update returned; its gradient norm is in the message.
+
+        Raises:
+            Diverged: something that was learned is NaN or infinite.
+        """
+        norm = (updated or {}).get("grad_norm", 0.0)
+        if math.isfinite(norm) and all_finite(self.learned()):
+            return
+        raise Diverged(
+            f"the update of iteration {iteration} left weights or moments that are not finite (grad_norm {norm:.3g}); "
+            "no checkpoint holds them. Begin a new run with a smaller learning_rate or max_grad_norm, or without "
+            "mixed_precision; the last checkpoint is of an iteration before"
+        )
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within this context the policy acts with the moving average of its weights, where the options ask for it."""

@@ -148,6 +148,10 @@ class DPOK(PolicyGradientAgent):
             advantage = (batch.advantage - baseline).clamp(-bound, bound)
         return self.losses(replace(batch, advantage=advantage))
 
+    def learned(self) -> list[torch.Tensor]:
+        """The value function and its optimiser's moments too."""
+        return [*super().learned(), *self.value.state_dict().values(), *self.value_optimizer.tensors().values()]
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The value function and the part of the replay buffer that outlives the next rollout too."""
         value = {f"value.{name}": tensor for name, tensor in self.value.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +16,11 @@ from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
+from diffusion_gym.agents.ending import ENDING, on_ending
+from diffusion_gym.agents.folders import check_out, content, holding
 from diffusion_gym.agents.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
-from diffusion_gym.storage import read_json, write_text
+from diffusion_gym.storage import number_or_nan, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def run_bench(options: BenchOptions) -> int:
         ValueError: an unknown suite, agent or option, a device or library that is missing, or what `out` holds is of
             another suite or of other settings; nothing has run then.
         Untrusted: the suite's file names something that is not registered, or `out` was not made here and has links.
+        FileExistsError: `out` holds something else than a benchmark, or another `bench` runs in it.
     """
     for name, least in (("seeds", 1), ("budget", 1), ("jobs", 1), ("threads", 0), ("gpus", 0)):
         value = getattr(options, name)
@@ -76,10 +80,21 @@ def run_bench(options: BenchOptions) -> int:
     elif (device := options.device or Suite.load(options.suite).device) is not None:
         device_called(device)  # of a cluster only the machine that runs a cell can tell
     out = options.out.absolute()  # another process may have another current directory
+    check_out(out, "benchmark", _is_benchmark)
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
     seal = _seal(options, out)
     chosen["token_to"] = () if seal is None else seal.token_to
     cells = cells_of(options.suite, _agents(options), options.seeds, out, **chosen)
+    with holding(out), on_ending(_end, [signum for signum in ENDING if signum != signal.SIGINT]):
+        return _run(options, out, cells, seal)
+
+
+def _end(signum: int) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None) -> int:
+    """Run what is not finished of a folder that this process holds; the exit code."""
     kept = keep_suite(options.suite, out)
     if seal is not None:
         write_seal(out, seal)
@@ -112,8 +127,8 @@ def _seal(options: BenchOptions, out: Path) -> Seal | None:
     seal, kept = seal_of(out), out / source.name
     if seal is None or not kept.is_file() or kept.read_bytes() != source.read_bytes():
         claims = [] if source.parent == FOLDER else suite_claims(asdict(Suite.load(options.suite)))
-        empty = not out.is_dir() or not any(out.iterdir())
-        seal = require_trust(out, claims, options.trust, source if claims else None) or (Seal() if empty else None)
+        seal = require_trust(out, claims, options.trust, source if claims else None)
+        seal = seal or (None if content(out) else Seal())
     return seal if seal is None or options.token_to is None else Seal(options.token_to)
 
 
@@ -151,6 +166,20 @@ def keep_suite(suite: str, out: Path) -> Path:
     return target
 
 
+def _is_benchmark(out: Path) -> bool:
+    """Whether a folder is one that `bench` made: its only `.toml` file is a suite, beside the folders of its runs.
+
+    A kill right after the suite was written leaves that alone.
+    """
+    kept = list(out.glob("*.toml"))
+    try:
+        whole = len(kept) == 1 and not kept[0].is_symlink() and Suite.load(str(kept[0])) is not None
+    except ValueError:
+        return False
+    folders = [out / name for name in ("records", "runs")]
+    return whole and (any(folder.is_dir() for folder in folders) or content(out) == kept)
+
+
 def _records(out: Path) -> list[Path]:
     return sorted((out / "records").glob("*.json"))
 
@@ -176,5 +205,6 @@ class _Progress:
             text = f"failed: {record['error']}"
         else:
             first, last = record["points"][0], record["points"][-1]
-            text = f"reward {first['reward']:.3f} -> {last['reward']:.3f}, {record['total_seconds'] / 60:.1f} minutes"
+            before, after = number_or_nan(first["reward"]), number_or_nan(last["reward"])
+            text = f"reward {before:.3f} -> {after:.3f}, {record['total_seconds'] / 60:.1f} minutes"
         print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}", flush=True)

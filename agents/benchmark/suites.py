@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.presets import Preset
 from diffusion_gym.agents.settings import EnvOptions, RunSettings, check_preset, starting_point
 from diffusion_gym.registry import unknown_name
@@ -98,7 +99,10 @@ class Suite:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.samples > self.batch and self.samples % self.batch:
             raise ValueError(f"samples={self.samples} must be a multiple of batch={self.batch}")
+        for name in self.tasks:
+            check_name("task", name)
         for name, options in self.agents.items():
+            check_name("agent", name)
             if "agent" not in options:
                 raise ValueError(f"agents.{name} lacks agent, the agent that it is a variant of")
 

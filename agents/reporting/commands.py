@@ -12,7 +12,7 @@ from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
 from diffusion_gym.agents.settings import RunSettings, starting_point
 
 _ALWAYS: Final = ("env", "agent", "preset", "seed", "total_reward_queries")
-_LEFT_OUT: Final = (*_ALWAYS, "out", "resume", "trust", "token_to", "env_options", "agent_options")
+_LEFT_OUT: Final = (*_ALWAYS, "out", "resume", "resume_from_older", "trust", "token_to", "env_options", "agent_options")
 
 
 def quoted(value: Path | str) -> str:

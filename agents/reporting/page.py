@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from diffusion_gym.agents.reporting.markup import Html, card, definitions, eleme
 from diffusion_gym.agents.reporting.results import arrow, by_family, number, prompt_table, result_cards
 from diffusion_gym.agents.runs import read_settings
 from diffusion_gym.agents.settings import RunSettings
-from diffusion_gym.storage import read_json, write_text
+from diffusion_gym.storage import number_or_nan, read_json, write_text
 
 _QUERIES: Final = "reward queries (images scored)"
 _DIAGNOSTICS: Final = {
@@ -25,7 +24,7 @@ _DIAGNOSTICS: Final = {
     "grad_norm": ("Gradient norm", "L2 norm before clipping", True),
     "loss": ("Loss", "surrogate loss, mean of an iteration", False),
 }
-_OF_THE_COMMAND: Final = ("out", "resume", "trust", "token_to", "profile")
+_OF_THE_COMMAND: Final = ("out", "resume", "resume_from_older", "trust", "token_to", "profile")
 _STRIP = 6  # picture grids shown of a training
 
 
@@ -71,8 +70,8 @@ class Run:
         return [(name, part) for name, part in both if part is not None]
 
     def column(self, key: str) -> list[float]:
-        """A metric at every iteration; NaN where it is missing."""
-        return [float(row.get(key, math.nan)) for row in self.metrics]
+        """A metric at every iteration; NaN where it is missing or was not finite."""
+        return [number_or_nan(row.get(key)) for row in self.metrics]
 
 
 def write_report(folder: Path) -> Path:
@@ -142,9 +141,9 @@ def _headline(run: Run) -> Html:
         results.append(card("Reward in training", value, f"mean of the first {over} → of the last {over}"))
     costs = []
     if run.parts:
-        values = [f"{name} {part['kl_to_base']:,.1f}" for name, part in run.parts[1:]]
+        values = [f"{name} {number(part['kl_to_base'])}" for name, part in run.parts[1:]]
         detail = "; ".join(["closed form, summed over the denoising steps", *values])
-        costs.append(card("KL to the pretrained model", f"{run.parts[0][1]['kl_to_base']:,.1f} nats", detail))
+        costs.append(card("KL to the pretrained model", f"{number(run.parts[0][1]['kl_to_base'])} nats", detail))
     if run.metrics and (seconds := sum(run.column("seconds"))) > 0:
         speed = run.metrics[-1]["reward_queries"] / seconds
         costs.append(card("Speed", f"{speed:,.1f} images/s", "sampling, scoring and updates together"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -31,7 +30,7 @@ from diffusion_gym.agents.sb3.setup import (
     policy_kwargs,
     ppo_settings,
 )
-from diffusion_gym.storage import optimizer_tensors, restore_optimizer
+from diffusion_gym.storage import exact_json, optimizer_tensors, restore_optimizer
 
 _PROGRESS = ("num_timesteps", "_total_timesteps", "_current_progress_remaining", "_n_updates")
 Normalization = Literal["prompt", "batch", "none"]
@@ -231,7 +230,7 @@ class DDPOPPO(PPO):
         policy = {name: value for name, value in self.policy.arguments().items() if name != "model"}
         model = self.policy.arguments()["model"]
         try:
-            content = json.dumps(
+            content = exact_json(
                 {
                     "model": None if isinstance(model, UnsavedModel) else model,
                     "arguments": self._arguments,

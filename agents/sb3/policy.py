@@ -29,7 +29,7 @@ from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.models import DenoisingModel, load_model
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-sb3-policy-1"
 # The native agents' defaults; SB3's own are Adam with eps=1e-5 and no weight decay.
@@ -304,7 +304,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         arguments = {name: value for name, value in self.arguments().items() if not name.startswith("optimizer")}
         if isinstance(arguments["model"], UnsavedModel):
             arguments["model"] = None
-        save_tensors(path, self.state_dict(), {"format": _FORMAT, "arguments": json.dumps(arguments)})
+        save_tensors(path, self.state_dict(), {"format": _FORMAT, "arguments": exact_json(arguments)})
 
     @classmethod
     def load(  # type: ignore[override]

@@ -26,6 +26,7 @@ from diffusion_gym.agents.tianshou.policy import (
     denoising_policy,
 )
 from diffusion_gym.storage import (
+    exact_json,
     load_tensors,
     optimizer_tensors,
     restore_optimizer,
@@ -176,7 +177,7 @@ def save(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> str:
         The path, which Tianshou's `save_checkpoint_fn` has to return.
     """
     stored = {**_weights(algorithm), **_prefixed("optimizer", optimizer_tensors(_optimizer(algorithm)))}
-    statistics = json.dumps(algorithm.rewards.statistics.state())
+    statistics = exact_json(algorithm.rewards.statistics.state())
     save_tensors(path, stored, {"format": _FORMAT, "statistics": statistics})
     return str(path)
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any, Final
 
+from diffusion_gym.storage import json_text
+
 _MOST_BYTES: Final = 2**24  # an answer is a few kB; this bounds what a stray server can make us read
 _TRY_AGAIN: Final = frozenset({408, 409, 425, 429})
 
@@ -63,7 +65,7 @@ def request_json(
         headers["Content-Type"] = "application/json"
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    data = None if body is None else json.dumps(body).encode()
+    data = None if body is None else json_text(body).encode()
     try:
         with _OPENER.open(urllib.request.Request(url, data=data, headers=headers), timeout=timeout) as answer:
             return json.loads(answer.read(_MOST_BYTES))

@@ -108,7 +108,7 @@ def test_the_reference_stays_the_pretrained_model(env, make_agent, pretrained, r
     "name, value, message",
     [
         ("kl_weight", -0.1, "kl_weight=-0.1 must be at least 0"),
-        ("kl_weight", float("nan"), "kl_weight=nan must be at least 0"),
+        ("kl_weight", float("nan"), "kl_weight=nan must be finite"),
         ("kl_form", "kl", "kl_form='kl' must be one of squared_log_ratio, closed_form, unscaled"),
         ("clip_range", 0.0, "clip_range=0.0 must be larger than 0"),
     ],

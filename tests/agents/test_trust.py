@@ -16,7 +16,7 @@ from benchmark_suites import write_suite
 from diffusion_gym.agents import trust
 from diffusion_gym.agents.algorithms import AGENTS, agent_class
 from diffusion_gym.agents.benchmark import command as bench_command
-from diffusion_gym.agents.benchmark.suites import Suite, Task, suites
+from diffusion_gym.agents.benchmark.suites import Suite, Task, suite_file, suites
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.runs import load_settings, read_settings, write_config
 from diffusion_gym.agents.settings import EnvOptions, RunSettings, make_env, starting_point
@@ -324,6 +324,8 @@ def test_no_link_that_leads_out_of_a_folder_is_followed(name, place, capsys):
         error = refusal(capsys, *command, "stranger")
         assert str(elsewhere) in error and f"({name})" in error
     (folder / "config.json").unlink()
+    (folder / "records").mkdir()
+    (folder / "shapes-v1.toml").write_bytes(suite_file("shapes-v1").read_bytes())
     bench = ["bench", "--suite", "shapes-v1", "--agents", "ddpo_is", "--seeds", "1", "--out", "stranger"]
     assert str(elsewhere) in refusal(capsys, *bench)
     assert [path.name for path in elsewhere.iterdir()] == ["iteration-000001.safetensors"]
