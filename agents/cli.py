@@ -54,6 +54,10 @@ class EvalOptions:
     """Seed of the noise; it never coincides with the noise of training."""
     json: bool = False
     """Print one JSON object and nothing else."""
+    trust: bool = False
+    """Run, contact, read and write what a folder names that was not made here; docs/trust.md."""
+    token_to: tuple[str, ...] | None = None
+    """The only addresses that get the tokens of the environment; by default those that you named, not a folder."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class ReportOptions:
     """The run folder, or the folder of a benchmark: its `--out`."""
     seed: int | None = None
     """Of a benchmark: the seed whose pictures are shown; by default each agent's first."""
+    trust: bool = False
+    """Follow links in a folder that was not made here, though they lead out of it; docs/trust.md."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,7 +173,7 @@ def parse_train(args: Sequence[str]) -> Any:
 
     resume = "--resume" in args and _option(args, "--out") is not None
     if resume:
-        start = replace(load_settings(Path(str(_option(args, "--out")))), resume=True)
+        start = replace(load_settings(Path(str(_option(args, "--out"))), "--trust" in args), resume=True)
     else:
         env = _option(args, "--env")
         if env is None and "-h" not in args and "--help" not in args:
@@ -183,6 +189,8 @@ def parse_train(args: Sequence[str]) -> Any:
     settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
     if resume:
         _check_same(start, settings)
+    elif settings.trust:
+        raise ValueError("trust=True is for the folder of a run that goes on; give --resume and --out, or leave it out")
     return settings
 
 
@@ -208,6 +216,8 @@ def _check_same(stored: Any, asked: Any) -> None:
         "profile",
         "threads",
         "resume",
+        "trust",
+        "token_to",
         "resume_from_older",
         "out",
     }
@@ -226,15 +236,18 @@ def _eval(args: list[str]) -> None:
     from diffusion_gym.storage import json_text
 
     options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
-    result = evaluate_run(options.dir, options.samples, options.seed)
+    result = evaluate_run(options.dir, options.samples, options.seed, trust=options.trust, token_to=options.token_to)
     print(json_text(result) if options.json else summary_text(result))
 
 
 def _report(args: list[str]) -> None:
     from diffusion_gym.agents.reporting.benchmark.page import is_benchmark, write_benchmark_report
     from diffusion_gym.agents.reporting.page import write_report
+    from diffusion_gym.agents.trust import require_trust, seal_of
 
     options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
+    if seal_of(options.dir) is None:
+        require_trust(options.dir, (), options.trust)
     if is_benchmark(options.dir):
         print(f"report: {write_benchmark_report(options.dir, options.seed)}")
     elif not (options.dir / "config.json").is_file():

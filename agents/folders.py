@@ -16,6 +16,7 @@ from diffusion_gym.storage import is_unfinished, read_json, write_json
 
 _LOCK: Final = ".lock"
 _HOLDER: Final = ".holder.json"
+_OURS: Final = frozenset({_LOCK, _HOLDER, ".seal.json"})  # the last is that of `trust`
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]*(-[A-Za-z0-9_.+]+)*")
 _LONGEST: Final = 100
 
@@ -39,10 +40,10 @@ def check_name(kind: str, name: Any) -> str:
 
 
 def content(folder: Path) -> list[Path]:
-    """What a folder holds, without locks and what a kill during a write left; nothing where there is no folder."""
+    """What a folder holds, without locks, seal and what a kill in a write left; nothing where there is no folder."""
     if not folder.is_dir():
         return []
-    return [path for path in folder.iterdir() if path.name not in (_LOCK, _HOLDER) and not is_unfinished(path)]
+    return [path for path in folder.iterdir() if path.name not in _OURS and not is_unfinished(path)]
 
 
 def check_out(folder: Path, what: str, own: Callable[[Path], bool]) -> None:

@@ -24,6 +24,7 @@ from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
+from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.storage import read_json, write_json
 
@@ -31,17 +32,56 @@ _LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "trans
 _PICTURES = 16
 
 
-def load_settings(folder: Path) -> RunSettings:
-    """The settings of a run folder.
+def load_settings(folder: Path, trust: bool = False) -> RunSettings:
+    """The settings of a run folder, to go on with it; a module that they name as the agent is imported.
+
+    Args:
+        folder: the run folder.
+        trust: go on though the folder was not made here, and remember that.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its `config.json` is truncated or of something else.
+        Untrusted: the folder was not made here, and names something that is not registered.
+    """
+    stored = _stored(folder)
+    try:
+        claims = run_claims(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    seal = seal_of(folder) or require_trust(folder, claims, trust)
+    settings = replace(RunSettings.from_json(stored, folder), token_to=() if seal is None else seal.token_to)
+    if seal is not None and trust:
+        write_seal(folder, seal)
+    return settings
+
+
+def read_settings(folder: Path) -> RunSettings:
+    """The settings of a run folder, to be shown: nothing that they name is imported.
 
     Raises:
         FileNotFoundError: the folder holds no run.
         ValueError: its `config.json` is truncated or of something else.
     """
+    return RunSettings.from_json(_stored(folder), folder, imports=False)
+
+
+def _stored(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no run (no config.json); pass the --out of a training run")
-    return RunSettings.from_json(read_json(path)["settings"], folder)
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError(f"{path} is no config of a diffusion-gym run ('settings' is missing)")
+    return content["settings"]
+
+
+def write_config(settings: RunSettings) -> None:
+    """Write `config.json` of a run; a folder that is new, or has a seal, is sealed with it."""
+    seal = seal_of(settings.out) if settings.resume else Seal()
+    write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+    if seal is not None:
+        write_seal(settings.out, Seal(settings.token_to))
 
 
 def library_versions() -> dict[str, str]:
@@ -167,8 +207,7 @@ def _begin(trainer: Trainer, settings: RunSettings) -> None:
             if not settings.resume:
                 check_new(settings.out)  # again: another process may have been here before the folder was held
                 _clear(settings.out)
-            stored = {"settings": settings.to_json(), "versions": library_versions()}
-            write_json(settings.out / "config.json", stored)
+            write_config(settings)
         except OSError as error:
             failure = error
     processes.agree(failure)
@@ -212,7 +251,15 @@ def _refusal(settings: RunSettings, processes: Processes) -> Exception | None:
     return None
 
 
-def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path,
+    samples: int,
+    seed: int,
+    batch: int = 64,
+    *,
+    trust: bool = False,
+    token_to: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
 
     Args:
@@ -220,12 +267,16 @@ def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict
         samples: pictures of each model.
         seed: seed of the noise, independent of the training's.
         batch: pictures sampled at once.
+        trust: go on though the folder was not made here.
+        token_to: the only addresses that get the tokens of the environment; None leaves it at what the folder may.
 
     Returns:
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
         prompt set has such.
     """
-    settings = replace(load_settings(folder), rollout_batch=min(batch, samples))
+    settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
+    if token_to is not None:
+        settings = replace(settings, token_to=token_to)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch)
@@ -246,4 +297,4 @@ def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict
     return result
 
 
-__all__ = ["NoUsableReward", "evaluate_run", "load_settings", "train"]
+__all__ = ["NoUsableReward", "evaluate_run", "load_settings", "read_settings", "train"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,6 +19,7 @@ from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import Track
 from diffusion_gym.prompts import PromptSet, prompts_of_words
 from diffusion_gym.registry import closest_name, unknown_name
+from diffusion_gym.rewards.tokens import tokens_only_to
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class RunSettings(Schedule):
     """Go on with the run in the run folder; its settings are taken over."""
     resume_from_older: bool = False
     """With --resume: where the newest checkpoints are damaged, go on from the newest one that is whole."""
+    trust: bool = False
+    """With --resume: run, contact, read and write what a folder names that was not made here; docs/trust.md."""
+    token_to: tuple[str, ...] | None = None
+    """The only addresses that get the tokens of the environment; by default those that you named, not a folder."""
     env_options: Annotated[EnvOptions, tyro.conf.arg(name="env")] = field(default_factory=EnvOptions)
     """Keyword arguments of the environment."""
     agent_options: Annotated[AgentConfig, tyro.conf.arg(name="agent")] = field(default_factory=AgentConfig)
@@ -118,11 +123,17 @@ class RunSettings(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads back."""
-        return {**asdict(self), "out": str(self.out), "profile": False, "resume": False, "resume_from_older": False}
+        stored = {**asdict(self), "out": str(self.out), "profile": False, "resume": False, "resume_from_older": False}
+        return {key: value for key, value in stored.items() if key not in _COMMAND_LINE}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], out: Path) -> RunSettings:
+    def from_json(cls, stored: Mapping[str, Any], out: Path, imports: bool = True) -> RunSettings:
         """The settings of a run folder's `config.json`.
+
+        Args:
+            stored: the JSON.
+            out: the run folder.
+            imports: whether to import an agent that is not registered; else its options are taken as they are.
 
         Raises:
             ValueError: the JSON is of something else, or has an option that this version lacks.
@@ -132,7 +143,8 @@ class RunSettings(Schedule):
             chosen: dict[str, Any] = {
                 key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()
             }
-            config = agent_class(stored["agent"]).Config
+            known_agent = imports or stored["agent"] in AGENTS
+            config = agent_class(stored["agent"]).Config if known_agent else _described(chosen)
             env = dict(stored["env_options"])
             for prefix, given, kind in (("agent", chosen, config), ("env", env, EnvOptions)):
                 _check_known(path, prefix, given, _names(kind))
@@ -140,7 +152,7 @@ class RunSettings(Schedule):
             known = {
                 entry.name: stored[entry.name]
                 for entry in fields(cls)
-                if entry.name not in _ADDED or entry.name in stored
+                if entry.name not in _COMMAND_LINE and (entry.name not in _ADDED or entry.name in stored)
             }
             return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
         except (KeyError, TypeError) as error:
@@ -151,6 +163,17 @@ class RunSettings(Schedule):
 _ADDED: Final = frozenset(
     {"development_every", "development_samples", "development_paths", "track", "profile", "resume_from_older"}
 )
+
+
+# What only a command line may say; a folder never does.
+_COMMAND_LINE: Final = frozenset({"trust", "token_to"})
+
+
+def _described(options: Mapping[str, Any]) -> Any:
+    """A class of options whose own is in a module that is not to be imported."""
+    if wrong := [name for name in options if name.startswith("_")]:
+        raise TypeError(f"agent_options has {wrong[0]!r}, which is no option's name")
+    return make_dataclass("Options", [(name, type(value).__name__) for name, value in options.items()], frozen=True)
 
 
 def _names(kind: Any) -> frozenset[str]:
@@ -212,17 +235,24 @@ def _split(option: str) -> tuple[str, str]:
 _RUN_FIELDS: Final = _names(Schedule) | {"rollout_batch"}
 
 
-def starting_point(env: str, agent: str, preset: str | None, model: str | None) -> RunSettings:
+def starting_point(env: str, agent: str, preset: str | None, model: str | None, config: Any = None) -> RunSettings:
     """The settings before the command line: the agent's defaults, overlaid by the preset.
+
+    Args:
+        env: environment id.
+        agent: the agent.
+        preset: a preset's name; None for the one that goes with the model and the agent.
+        model: the model, where it is not the environment's own.
+        config: stands in for the options of the agent, which is not imported then.
 
     Raises:
         ValueError: an unknown agent or preset, or a preset with an unknown option.
     """
-    config = agent_class(agent).Config
+    given, config = config, config or agent_class(agent).Config
     name = preset or default_preset(env, model, agent)
     if name not in PRESETS:
         raise ValueError(unknown_name("preset", name, list(PRESETS)))
-    check_preset(f"preset {name!r}", PRESETS[name], agent)
+    check_preset(f"preset {name!r}", PRESETS[name], None if given else agent)
     values = PRESETS[name].of(agent)
     run, env_options, options = (
         {key: value for key, value in values.items() if key in known}
@@ -288,4 +318,5 @@ def make_env(
         keywords["device"] = str(processes.device)
     if prompts is not None:
         keywords["prompts"] = prompts
-    return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)
+    with tokens_only_to(settings.token_to):
+        return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)

@@ -18,6 +18,14 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 gym.register_envs(diffusion_gym)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory):
+    """Where this user's key is, in place of the home folder; also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory):
     """A pipeline directory whose every step is stochastic (`set_alpha_to_one=False`)."""

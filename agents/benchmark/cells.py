@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +24,12 @@ from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.folders import check_name
-from diffusion_gym.agents.runs import library_versions
+from diffusion_gym.agents.runs import library_versions, write_config
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
+from diffusion_gym.rewards.tokens import tokens_only_to
 from diffusion_gym.storage import exact_json, read_json, save_tensors, write_json
 
 FORMAT: Final = "diffusion-gym-benchmark-1"
@@ -49,6 +50,7 @@ class Cell:
         budget: reward queries; None for the suite's.
         device: None for the suite's.
         threads: CPU threads; 0 leaves torch's own choice.
+        token_to: the only addresses that get tokens of the environment; None for all that the suite names.
 
     Raises:
         ValueError: a task, agent or seed that could name a file elsewhere.
@@ -62,6 +64,7 @@ class Cell:
     budget: int | None = None
     device: str | None = None
     threads: int = 1
+    token_to: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_run(self.task, self.agent, self.seed)
@@ -101,7 +104,8 @@ class Cell:
         config = config_of(suite.trained(self.agent))
         settings = suite.settings(self.task, self.agent, config, self.seed, self.folder)
         # A checkpoint at each measurement: an interrupted cell goes on from the one of its last finished measurement.
-        return replace(settings, checkpoint_every=_NEVER, keep_checkpoints=2, threads=self.threads)
+        settings = replace(settings, checkpoint_every=_NEVER, keep_checkpoints=2, threads=self.threads)
+        return settings if self.token_to is None else replace(settings, token_to=tuple(self.token_to))
 
     def finished(self) -> bool:
         """Whether its record is there, of a training that succeeded.
@@ -195,7 +199,7 @@ def _begin(cell: Cell, trained: str, settings: RunSettings) -> tuple[Contender, 
     if not points:
         if cell.folder.exists():
             shutil.rmtree(cell.folder)
-        write_json(cell.folder / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+        write_config(settings)
     return contender, points
 
 
@@ -219,7 +223,8 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     prompts: PromptSet = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
     held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
     task = suite.tasks[cell.task]
-    probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+    with tokens_only_to(cell.token_to):
+        probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
     return Evaluator(env, held_out, suite.samples, cell.seed, probe)
 
 

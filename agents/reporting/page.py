@@ -13,7 +13,7 @@ from diffusion_gym.agents.reporting.commands import quoted, train_command
 from diffusion_gym.agents.reporting.development import development_section
 from diffusion_gym.agents.reporting.markup import Html, card, definitions, element, join, note, page, picture
 from diffusion_gym.agents.reporting.results import arrow, by_family, number, prompt_table, result_cards
-from diffusion_gym.agents.runs import load_settings
+from diffusion_gym.agents.runs import read_settings
 from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.storage import number_or_nan, read_json, write_text
 
@@ -24,6 +24,7 @@ _DIAGNOSTICS: Final = {
     "grad_norm": ("Gradient norm", "L2 norm before clipping", True),
     "loss": ("Loss", "surrogate loss, mean of an iteration", False),
 }
+_OF_THE_COMMAND: Final = ("out", "resume", "resume_from_older", "trust", "token_to", "profile")
 _STRIP = 6  # picture grids shown of a training
 
 
@@ -53,7 +54,7 @@ class Run:
             FileNotFoundError: the folder holds no run.
             ValueError: a file of it is truncated or of something else.
         """
-        settings, evaluation = load_settings(folder), folder / "eval.json"
+        settings, evaluation = read_settings(folder), folder / "eval.json"
         return cls(
             folder,
             settings,
@@ -248,7 +249,7 @@ def _configuration(run: Run) -> Html:
         set_by_hand["prompts"] = "; ".join(prompts[:4]) + more
     others = [key for key in env if key not in set_by_hand]
     left = [element("p", f"At the environment's own defaults: {', '.join(others)}.", class_="muted")] if others else []
-    values = {key: value for key, value in values.items() if key not in ("out", "resume", "profile")}
+    values = {key: value for key, value in values.items() if key not in _OF_THE_COMMAND}
     groups = (
         ("Run", values),
         ("Environment", set_by_hand),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,21 @@ def _named(name: str, kwargs: dict[str, Any]) -> Reward:
     if ":" in name:
         return _imported(name, kwargs)
     return REWARDS[name](**kwargs)  # raises, with the closest name
+
+
+def reward_sources(reward: object) -> Iterator[str]:
+    """The names, addresses and `module:attribute` that `make_reward` would build `reward` of: those of each part.
+
+    Args:
+        reward: a text or a mapping, as for `make_reward`; other things name nothing.
+    """
+    if isinstance(reward, Mapping):
+        for part in reward:
+            yield from reward_sources(part)
+    elif isinstance(reward, str) and reward not in REWARDS and "=" in reward:
+        yield from reward_sources(_weights(reward))
+    elif isinstance(reward, str):
+        yield reward
 
 
 def _check_keywords(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any], hint: str = "") -> None:

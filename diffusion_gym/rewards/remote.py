@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 import warnings
@@ -17,6 +16,7 @@ import torch
 from diffusion_gym.rewards.base import REWARDS, RewardError, RewardOutput
 from diffusion_gym.rewards.http import RequestFailed, request_json
 from diffusion_gym.rewards.server.wire import TOKEN, check_token, encode_images, read_output
+from diffusion_gym.rewards.tokens import token_for
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries
 _REWARD_RAISED: Final = 500  # the server answers, and would raise again
@@ -50,7 +50,7 @@ class RemoteReward:
         if timeout <= 0 or patience < 0:
             raise ValueError(f"timeout={timeout!r} must be larger than 0 and patience={patience!r} at least 0")
         self.url, self.timeout, self.patience = url.rstrip("/"), timeout, patience
-        self._token = token if token is not None else os.environ.get(TOKEN) or None
+        self._token = token if token is not None else token_for(self.url, TOKEN)
         if self._token is not None:
             check_token(self._token, f"the token, an argument or {TOKEN},")
         self._cancelled = threading.Event()
