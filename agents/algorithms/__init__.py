@@ -12,13 +12,11 @@ from diffusion_gym.agents.algorithms.base import (
     AGENTS,
     Agent,
     AgentConfig,
-    Metrics,
     NoUsableReward,
     agent_class,
-    averages,
     part_of,
-    update_metrics,
 )
+from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
 from diffusion_gym.agents.finite import Diverged
 from diffusion_gym.agents.optimization import Losses

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
-from warnings import warn
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.agents.algorithms.metrics import Metrics
 from diffusion_gym.agents.finite import Diverged, all_finite, require, require_finite_options
 from diffusion_gym.agents.optimization import (
     AccumulatingOptimizer,
@@ -27,8 +27,6 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
-
-Metrics = dict[str, float]
 
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
@@ -349,36 +347,6 @@ def _micro_batch_limit(policy: DenoisingPolicy) -> dict[str, int]:
     """On a CPU larger passes are hardly faster and take more memory; a GPU takes what fits."""
     _, height, width = policy.model.latent_shape
     return {"largest_micro_batch": max(1, _CPU_POSITIONS // (height * width))} if policy.device.type == "cpu" else {}
-
-
-def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
-    """Means over the updates of an iteration; a GPU is waited for once."""
-    columns = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-    devices = {key: column.device for key, column in columns.items()}
-    found: Metrics = {}
-    for device in set(devices.values()):
-        own = [key for key in columns if devices[key] == device]
-        values = torch.stack([columns[key].double() for key in own]).cpu()
-        found |= {key: float(value.mean()) for key, value in zip(own, values, strict=True)}
-    return {key: found[key] for key in rows[0]}
-
-
-def update_metrics(rows: list[dict[str, torch.Tensor]]) -> Metrics:
-    """`averages` of an iteration's updates, how many there were (`updates`) and were left out (`updates_skipped`).
-
-    An update is left out where float16 gradients overflow. Warns where that happened to all of them.
-    """
-    found = averages(rows)
-    skipped = round(found.get("overflow", 0.0) * len(rows))
-    if skipped == len(rows):
-        warn(
-            f"all {skipped} updates of the iteration were skipped, because float16 gradients overflowed: nothing was "
-            "learned. Each halves the loss scale, which begins at 65,536, so that the first ones may be lost; if it "
-            "goes on, use mixed_precision='bf16' or 'no'",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return {**found, "updates": len(rows), "updates_skipped": skipped}
 
 
 def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

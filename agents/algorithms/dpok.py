@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, Metrics, averages, part_of, update_metrics
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, part_of
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
+from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
 from diffusion_gym.agents.algorithms.policy_gradient import Normalization, PolicyGradientAgent, Transitions
 from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses

@@ -13,7 +13,8 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
-from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, Metrics, update_metrics
+from diffusion_gym.agents.algorithms.base import Agent, AgentConfig
+from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes

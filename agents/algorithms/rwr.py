@@ -12,7 +12,8 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import softmax_weights
-from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig, Metrics, update_metrics
+from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig
+from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.renoising import fresh_noise, renoised_states
 from diffusion_gym.agents.rollout import Trajectories, collect_many

@@ -15,7 +15,8 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 
 from diffusion_gym.agents.adapters import chosen_steps
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
-from diffusion_gym.agents.algorithms.base import averages, part_of
+from diffusion_gym.agents.algorithms.base import part_of
+from diffusion_gym.agents.algorithms.metrics import averages
 from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer

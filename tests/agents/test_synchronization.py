@@ -55,7 +55,7 @@ def test_an_update_is_waited_for_at_its_rewards_and_its_metrics(make_env, make_a
     trajectories = agent.sample(env, 4, (0, 0))
     metrics, places = seen_in(lambda: agent.update(trajectories, np.random.default_rng(0)))
     assert metrics["updates"] >= 1
-    assert places == {"base.rewards", "base.averages"}
+    assert places == {"base.rewards", "metrics.averages"}
 
 
 @pytest.mark.gpu
