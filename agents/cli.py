@@ -171,8 +171,10 @@ def parse_train(args: Sequence[str]) -> Any:
     from diffusion_gym.agents.runs import load_settings
     from diffusion_gym.agents.settings import RunSettings, check_option_names, starting_point
 
-    resume = "--resume" in args and _option(args, "--out") is not None
+    resume = "--resume" in args
     if resume:
+        if _option(args, "--out") is None:
+            raise ValueError("--resume goes on with the run in --out, which is missing; give --out DIR")
         start = replace(load_settings(Path(str(_option(args, "--out"))), "--trust" in args), resume=True)
     else:
         env = _option(args, "--env")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.tracking import Picture, Tracker
-from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata, write_bytes
 
 _NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
 _COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
@@ -180,7 +179,7 @@ class DevelopmentSet:
             save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
         tensors = load_tensors(self._file)
         try:
-            prompts = tuple(json.loads(tensors_metadata(self._file)["prompts"]))
+            prompts = tuple(parse_json(tensors_metadata(self._file)["prompts"]))
             return Samples(prompts, tensors["images"], tensors["rewards"], tensors["path"])
         except KeyError as error:
             raise ValueError(f"{self._file} is no file of a development set ({error}); delete it") from error

@@ -72,6 +72,16 @@ class EnvOptions:
         return given
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes.
+
+    Raises:
+        ValueError: the seed and what it may be.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} must be at least 0 and less than 2**63")
+
+
 @dataclass(frozen=True)
 class RunSettings(Schedule):
     """Train an agent on a denoising environment and write a run folder."""
@@ -109,8 +119,7 @@ class RunSettings(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be at least 0")
+        check_seed(self.seed)
         if self.rollout_batch < 1:
             raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
         if self.resume_from_older and not self.resume:
