@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from diffusion_gym.envs.checks import check_action
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.registry import WrongKeyword
 
 
 class DenoisingEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
