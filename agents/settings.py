@@ -315,7 +315,7 @@ def make_env(
         processes: the processes of the run; of several, each has a device of its own.
 
     Raises:
-        ValueError: the options ask for another device than that of the process.
+        ValueError: the options ask for another device than that of the process; `env` is of something else.
     """
     keywords = settings.env_options.keywords()
     if processes is not None and processes.count > 1:
@@ -327,5 +327,11 @@ def make_env(
         keywords["device"] = str(processes.device)
     if prompts is not None:
         keywords["prompts"] = prompts
-    with tokens_only_to(settings.token_to):
-        return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)
+    keywords["autoreset_mode"] = AutoresetMode.DISABLED.value
+    try:
+        with tokens_only_to(settings.token_to):
+            return gym.make_vec(settings.env, num_envs=num_envs, **keywords)
+    except TypeError as error:
+        if "argument 'autoreset_mode'" not in str(error):
+            raise
+        raise ValueError(f"env={settings.env!r} is no denoising environment; `diffusion-gym envs` lists them") from error

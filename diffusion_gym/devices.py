@@ -18,9 +18,18 @@ def device_called(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if not _available(found):
         raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")
     return found
+
+
+def _available(device: torch.device) -> bool:
+    if device.type == "cuda":  # a tensor would begin to use the GPU
+        return (device.index or 0) < torch.cuda.device_count()
+    try:
+        return device.type != "meta" and torch.empty(0, device=device).numel() == 0
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        return False
 
 
 def memory_of(device: torch.device) -> int | None:

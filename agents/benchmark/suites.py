@@ -45,7 +45,7 @@ class Task:
     def __post_init__(self) -> None:
         number = isinstance(self.ceiling, int | float) and not isinstance(self.ceiling, bool)
         if not number or not math.isfinite(self.ceiling):
-            raise ValueError(f"ceiling={self.ceiling!r} must be a finite number, the reward that scores 1")
+            raise ValueError(f"ceiling={self.ceiling!r} must be a number that is finite, the reward that scores 1")
         known = [entry.name for entry in fields(EnvOptions)]
         for key in self.env_options:
             if key not in known:
