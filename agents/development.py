@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.tracking import Picture, Tracker
+from diffusion_gym.devices import require_memory
 from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata, write_bytes
 
 _NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
@@ -96,7 +98,7 @@ class DevelopmentSet:
         paths: for how many of them the reward is computed at every step, M.
 
     Raises:
-        ValueError: `samples` is no multiple of `env.num_envs`.
+        ValueError: `samples` is no multiple of `env.num_envs`, or more than memory holds.
     """
 
     env: VectorEnv[Any, Any, Any]
@@ -112,6 +114,13 @@ class DevelopmentSet:
                 f"development_samples={self.samples} must be a multiple of the environment's num_envs, "
                 f"{self.env.num_envs}"
             )
+        base: Any = self.env.unwrapped
+        require_memory(
+            f"development_samples={self.samples}",
+            self.samples * math.prod(base.model.latent_shape),
+            torch.device("cpu"),
+            "follow fewer",
+        )
 
     def go_back(self, iteration: int) -> None:
         """Drop what was written after an iteration, that of the checkpoint from which the run goes on."""

@@ -332,6 +332,7 @@ def make_env(
         with tokens_only_to(settings.token_to):
             return gym.make_vec(settings.env, num_envs=num_envs, **keywords)
     except TypeError as error:
-        if "argument 'autoreset_mode'" not in str(error):
+        if "unexpected keyword argument" not in str(error):
             raise
-        raise ValueError(f"env={settings.env!r} is no denoising environment; `diffusion-gym envs` lists them") from error
+        told = f"env={settings.env!r} is no denoising environment ({error}); `diffusion-gym envs` lists them"
+        raise ValueError(told) from error

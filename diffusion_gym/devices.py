@@ -57,7 +57,7 @@ def require_memory(what: str, numbers: int, device: torch.device, remedy: str) -
     there = memory_of(device)
     if there is not None and 4 * numbers > there:
         raise ValueError(
-            f"{what} takes at least {4 * numbers / 2**30:.0f} GiB, and {device} has {there / 2**30:.0f}; {remedy}"
+            f"{what} would take at least {4 * numbers / 2**30:.0f} GiB, and {device} has {there / 2**30:.0f}; {remedy}"
         )
 
 
