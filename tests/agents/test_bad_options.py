@@ -10,6 +10,7 @@ from benchmark_suites import write_suite
 from command_line import failure, train_arguments
 from diffusion_gym.agents import DenoisingPolicy, cli, demo
 from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.threads import cores
 from diffusion_gym.prompts.files import read_prompt_file
 from diffusion_gym.prompts.templates import fill
@@ -33,12 +34,11 @@ def told(text):
         ({"--threads": HUGE}, f"threads={HUGE} must be from 1 to the {cores()} cores of this machine"),
         ({"--threads": -1}, "threads=-1 must be from 1 to"),
         ({"--rollout-batch": HUGE, "--samples-per-iteration": HUGE}, f"num_envs={HUGE} would take at least"),
-        ({"--samples-per-iteration": 4 * HUGE}, "lower samples_per_iteration, or the samples of an evaluation"),
         ({"--development-every": 1, "--development-samples": 4 * HUGE}, f"development_samples={4 * HUGE} would take"),
         ({"--env.eta": 1e-30}, "eta=1e-30 is noise that float32 rounds away"),
         ({"--env.sigma-min": 1e-30}, "sigma_min=1e-30 is noise that float32 rounds away"),
         ({"--env.num-inference-steps": 1, "--env.sampler": "ddpm"}, "num_inference_steps=1 makes every denoising step"),
-        ({"--agent.lora-rank": HUGE}, f"lora_rank={HUGE} is above 32, the largest rank of a layer here"),
+        ({"--agent.lora-rank": HUGE}, f"lora_rank={HUGE} is above 16, the largest rank of a layer here"),
         ({"--env.dtype": "float16", "--agent.mixed-precision": "bf16"}, "mixed_precision='bf16' does not go with"),
         ({"--env.dtype": "bfloat16", "--agent.mixed-precision": "fp16"}, "mixed_precision='fp16' does not go with"),
         ({"--env.device": "meta"}, "device='meta' is not available here"),
@@ -80,6 +80,13 @@ def test_a_switch_of_a_reward_is_true_or_false(tmp_path, capsys, value):
     assert "must be True or False" in failure([*arguments, "--env.reward-kwargs", "strict", value], capsys)
 
 
+def test_samples_whose_latents_memory_does_not_hold_are_refused_before_the_first_batch(make_env, monkeypatch):
+    env = make_env()
+    monkeypatch.setattr(env.unwrapped, "reset", None)
+    with pytest.raises(ValueError, match=f"number={4 * HUGE} trajectories would take .*; lower samples_per_iteration"):
+        collect_many(env, DenoisingPolicy.from_env(env), 4 * HUGE, (0, 0))
+
+
 def test_the_least_noise_leaves_a_gradient(make_env):
     policy = DenoisingPolicy.from_env(make_env(eta=1e-6))
     generator = torch.Generator().manual_seed(0)
@@ -103,7 +110,7 @@ def test_a_refused_precision_changes_nothing(make_env):
 
 def test_a_rank_up_to_the_widest_layer_is_taken(make_env):
     env = make_env()
-    most = 32  # of the tiny pipeline's attention
+    most = 16  # of the tiny pipeline's attention
     assert DenoisingPolicy.from_env(env, lora_rank=most).lora_rank == most
     with pytest.raises(ValueError, match=f"lora_rank={most + 1} is above {most}"):
         DenoisingPolicy.from_env(env, lora_rank=most + 1)
