@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from diffusion_gym.agents.algorithms import Agent
-from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-checkpoint-2"
 _UNCHECKED = "diffusion-gym-checkpoint-1"  # without a checksum: of earlier versions
@@ -131,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if metadata["format"] == _FORMAT and metadata.get("sha256") != checksum(tensors, text):
         raise DamagedCheckpoint(f"checkpoint={str(path)!r} is not what was written: its checksum differs")
     try:
-        state: dict[str, Any] = json.loads(text)
+        state: dict[str, Any] = parse_json(text)
     except ValueError as error:
         raise DamagedCheckpoint(f"checkpoint={str(path)!r} holds no state ({error})") from error
     return tensors, state

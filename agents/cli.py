@@ -18,7 +18,7 @@ import gymnasium as gym
 import tyro
 
 from diffusion_gym.agents.evaluation import EVALUATION_SEED
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 
 _USAGE: Final = """usage: diffusion-gym COMMAND [options]
 
@@ -73,7 +73,10 @@ class ReportOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake ends in one line on standard error and exit code 2."""
+    """Run a command; a user's mistake ends in one line on standard error and exit code 2.
+
+    Any other exception keeps its traceback, with a note that it is to be reported.
+    """
     args = list(sys.argv[1:] if arguments is None else arguments)
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
@@ -90,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
     except _mistakes() as error:
-        _fail(None if _told_elsewhere(error) else str(error), 2)
+        _fail(None if _told_elsewhere(error) else _words(error), 2)
+    except Exception as error:
+        error.add_note(_OURS)
+        raise
 
 
 def _told_elsewhere(error: Exception) -> bool:
@@ -106,7 +112,15 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from diffusion_gym.agents.processes import PeerFailed
     from diffusion_gym.rewards import RewardError
 
-    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward, Diverged, PeerFailed)
+    return (ValueError, WrongKeyword, OSError, gym.error.Error, RewardError, NoUsableReward, Diverged, PeerFailed)
+
+
+def _words(error: Exception) -> str:
+    """What an error says; of the system's own, which begin with a number, the path and the reason."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        paths = [repr(str(path)) for path in (error.filename, error.filename2) if path is not None]
+        return f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _fail(message: str | None, code: int) -> None:
@@ -171,8 +185,10 @@ def parse_train(args: Sequence[str]) -> Any:
     from diffusion_gym.agents.runs import load_settings
     from diffusion_gym.agents.settings import RunSettings, check_option_names, starting_point
 
-    resume = "--resume" in args and _option(args, "--out") is not None
+    resume = "--resume" in args
     if resume:
+        if _option(args, "--out") is None:
+            raise ValueError("--resume goes on with the run in --out, which is missing; give --out DIR")
         start = replace(load_settings(Path(str(_option(args, "--out"))), "--trust" in args), resume=True)
     else:
         env = _option(args, "--env")
@@ -289,6 +305,10 @@ def _bench(args: list[str]) -> None:
         raise SystemExit(code)
 
 
+_OURS: Final = (
+    "Unless it comes from code of your own, this is a fault of diffusion-gym and not of your command: please report it "
+    "to the maintainers, with these lines and the command."
+)
 _STOPPED: Final = {
     "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint",
     "bench": "stopped; the same command goes on from the last measurement of each run",

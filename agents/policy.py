@@ -143,16 +143,24 @@ class DenoisingPolicy(nn.Module):
             gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
 
         Raises:
-            ValueError: an unknown precision; a network that cannot checkpoint.
+            ValueError: an unknown precision, or one that does not go with the weights' own; a network that cannot
+                checkpoint. Nothing has changed then.
         """
         if mixed_precision not in ("no", *_COMPUTE):
             raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
-        self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
+        compute, stored = _COMPUTE.get(mixed_precision), self.model.dtype
+        if compute is not None and stored not in (compute, torch.float32):
+            kind = str(stored).removeprefix("torch.")
+            raise ValueError(
+                f"mixed_precision={mixed_precision!r} does not go with weights of dtype={kind!r}; leave "
+                "mixed_precision at 'no', or use dtype='float32'"
+            )
         if gradient_checkpointing and not hasattr(self.unet, "enable_gradient_checkpointing"):
             raise ValueError(
                 "gradient_checkpointing=True needs a network that can do it, as those of diffusers can; "
                 f"{type(self.unet).__name__} has no enable_gradient_checkpointing"
             )
+        self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
         if hasattr(self.unet, "enable_gradient_checkpointing"):
             switch = "enable" if gradient_checkpointing else "disable"
             getattr(self.unet, f"{switch}_gradient_checkpointing")()
@@ -176,6 +184,23 @@ class DenoisingPolicy(nn.Module):
     def stochastic_steps(self) -> torch.Tensor:
         """The steps with sigma > 0, int64: those that a policy gradient can use."""
         return (self.table.sigma > 0).nonzero().flatten().cpu()
+
+    def require_noise(self) -> None:
+        """Refuse a sampler without a stochastic step, for which there is no policy gradient.
+
+        Raises:
+            ValueError: what makes all steps deterministic, and the remedy.
+        """
+        if len(self.stochastic_steps):
+            return
+        if self.config.eta == 0 and self.config.sampler == "ddim":
+            why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling)"
+        else:  # the last step has no noise, whatever eta is
+            why, remedy = f"num_inference_steps={self.config.num_inference_steps}", "more steps"
+        raise ValueError(
+            f"{why} makes every denoising step deterministic, so that a policy gradient does not exist; use {remedy} "
+            "or sigma_min > 0"
+        )
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_gym.storage import json_text, write_text
+from diffusion_gym.storage import json_text, parse_json, write_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -22,7 +21,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for number, line in enumerate([*lines, torn] if torn else lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if isinstance(record["iteration"], bool) or not isinstance(record["iteration"], int):
                 raise TypeError
         except (ValueError, TypeError, KeyError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from diffusion_gym.rewards.server.app import check_address, serve
 from diffusion_gym.rewards.server.limits import Limits
 from diffusion_gym.rewards.server.wire import TOKEN
 from diffusion_gym.rewards.vlm.chat import API_KEY
+from diffusion_gym.storage import parse_json
 
 _SECRETS: Final = {"token": TOKEN, "api_key": API_KEY}
 
@@ -76,6 +76,6 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return {"True": True, "False": False, "None": None}.get(value, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.streams import stream
+from diffusion_gym.devices import require_memory
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardOutput
@@ -229,13 +231,20 @@ def collect_many(
         processes: the processes that share the work; the result is this one's part.
 
     Raises:
-        ValueError: `number`, the groups or the processes do not fit the batches.
+        ValueError: `number`, the groups or the processes do not fit the batches; or the latents do not fit in memory.
         RewardError: the reward failed.
     """
     if number % env.num_envs:
         raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
     if env.num_envs % group_size:
         raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
+    states = (len(policy.table) + 1) * number // (processes or Processes()).count
+    require_memory(
+        f"number={number} trajectories",
+        states * math.prod(policy.model.latent_shape),
+        policy.device,
+        "lower samples_per_iteration, or the samples of an evaluation",
+    )
     parts: list[Trajectories] = []
     batches = list(_batches(env, number, seed_path, group_size, processes or Processes()))
     whole = isinstance(env, OneStepVectorEnv) or len(batches) < 2

@@ -21,7 +21,8 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import read_metrics
-from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.agents.settings import RunSettings, check_seed, make_env
+from diffusion_gym.agents.threads import check_threads, cores, use_threads
 from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
@@ -169,8 +170,7 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
 
 
 def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch, processes=processes)
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
@@ -246,6 +246,7 @@ def _refusal(settings: RunSettings, processes: Processes) -> Exception | None:
             check_new(settings.out)
         processes.share(settings.samples_per_iteration // settings.rollout_batch)
         check_track(settings.track)
+        check_threads(settings.threads)
     except (FileExistsError, ValueError) as error:
         return error
     return None
@@ -274,11 +275,13 @@ def evaluate_run(
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
         prompt set has such.
     """
+    if samples < 1:
+        raise ValueError(f"samples={samples!r} must be at least 1")
+    check_seed(seed)
     settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
     if token_to is not None:
         settings = replace(settings, token_to=token_to)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    use_threads(min(settings.threads, cores()))  # a run of a larger machine gets all of this one
     env = make_env(settings, settings.rollout_batch)
     agent = build_agent(settings, env, from_checkpoint=True)
     progress = Checkpoints(folder / "checkpoints").load(agent)

@@ -72,6 +72,16 @@ class EnvOptions:
         return given
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes.
+
+    Raises:
+        ValueError: the seed and what it may be.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} must be at least 0 and less than 2**63")
+
+
 @dataclass(frozen=True)
 class RunSettings(Schedule):
     """Train an agent on a denoising environment and write a run folder."""
@@ -109,8 +119,7 @@ class RunSettings(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be at least 0")
+        check_seed(self.seed)
         if self.rollout_batch < 1:
             raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
         if self.resume_from_older and not self.resume:
@@ -306,7 +315,7 @@ def make_env(
         processes: the processes of the run; of several, each has a device of its own.
 
     Raises:
-        ValueError: the options ask for another device than that of the process.
+        ValueError: the options ask for another device than that of the process; `env` is of something else.
     """
     keywords = settings.env_options.keywords()
     if processes is not None and processes.count > 1:
@@ -318,5 +327,12 @@ def make_env(
         keywords["device"] = str(processes.device)
     if prompts is not None:
         keywords["prompts"] = prompts
-    with tokens_only_to(settings.token_to):
-        return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)
+    keywords["autoreset_mode"] = AutoresetMode.DISABLED.value
+    try:
+        with tokens_only_to(settings.token_to):
+            return gym.make_vec(settings.env, num_envs=num_envs, **keywords)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        told = f"env={settings.env!r} is no denoising environment ({error}); `diffusion-gym envs` lists them"
+        raise ValueError(told) from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 
 Sampler = Literal["ddim", "ddpm"]
 Reduction = Literal["mean", "sum"]
+
+_LEAST_NOISE: Final = 1e-6  # float32 numbers near 1 are 1e-7 apart
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class SamplerConfig:
         _require(
             math.isfinite(self.sigma_min) and self.sigma_min >= 0, f"sigma_min={self.sigma_min!r} must be at least 0"
         )
+        for name in ("eta", "sigma_min"):
+            value = getattr(self, name)
+            _require(
+                value == 0 or value >= _LEAST_NOISE,
+                f"{name}={value!r} is noise that float32 rounds away, so that no gradient is left; give 0, or at least "
+                f"{_LEAST_NOISE:g}",
+            )
         for name, choices in (("log_prob_reduction", Reduction), ("sampler", Sampler)):
             value = getattr(self, name)
             _require(value in get_args(choices), f"{name}={value!r} must be one of {', '.join(get_args(choices))}")
@@ -66,7 +75,7 @@ class SamplerConfig:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise TypeError(unknown_name("keyword argument", name, known))
+                raise WrongKeyword(unknown_name("keyword argument", name, known))
         return cls(**{**defaults, **options})
 
 

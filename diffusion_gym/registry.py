@@ -76,6 +76,10 @@ def _current_directory() -> Iterator[None]:
             sys.path.remove("")
 
 
+class WrongKeyword(TypeError):
+    """A keyword that does not exist or does not go with others: the caller's mistake, as not every TypeError is."""
+
+
 class Registry(Generic[T]):
     """Names mapped to factories, in the order of registration.
 

@@ -10,13 +10,14 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 _UNFINISHED = ".unfinished"
+_LEVELS: Final = 100  # of JSON; Python's own limit is about 1,000 calls, of which a copy takes several a level
 # What a pipeline's loader would take; of two kinds it takes the shards, however old.
 _PIPELINE_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
@@ -183,6 +184,29 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2) + "\n")
 
 
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """The value of a JSON text from outside.
+
+    Raises:
+        ValueError: it is not JSON, or nested so deep that Python might not copy or write it.
+    """
+    too_deep = ValueError(f"it is nested more than {_LEVELS} levels deep")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    level = [value]
+    for _ in range(_LEVELS + 1):
+        level = [part for entry in level for part in _parts(entry)]
+    if level:
+        raise too_deep
+    return value
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
@@ -190,7 +214,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: the file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file ({error}); it may be truncated or from another program") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
-from diffusion_gym.storage import json_text, remove_unfinished, write_bytes, write_text
+from diffusion_gym.storage import json_text, parse_json, remove_unfinished, write_bytes, write_text
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv
 
 LOG_NAME = "pictures.jsonl"
@@ -144,7 +143,7 @@ class PictureRecorder:
         if whole != text:
             write_text(self._log, whole)
         try:
-            last = max((int(json.loads(line)["episode"]) for line in whole.splitlines()), default=-1)
+            last = max((int(parse_json(line)["episode"]) for line in whole.splitlines()), default=-1)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._log} holds no recordings of pictures; choose another folder") from error
         return (last // self.every + 1) * self.every

@@ -143,11 +143,8 @@ class Agent(ABC):
     needs_stochastic_steps: ClassVar[bool] = True
 
     def __init__(self, policy: DenoisingPolicy, config: AgentConfig, processes: Processes | None = None) -> None:
-        if self.needs_stochastic_steps and len(policy.stochastic_steps) == 0:
-            raise ValueError(
-                f"eta={policy.config.eta} makes every denoising step deterministic, so that a policy gradient does "
-                "not exist; use eta=1 (ancestral sampling) or sigma_min > 0"
-            )
+        if self.needs_stochastic_steps:
+            policy.require_noise()
         self.policy, self.config = policy, config
         if config.init_from is not None:
             policy.begin_from(config.init_from)

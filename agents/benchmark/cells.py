@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
-import torch
-
 from diffusion_gym.agents.benchmark.contender import Contender
 from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of, make_contender
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
@@ -26,6 +24,7 @@ from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.runs import library_versions, write_config
 from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.agents.threads import use_threads
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
@@ -170,8 +169,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, Any]]:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     contender, points = _begin(cell, suite.trained(cell.agent), settings)
     work = Work(contender.policy)
     if points:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
@@ -18,9 +18,12 @@ from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, sui
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
 from diffusion_gym.agents.ending import ENDING, on_ending
 from diffusion_gym.agents.folders import check_out, content, holding
+from diffusion_gym.agents.threads import check_threads
 from diffusion_gym.agents.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
 from diffusion_gym.storage import number_or_nan, read_json, write_text
+
+_MOST_SEEDS: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,14 @@ def run_bench(options: BenchOptions) -> int:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"{name}={value!r} must be at least {least}")
+    if options.seeds > _MOST_SEEDS:
+        raise ValueError(f"seeds={options.seeds!r} must be at most {_MOST_SEEDS}")
     if options.engine == "ray":
         require_package("ray", "ray", "engine='ray'")
-    elif (device := options.device or Suite.load(options.suite).device) is not None:
-        device_called(device)  # of a cluster only the machine that runs a cell can tell
+    else:  # of a cluster only the machine that runs a cell can tell
+        check_threads(options.threads)
+        if (device := options.device or Suite.load(options.suite).device) is not None:
+            device_called(device)
     out = options.out.absolute()  # another process may have another current directory
     check_out(out, "benchmark", _is_benchmark)
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}

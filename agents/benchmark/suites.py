@@ -6,6 +6,7 @@ found by itself.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.presets import Preset
+from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.settings import EnvOptions, RunSettings, check_preset, starting_point
 from diffusion_gym.registry import unknown_name
 
@@ -41,8 +43,9 @@ class Task:
     probe_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ceiling, int | float) or isinstance(self.ceiling, bool):
-            raise ValueError(f"ceiling={self.ceiling!r} must be a number, the reward that scores 1")
+        number = isinstance(self.ceiling, int | float) and not isinstance(self.ceiling, bool)
+        if not number or not math.isfinite(self.ceiling):
+            raise ValueError(f"ceiling={self.ceiling!r} must be a number that is finite, the reward that scores 1")
         known = [entry.name for entry in fields(EnvOptions)]
         for key in self.env_options:
             if key not in known:
@@ -101,8 +104,10 @@ class Suite:
             raise ValueError(f"samples={self.samples} must be a multiple of batch={self.batch}")
         for name in self.tasks:
             check_name("task", name)
+        _check_read("overrides", self.overrides)
         for name, options in self.agents.items():
             check_name("agent", name)
+            _check_read(f"agents.{name}", options)
             if "agent" not in options:
                 raise ValueError(f"agents.{name} lacks agent, the agent that it is a variant of")
 
@@ -197,6 +202,18 @@ def suite_file(name: str) -> Path:
 def suites() -> list[str]:
     """The names of the suites that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+# Options of a training that a benchmark sets itself.
+_UNREAD: Final = {entry.name for entry in fields(Schedule)} - {"samples_per_iteration"}
+
+
+def _check_read(where: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a benchmark would not read."""
+    for name in options:
+        if name in _UNREAD:
+            instead = "write it as the suite's budget" if name == "total_reward_queries" else "leave it out"
+            raise ValueError(f"{where}: {name}={options[name]!r} is not read in a benchmark; {instead}")
 
 
 def _overlaid(options: Any, values: Mapping[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +29,7 @@ from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.models import DenoisingModel, load_model
-from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-sb3-policy-1"
 # The native agents' defaults; SB3's own are Adam with eps=1e-5 and no weight decay.
@@ -164,11 +163,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
                 f"device={str(model.device)!r}"
             )
         self.actor = DenoisingPolicy(model, self._config, **self._options)
-        if len(self.actor.stochastic_steps) == 0:
-            raise ValueError(
-                f"eta={self._config.eta} makes every denoising step deterministic, so that a policy gradient does not "
-                "exist; use eta=1 (ancestral sampling) or sigma_min > 0"
-            )
+        self.actor.require_noise()
         self.actor.set_training(**self._training_options)
         self.value_net = None
         if self._with_values:
@@ -335,7 +330,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         tensors, metadata = load_tensors(path), tensors_metadata(path)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"path={str(path)!r} is no file of CFGUNetPolicy.save")
-        arguments = json.loads(metadata["arguments"])
+        arguments = parse_json(metadata["arguments"])
         if model is not None:
             arguments["model"] = UnsavedModel(model)
         if arguments["model"] is None:

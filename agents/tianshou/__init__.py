@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from diffusion_gym.storage import (
     exact_json,
     load_tensors,
     optimizer_tensors,
+    parse_json,
     restore_optimizer,
     save_tensors,
     tensors_metadata,
@@ -199,7 +199,7 @@ def load(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> None:
     metadata = tensors_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path={str(path)!r} is no file of diffusion_gym.agents.tianshou.save")
-    require_same(json.loads(metadata.get("identity", "{}")), policy_identity(algorithm.policy), f"path={str(path)!r}")
+    require_same(parse_json(metadata.get("identity", "{}")), policy_identity(algorithm.policy), f"path={str(path)!r}")
     moments = {name.removeprefix("optimizer."): tensors.pop(name) for name in list(tensors) if name.startswith("optim")}
     weights = _weights(algorithm)
     if {name: value.shape for name, value in tensors.items()} != {k: v.shape for k, v in weights.items()}:
@@ -211,7 +211,7 @@ def load(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> None:
         for name, parameter in weights.items():
             parameter.copy_(tensors[name])
     restore_optimizer(_optimizer(algorithm), moments)
-    algorithm.rewards.statistics.load(json.loads(metadata["statistics"]))
+    algorithm.rewards.statistics.load(parse_json(metadata["statistics"]))
 
 
 def _weights(algorithm: DDPOReinforce | DDPOPPO) -> dict[str, torch.Tensor]:

@@ -140,12 +140,7 @@ class GuidedPolicy(ProbabilisticActorPolicy):
         action_bound_method: Literal["clip", "tanh"] | None = None,
     ) -> None:
         _refuse_changed_actions(action_scaling, action_bound_method)
-        config = actor.policy.config
-        if len(actor.policy.stochastic_steps) == 0:
-            raise ValueError(
-                f"eta={config.eta} makes every denoising step deterministic, so that a policy gradient does not "
-                "exist; use eta=1 (ancestral sampling) or sigma_min > 0"
-            )
+        actor.policy.require_noise()
         observation_space, action_space = make_spaces(actor.policy.model)
         parts: dict[str, Any] = {"actor": actor, "dist_fn": GuidedGaussian}  # Tianshou's types know its own alone
         super().__init__(

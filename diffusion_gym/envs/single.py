@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from diffusion_gym.envs.checks import check_action
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.registry import WrongKeyword
 
 
 class DenoisingEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
@@ -28,7 +29,9 @@ class DenoisingEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         for name in ("num_envs", "autoreset_mode", "output"):
             if name in kwargs:
-                raise TypeError(f"{name}={kwargs[name]!r} belongs to gym.make_vec; gym.make gives a single environment")
+                raise WrongKeyword(
+                    f"{name}={kwargs[name]!r} belongs to gym.make_vec; gym.make gives a single environment"
+                )
         self.vector = DenoisingVectorEnv(
             1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, output="numpy", **kwargs
         )

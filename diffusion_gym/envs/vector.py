@@ -7,6 +7,7 @@ the reward r(x_0, c) comes with the last of T steps. The network never runs in h
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.devices import device_called, to_device
+from diffusion_gym.devices import device_called, require_memory, to_device
 from diffusion_gym.envs.checks import (
     ResetOptions,
     check_action,
@@ -36,7 +37,7 @@ from diffusion_gym.images import to_uint8
 from diffusion_gym.models import DenoisingModel, load_model, torch_dtype
 from diffusion_gym.models.cut_prompts import warn_of_cut_prompts
 from diffusion_gym.prompts import PromptSet, make_prompts
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.factory import Source
 from diffusion_gym.rewards.worker import RewardWorker
@@ -113,6 +114,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
+        # The bounds of two spaces, and the latents.
+        numbers = 5 * self.num_envs * math.prod(self.model.latent_shape)
+        require_memory(f"num_envs={num_envs!r}", numbers, torch.device("cpu"), "make fewer at once")
         self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
         self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), TERMINAL)
         self.single_observation_space, self.single_action_space = make_spaces(self.model)
@@ -371,4 +375,4 @@ def _check_known(keywords: Mapping[str, Any]) -> None:
     sampler = [entry.name for entry in fields(SamplerConfig)]
     for name in keywords:
         if name not in sampler:
-            raise TypeError(unknown_name("keyword argument", name, own + sampler))
+            raise WrongKeyword(unknown_name("keyword argument", name, own + sampler))

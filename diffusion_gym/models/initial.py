@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 
 from diffusion_gym.models.checkpoint import Checkpoint
 from diffusion_gym.quiet import quiet
-from diffusion_gym.storage import load_tensors, read_json, tensors_metadata
+from diffusion_gym.storage import load_tensors, parse_json, read_json, tensors_metadata
 
 _DIFFUSERS, _PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 _PARTS: Final = ("transformer", "unet")
@@ -105,7 +104,7 @@ def _config(file: Path) -> Mapping[str, Any]:
     if (file.parent / "adapter_config.json").is_file() and file.name == _PEFT:
         config: dict[str, Any] = read_json(file.parent / "adapter_config.json")
     else:
-        stored = json.loads(tensors_metadata(file).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        stored = parse_json(tensors_metadata(file).get(LORA_ADAPTER_METADATA_KEY, "{}"))
         prefixed = {part: f"{part}." for part in _PARTS}
         config = {
             key.removeprefix(prefix): value

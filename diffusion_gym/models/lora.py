@@ -74,7 +74,15 @@ def _autocasts(device_type: str) -> bool:
 
 
 def with_lora(unet: nn.Module, rank: int) -> nn.Module:
-    """A UNet that shares `unet`'s weights and adds trainable adapters of `rank`; `unet` stays as it was."""
+    """A UNet that shares `unet`'s weights and adds trainable adapters of `rank`; `unet` stays as it was.
+
+    Raises:
+        ValueError: a rank that no layer can have.
+    """
+    adapted = [m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and name.endswith(TARGETS)]
+    most = max((min(layer.weight.shape) for layer in adapted), default=rank)
+    if rank > most:
+        raise ValueError(f"lora_rank={rank!r} is above {most}, the largest rank of a layer here; give at most that")
     weights: list[torch.Tensor] = [*unet.parameters(), *unet.buffers()]
     shared = copy.deepcopy(unet, {id(tensor): tensor for tensor in weights})
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))

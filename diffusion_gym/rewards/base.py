@@ -203,7 +203,7 @@ def _numbers(name: str, part: str, value: Any, number: int, device: torch.device
         if isinstance(value, np.ndarray):
             value = np.array(value, order="C")  # PyTorch takes no negative strides, and warns of what is read-only
         found = torch.as_tensor(value, dtype=torch.float32, device=device).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise RewardError(f"reward={name!r} returned {part or 'scores'} {value!r}; {wanted}") from error
     if part and found.ndim == 0:
         return found.expand(number).clone()
