@@ -274,6 +274,8 @@ def evaluate_run(
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
         prompt set has such.
     """
+    if samples < 1:
+        raise ValueError(f"samples={samples!r} must be at least 1")
     settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
     if token_to is not None:
         settings = replace(settings, token_to=token_to)
