@@ -24,8 +24,8 @@ _REMEDY: Final = "make the environment as the policy's was, or train a policy fr
 def fingerprint(model: DenoisingModel, config: SamplerConfig) -> str:
     """16 hexadecimal digits of a model's weights and schedule, the same on every device.
 
-    Of each tensor of the network, encoders and autoencoder 64 numbers count, so that a large model costs no pass over its weights. Training
-    changes nearly all numbers of a tensor.
+    Of each tensor of the network, the text encoders and the autoencoder 64 numbers count, so that a large model
+    costs no pass over its weights. Training changes nearly all numbers of a tensor.
 
     Args:
         model: the model.
