@@ -15,6 +15,8 @@ from diffusion_gym.scheduling import StepTable
 
 Identity = dict[str, Any]
 
+# The policy sees the prompt through the encoders, the reward the picture through the autoencoder.
+_NETWORKS: Final = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 _SAMPLED: Final = 64  # numbers of each tensor that the fingerprint looks at
 _REMEDY: Final = "make the environment as the policy's was, or train a policy from this environment"
 
@@ -22,8 +24,8 @@ _REMEDY: Final = "make the environment as the policy's was, or train a policy fr
 def fingerprint(model: DenoisingModel, config: SamplerConfig) -> str:
     """16 hexadecimal digits of a model's weights and schedule, the same on every device.
 
-    Of each tensor of the network 64 numbers count, so that a large model costs no pass over its weights. Training
-    changes nearly all numbers of a tensor.
+    Of each tensor of the network, the text encoders and the autoencoder 64 numbers count, so that a large model
+    costs no pass over its weights. Training changes nearly all numbers of a tensor.
 
     Args:
         model: the model.
@@ -31,10 +33,11 @@ def fingerprint(model: DenoisingModel, config: SamplerConfig) -> str:
     """
     digest = hashlib.sha256()
     samples = []
-    for name, tensor in model.unet.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().reshape(-1)
-        samples.append(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float())
+    for network in filter(None, (getattr(model, part, None) for part in _NETWORKS)):
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().reshape(-1)
+            samples.append(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float())
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     table = model.step_table(config)
     for entry in fields(StepTable):

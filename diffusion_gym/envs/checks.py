@@ -100,6 +100,14 @@ def check_prompts(prompts: Any, num_envs: int) -> list[str]:
     if not listed or not all(isinstance(entry, str) for entry in given):
         each = f", or a list of {num_envs}, one for each env" if num_envs > 1 else ""
         raise ValueError(f"options['prompt']={prompts!r} must be a string{each}")
+    for entry in given:
+        try:
+            entry.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"options['prompt']={entry!r} holds half a character, which no tokenizer reads ({error.reason}); "
+                "write it as whole Unicode text"
+            ) from None
     return [str(entry) for entry in given]
 
 

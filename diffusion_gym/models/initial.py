@@ -16,10 +16,12 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from diffusion_gym.models.checkpoint import Checkpoint
+from diffusion_gym.models.schedulers import read_scheduler
 from diffusion_gym.quiet import quiet
 from diffusion_gym.storage import load_tensors, parse_json, read_json, tensors_metadata
 
 _DIFFUSERS, _PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+_PEFT_PREFIX: Final = "base_model.model."  # of the names that peft itself writes
 _PARTS: Final = ("transformer", "unet")
 _UNSUPPORTED: Final = ("use_dora", "lora_bias")
 
@@ -85,8 +87,9 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
     if file is None or file.suffix != ".safetensors":
         hint = f"; give {str(path / 'model')!r}" if (path / "model").is_dir() else ""
         _refuse(path, f"holds neither {_DIFFUSERS}, {_PEFT} nor model_index.json{hint}")
-    config = _config(file)
-    tensors = _named(path, load_tensors(file))
+    stored = load_tensors(file)
+    config = _config(file, peft=any(key.startswith(_PEFT_PREFIX) for key in stored))
+    tensors = _named(path, stored)
     found: dict[str, Adapter] = {}
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         layer = key.removesuffix(".lora_A.weight")
@@ -99,10 +102,13 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
     return found
 
 
-def _config(file: Path) -> Mapping[str, Any]:
-    """What the exporter says of alpha and of the kind of adapters; nothing for files that say nothing."""
-    if (file.parent / "adapter_config.json").is_file() and file.name == _PEFT:
-        config: dict[str, Any] = read_json(file.parent / "adapter_config.json")
+def _config(file: Path, peft: bool) -> Mapping[str, Any]:
+    """What the exporter says of alpha and of the kind of adapters; nothing for files of diffusers that say nothing."""
+    if peft:
+        beside = file.parent / "adapter_config.json"
+        if not beside.is_file():
+            _refuse(file, "is of peft, which tells alpha in adapter_config.json; put that file beside it")
+        config: dict[str, Any] = read_json(beside)
     else:
         stored = parse_json(tensors_metadata(file).get(LORA_ADAPTER_METADATA_KEY, "{}"))
         prefixed = {part: f"{part}." for part in _PARTS}
@@ -127,7 +133,7 @@ def _named(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
             f"holds {_some(foreign)}: adapters of a text encoder, which does not train, or names of another trainer; "
             "load it in diffusers and save the network's adapters alone",
         )
-    prefixes = ("base_model.model.", *(f"{part}." for part in _PARTS))
+    prefixes = (_PEFT_PREFIX, *(f"{part}." for part in _PARTS))
     for prefix in prefixes:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     if not any("lora_A" in key for key in tensors):
@@ -186,8 +192,9 @@ def _of_pipeline(path: Path, network: nn.Module, prediction: str) -> list[tuple[
     kind = type(network).__name__
     if part is None or index.get(part, [None, None])[1] != kind:
         _refuse(path, f"has no {kind}; use a pipeline of the same kind as the model")
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    predicted = read_json(scheduler).get("prediction_type", prediction) if scheduler.is_file() else prediction
+    predicted = prediction
+    if (path / "scheduler" / "scheduler_config.json").is_file():  # complete: a flow's alone says nothing
+        predicted = read_scheduler(str(path), "scheduler", index).get("prediction_type", prediction)
     if predicted != prediction:
         _refuse(path, f"predicts {predicted!r} and the model {prediction!r}; use a pipeline that predicts the same")
     own = network.state_dict()

@@ -12,6 +12,7 @@ from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.export import export_policy
+from diffusion_gym.models.initial import begin_from
 from diffusion_gym.models.random_xl_sd3 import write_random_sd3
 from diffusion_gym.storage import load_tensors, save_tensors
 
@@ -129,6 +130,26 @@ def test_adapters_of_a_transformer(make_env, tmp_path, perturb):
 
 
 # --- what does not fit -------------------------------------------------------------------------------------------
+
+
+def test_alpha_of_peft_is_read_whatever_the_file_is_called_and_required(env, adapted):
+    folder, expected = adapted("peft", lora_alpha=7)
+    file = (folder / "adapter_model.safetensors").rename(folder / "mine.safetensors")
+    torch.testing.assert_close(output(agent_of(env, lora_rank=2, init_from=str(file)).policy.unet), expected)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match=r"tells alpha in adapter_config\.json"):
+        agent_of(env, lora_rank=2, init_from=str(file))
+
+
+def test_a_pipeline_that_says_nothing_predicts_what_its_scheduler_does_by_default(env, exact_end_pipeline, tmp_path):
+    other = shutil.copytree(exact_end_pipeline, tmp_path / "other")
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    stored = {name: value for name, value in json.loads(scheduler.read_text()).items() if name != "prediction_type"}
+    scheduler.write_text(json.dumps(stored))
+    network = DenoisingPolicy.from_env(env, "full").unet
+    begin_from(other, network, None, "epsilon")
+    with pytest.raises(ValueError, match="predicts 'epsilon' and the model 'v_prediction'"):
+        begin_from(other, network, None, "v_prediction")
 
 
 def edited(folder, change):

@@ -55,6 +55,7 @@ def test_prompts_given_one_each_follow_the_reset_mask(env):
         {"options": {"latents": [[1.0], [1.0, 2.0]]}},
         {"options": {"prompt": ["one"]}},
         {"options": {"prompt": ["one", "two", 3]}},
+        {"options": {"prompt": "half a character \ud800"}},
         {"options": {"reset_mask": np.zeros(3, bool)}},
         {"options": {"prompt": "a red star", "promt": "a star"}},
         {"options": {"prompt": "a red star", "latents": np.zeros(3)}},

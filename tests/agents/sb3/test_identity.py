@@ -106,6 +106,16 @@ def test_a_model_that_has_changed_since_is_named(make_env, with_variant, tmp_pat
     DDPOPPO.load(tmp_path / "run.zip", make_env(2, model=str(moved), num_inference_steps=T))
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_the_fingerprint_is_of_encoders_and_autoencoder_too(make_env, tiny_pipeline, tmp_path, part):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    save_tensors(file, {name: 0.9 * value for name, value in load_tensors(file).items()}, {"format": "pt"})
+    config = make_env(2).unwrapped.sampler_config
+    found = [fingerprint(load_model(str(each), "cpu", "float32"), config) for each in (tiny_pipeline, folder)]
+    assert found[0] != found[1]
+
+
 def test_the_fingerprint_is_of_weights_and_schedule(make_env, with_variant, exact_end_pipeline, perturb):
     env = make_env(2, model=str(with_variant), num_inference_steps=T)
     model, config = env.unwrapped.model, env.unwrapped.sampler_config
