@@ -164,7 +164,7 @@ class RunSettings(Schedule):
                 if entry.name not in _COMMAND_LINE and (entry.name not in _ADDED or entry.name in stored)
             }
             return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no config of a diffusion-gym run ({error})") from error
 
 
