@@ -46,6 +46,8 @@ class Task:
         number = isinstance(self.ceiling, int | float) and not isinstance(self.ceiling, bool)
         if not number or not math.isfinite(self.ceiling):
             raise ValueError(f"ceiling={self.ceiling!r} must be a number that is finite, the reward that scores 1")
+        if not isinstance(self.env, str):
+            raise ValueError(f"env={self.env!r} must be the id of an environment")
         _check_tables(self, "env_options", "probe_kwargs")
         known = [entry.name for entry in fields(EnvOptions)]
         for key in self.env_options:
