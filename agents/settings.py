@@ -164,7 +164,7 @@ class RunSettings(Schedule):
                 if entry.name not in _COMMAND_LINE and (entry.name not in _ADDED or entry.name in stored)
             }
             return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no config of a diffusion-gym run ({error})") from error
 
 
@@ -259,8 +259,8 @@ def starting_point(env: str, agent: str, preset: str | None, model: str | None, 
     """
     given, config = config, config or agent_class(agent).Config
     name = preset or default_preset(env, model, agent)
-    if name not in PRESETS:
-        raise ValueError(unknown_name("preset", name, list(PRESETS)))
+    if str(name) not in PRESETS:
+        raise ValueError(unknown_name("preset", str(name), list(PRESETS)))
     check_preset(f"preset {name!r}", PRESETS[name], None if given else agent)
     values = PRESETS[name].of(agent)
     run, env_options, options = (

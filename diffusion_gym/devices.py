@@ -16,7 +16,7 @@ def device_called(device: torch.device | str) -> torch.device:
     """
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
     if not _available(found):
         raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")

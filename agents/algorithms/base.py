@@ -364,7 +364,7 @@ def agent_class(name: str) -> type[Agent]:
     The current directory counts, as for `python -m`.
 
     Raises:
-        ValueError: there is no such agent, or it is no agent.
+        ValueError: there is no such agent, or it is no agent, or one that lacks methods.
     """
     if ":" not in name:
         return AGENTS[name]
@@ -372,6 +372,8 @@ def agent_class(name: str) -> type[Agent]:
     found = imported("agent", name, form, _is_agent)
     if not _is_agent(found):
         raise ValueError(f"agent={name!r} is no subclass of diffusion_gym.agents.algorithms.Agent")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ValueError(f"agent={name!r} lacks the abstract {', '.join(lacking)}; define it in the class")
     return cast(type[Agent], found)
 
 

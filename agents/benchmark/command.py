@@ -76,7 +76,7 @@ def run_bench(options: BenchOptions) -> int:
     """
     for name, least in (("seeds", 1), ("budget", 1), ("jobs", 1), ("threads", 0), ("gpus", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # nan is neither
             raise ValueError(f"{name}={value!r} must be at least {least}")
     if options.seeds > _MOST_SEEDS:
         raise ValueError(f"seeds={options.seeds!r} must be at most {_MOST_SEEDS}")

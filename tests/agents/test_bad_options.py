@@ -63,6 +63,7 @@ def test_an_option_out_of_bounds_is_refused_before_anything_is_written(
         (["demo", "--total-reward-queries", "0", "--out", "OUT"], "total_reward_queries=0 must be at least 1"),
         (["eval", "OUT", "--seed", "-1"], "seed=-1 must be at least 0"),
         (["eval", "OUT", "--samples", "0"], "samples=0 must be at least 1"),
+        (["bench", "--suite", "smoke", "--out", "OUT", "--gpus", "nan"], "gpus=nan must be at least 0"),
         (["bench", "--suite", "smoke", "--out", "OUT", "--seeds", str(HUGE)], f"seeds={HUGE} must be at most"),
         (["bench", "--suite", "smoke", "--out", "OUT", "--threads", str(HUGE)], f"threads={HUGE} must be from 1 to"),
         (["train", "--env", "X", "--out", "OUT", "--preset", "thesis", "--env.eta", "1"], "preset='thesis' is unknown"),
@@ -127,6 +128,8 @@ def test_a_rank_up_to_the_widest_layer_is_taken(make_env):
         ({"cfg_training": "false\ndevelopment_every = 1"}, "agents.frozen_null: development_every=1 is not read"),
         ({"ceiling": "nan"}, "ceiling=nan must be a number that is finite"),
         ({"ceiling": "inf"}, "ceiling=inf must be a number that is finite"),
+        ({"ceiling": "1.0\nprobe_kwargs = 3"}, "probe_kwargs=3 must be a table"),
+        ({"description": "[" * 100_000}, "is nested too deep to be read"),
     ],
 )
 def test_a_suite_with_a_value_that_nothing_reads_is_refused(tiny_pipeline, tmp_path, changed, message):
