@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diffusion_gym.agents.algorithms import Agent
+from diffusion_gym.agents.identity import fingerprint
 from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-checkpoint-2"
@@ -55,7 +56,7 @@ class Checkpoints:
         """
         path = self.folder / f"iteration-{progress.iteration:06d}.safetensors"
         agent.check_finite(progress.iteration)
-        state = exact_json({**vars(progress), "agent": agent.state()})
+        state = exact_json({**vars(progress), "model": _model(agent), "agent": agent.state()})
         tensors = agent.tensors()  # in every process: what is spread over them is gathered
         if not agent.processes.main:
             return path
@@ -69,20 +70,21 @@ class Checkpoints:
         """Put the newest checkpoint, or the one at `path`, into `agent`.
 
         Args:
-            agent: of the same policy and options; a damaged file changes nothing of it.
+            agent: of the same model, policy and options; a damaged file, or another model, changes nothing of it.
             path: of a checkpoint.
             older: pass over damaged checkpoints to the newest one that is whole. Where there is one, those are renamed
                 to `*.damaged`.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is damaged, lacks a part or has an unknown one, or is of another policy.
+            ValueError: the file is damaged, lacks a part or has an unknown one, or is of another model or policy.
         """
         if path is None:
             path, tensors, state = self._newest(older)
         else:
             tensors, state = _read(path)
         try:
+            _require_model(state.get("model"), agent)
             agent.load_tensors(tensors)
             agent.load_state(state["agent"])
             _require_same("tensor", tensors, agent.tensors())
@@ -150,3 +152,17 @@ def _require_same(kind: str, stored: Mapping[str, Any], own: Mapping[str, Any]) 
     for names, word in ((set(own) - set(stored), "lacks"), (set(stored) - set(own), "has the unknown")):
         if names:
             raise ValueError(f"it {word} {kind} {min(names)!r}")
+
+
+def _model(agent: Agent) -> str:
+    return fingerprint(agent.policy.model, agent.policy.config)
+
+
+def _require_model(stored: str | None, agent: Agent) -> None:
+    """The pretrained model is the one that training began from; files of earlier versions do not say."""
+    found = _model(agent)
+    if stored not in (None, found):
+        raise ValueError(
+            f"model={agent.policy.model.name!r} is not as it was: its weights and schedule have fingerprint {found}, "
+            f"the run's have {stored}; put the model back, or train anew"
+        )

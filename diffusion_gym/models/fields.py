@@ -57,11 +57,23 @@ def check_parts(model: str, folder: str | Path, parts: Mapping[str, Allowed]) ->
     """
     for part, allowed in parts.items():
         if (path := Path(folder, part, "config.json")).is_file():
-            try:
-                config = read_json(path)
-            except ValueError as error:
-                raise ValueError(f"model={model!r}: {error}") from error
-            check_fields(model, f"{part}/config.json", config, allowed)
+            check_fields(model, f"{part}/config.json", read_config(model, path), allowed)
+
+
+def read_config(model: str, path: Path) -> dict[str, Any]:
+    """What a config file of a model says.
+
+    Raises:
+        ValueError: there is no such file, or it holds no JSON object.
+    """
+    try:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise ValueError(f"model={model!r}: {path.parent.name}/{path.name} {reason}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"model={model!r}: {path.parent.name}/{path.name} holds no JSON object, but {config!r}")
+    return config
 
 
 def check_index(model: str, index: Mapping[str, Any], allowed: Allowed) -> None:

@@ -194,7 +194,7 @@ def _of_pipeline(path: Path, network: nn.Module, prediction: str) -> list[tuple[
         _refuse(path, f"has no {kind}; use a pipeline of the same kind as the model")
     predicted = prediction
     if (path / "scheduler" / "scheduler_config.json").is_file():  # complete: a flow's alone says nothing
-        predicted = read_scheduler(str(path), "scheduler", index).get("prediction_type", prediction)
+        predicted = read_scheduler(str(path), str(path), "scheduler", index).get("prediction_type", prediction)
     if predicted != prediction:
         _refuse(path, f"predicts {predicted!r} and the model {prediction!r}; use a pipeline that predicts the same")
     own = network.state_dict()

@@ -114,7 +114,7 @@ class LatentModel:
             checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
             check_index(self.name, checkpoint.index, self.INDEX)
             check_parts(self.name, folder, self.FIELDS)
-            scheduler = self._scheduler(read_scheduler(folder, "scheduler", checkpoint.index))
+            scheduler = self._scheduler(read_scheduler(self.name, folder, "scheduler", checkpoint.index))
             self._load(checkpoint)
             self.tokenizer_files = checkpoint.tokenizer_files()
             # The constructor corrects outdated configs, of the scheduler and of the network, in place.

@@ -78,7 +78,7 @@ class PixelModel:
     def _scheduler(self, checkpoint: Checkpoint, part: str) -> dict[str, Any]:
         """The scheduler's config after what diffusers' `DDIMPipeline` makes of it: a `DDIMScheduler`, which clamps."""
         check_index(self.name, checkpoint.index, PLAIN_INDEX)
-        config = read_scheduler(checkpoint.folder, part, checkpoint.index)
+        config = read_scheduler(self.name, checkpoint.folder, part, checkpoint.index)
         converts = checkpoint.index["_class_name"] == "DDIMPipeline"
         ours = stated(ddim_scheduler(self.name, config, clamps=converts))
         is_ddim = converts or config["_class_name"] == "DDIMScheduler"

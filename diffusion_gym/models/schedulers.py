@@ -12,9 +12,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields
+from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
-from diffusion_gym.storage import read_json
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
 _VARIANCE_PRESERVING: Final = (
@@ -31,15 +30,19 @@ _FLOW_SOLVERS: Final = (
 )
 
 
-def read_scheduler(folder: str, part: str, index: Mapping[str, Any]) -> dict[str, Any]:
+def read_scheduler(model: str, folder: str, part: str, index: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's config as its class has it: fields that the file lacks have the defaults of that class.
 
     Args:
+        model: what the model is called.
         folder: the pipeline's folder.
         part: the scheduler's sub-folder, or `""`.
         index: what `model_index.json` says; it names the class, under whose name `_class_name` the config comes.
+
+    Raises:
+        ValueError: there is no such config, or it holds no JSON object.
     """
-    config = read_json(Path(folder, part, "scheduler_config.json"))
+    config = read_config(model, Path(folder, part, "scheduler_config.json"))
     named = (index.get("scheduler") or (None, None))[1] or config.get("_class_name")
     kind = getattr(diffusers, named, None) if isinstance(named, str) else None
     parameters = {} if kind is None else inspect.signature(kind.__init__).parameters

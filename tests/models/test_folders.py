@@ -92,7 +92,7 @@ def test_a_network_without_config_or_weights_is_refused(size, part, copied):
     refused(folder, f": {part}/ cannot be loaded as ")
     path.with_name("elsewhere").rename(path)
     (folder / part / "config.json").write_text("{")
-    refused(folder, f"{part}/(config.json is not a JSON file| cannot be loaded as) ")
+    refused(folder, f": {part}/(config.json cannot be read| cannot be loaded as) ")
     (folder / part / "config.json").unlink()
     refused(folder, f": {part}/ cannot be loaded as ")
 
@@ -223,3 +223,15 @@ def test_the_tests_change_what_is_read(whole):
         assert "model_max_length" in read_json(whole(size) / "tokenizer" / "tokenizer_config.json")
     for size in NETWORKS:
         assert "num_train_timesteps" in read_json(whole(size) / "scheduler" / "scheduler_config.json")
+
+
+@pytest.mark.parametrize("size", NETWORKS)
+@pytest.mark.parametrize("content", ["[]", "{", "null", None])
+def test_a_config_that_is_no_object_is_refused(size, content, copied):
+    folder = copied(size)
+    for part, name in (("scheduler", "scheduler_config.json"), (NETWORKS[size][0], "config.json")):
+        path = folder / part / name
+        before = path.read_text()
+        path.unlink() if content is None else path.write_text(content)
+        refused(folder, f": {part}/")
+        path.write_text(before)
