@@ -26,7 +26,8 @@ class SamplerConfig:
     num_inference_steps: int = 50
     """T, the number of denoising steps, which is the length of an episode."""
     guidance_scale: float = 5.0
-    """w of classifier-free guidance, eps = w eps(x,t,c) + (1-w) eps(x,t,null); 1 switches it off."""
+    """w of classifier-free guidance, eps = w eps(x,t,c) + (1-w) eps(x,t,null); 1 switches it off. Diffusers'
+    pipelines switch it off below 1 too; here the formula holds there."""
     eta: float = 1.0
     """Noise of the sampler: 0 is deterministic; 1 is ancestral sampling in DDIM. A flow-matching model takes it for the
     noise level a of its SDE (Flow-GRPO, arXiv:2505.05470, equation 9)."""

@@ -202,6 +202,8 @@ def _numbers(name: str, part: str, value: Any, number: int, device: torch.device
     try:
         if isinstance(value, np.ndarray):
             value = np.array(value, order="C")  # PyTorch takes no negative strides, and warns of what is read-only
+        if "complex" in str(getattr(value, "dtype", "")):
+            raise TypeError("PyTorch would drop the imaginary parts")
         found = torch.as_tensor(value, dtype=torch.float32, device=device).detach().clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise RewardError(f"reward={name!r} returned {part or 'scores'} {value!r}; {wanted}") from error

@@ -189,7 +189,9 @@ def test_a_prompt_file_nested_too_deep_is_refused(tmp_path):
             read_prompt_file(str(path))
 
 
-@pytest.mark.parametrize("value", [10**400, [10**400, 1]])
+@pytest.mark.parametrize(
+    "value", [10**400, [10**400, 1], [1j, 1], torch.tensor([1j, 1]).numpy(), torch.tensor([1j, 1])]
+)
 @pytest.mark.parametrize("part", ["scores", "info"])
 def test_numbers_of_a_reward_that_no_float_holds_are_refused(value, part):
     output = RewardOutput(value) if part == "scores" else RewardOutput(torch.zeros(2), {"parts": value})
