@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow lint type docs bench clean
+.PHONY: setup demo test test-slow test-cpus test-floors lint type docs bench clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,44 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The numerical tests as other processors compute them; a processor ignores an instruction set that it does not have.
+NUMERICAL := $(patsubst %,tests/models/test_%.py,latent lora pixel sd3 sdxl) \
+	$(wildcard tests/agents/test_policy*.py tests/agents/test_optimization*.py) \
+	$(patsubst %,tests/agents/test_%.py,rollout ddpo_is losses) \
+	tests/agents/sb3/test_parity.py tests/agents/sb3/test_policy.py tests/agents/tianshou/test_parity.py \
+	$(patsubst %,tests/wrappers/test_%.py,kl_penalty one_step) \
+	$(patsubst %,tests/test_%.py,scheduling step_gaussian flow_table add_noise)
+# $(call on_cpu,PyTorch's,oneDNN's,MKL's,threads,workers)
+on_cpu = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_CBWR=$(3) OMP_WAIT_POLICY=passive \
+	OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) $(BIN)/python -m pytest -n $(5) $(NUMERICAL)
+
+test-cpus: $(STAMP)
+	$(call on_cpu,default,SSE41,COMPATIBLE,1,2)
+	$(call on_cpu,avx2,AVX2,AVX2,2,1)
+	$(call on_cpu,avx512,AVX512_CORE,AVX512,2,1)
+
+# The lowest versions that pyproject.toml declares, in an environment of their own; torch is that of constraints.txt,
+# or FLOOR_TORCH, because an old wheel of it brings gigabytes of CUDA libraries.
+FLOORS := build/floors
+FLOOR_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CORE := tests/models tests/envs tests/wrappers tests/test_storage.py tests/test_hub_client.py \
+	$(patsubst %,tests/agents/test_%.py,policy rollout ddpo_is rwr renoising checkpoint export tracking cli presets) \
+	tests/agents/test_benchmark_report_pictures.py \
+	tests/agents/sb3 tests/agents/tianshou tests/agents/benchmark/test_matrix.py \
+	tests/rewards/test_vision.py tests/rewards/vlm tests/rewards/server/test_app.py tests/test_floors.py
+
+$(FLOORS)/.installed: pyproject.toml constraints.txt tools/floors.py
+	rm -rf $(FLOORS)
+	$(PYTHON) -m venv $(FLOORS)
+	$(PYTHON) tools/floors.py > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pip install -q --disable-pip-version-check torch==$(FLOOR_TORCH) -r $(FLOORS)/floors.txt \
+		'setuptools>=77' 'pytest>=8' 'pytest-xdist>=3.6'
+	$(FLOORS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+test-floors: $(FLOORS)/.installed
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(CORE)
 
 # Tools that follow imports cannot see the package-dir mapping of an editable install, so they read an installed copy.
 COPY := build/installed

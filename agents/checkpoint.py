@@ -1,16 +1,21 @@
-"""Checkpoints: one safetensors file each, with JSON in its header; written atomically, the last few kept."""
+"""Checkpoints: one safetensors file each, with JSON and a checksum in its header; the last few are kept."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_gym.agents.algorithms import Agent
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
+import torch
 
-_FORMAT = "diffusion-gym-checkpoint-1"
+from diffusion_gym.agents.algorithms import Agent
+from diffusion_gym.agents.identity import fingerprint
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
+
+_FORMAT = "diffusion-gym-checkpoint-2"
+_UNCHECKED = "diffusion-gym-checkpoint-1"  # without a checksum: of earlier versions
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Progress:
     """Iterations done."""
     reward_queries: int = 0
     """Pictures scored in training."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint's file is truncated, changed, or of another program."""
 
 
 class Checkpoints:
@@ -43,40 +52,117 @@ class Checkpoints:
 
         Raises:
             OSError: the disk is full or not writable; the earlier checkpoints are as they were.
+            Diverged: what the agent learned is not finite; the same holds.
         """
         path = self.folder / f"iteration-{progress.iteration:06d}.safetensors"
-        content = {**vars(progress), "agent": agent.state()}
+        agent.check_finite(progress.iteration)
+        state = exact_json({**vars(progress), "model": _model(agent), "agent": agent.state()})
         tensors = agent.tensors()  # in every process: what is spread over them is gathered
         if not agent.processes.main:
             return path
-        save_tensors(path, tensors, {"format": _FORMAT, "state": json.dumps(content)})
+        tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+        save_tensors(path, tensors, {"format": _FORMAT, "state": state, "sha256": checksum(tensors, state)})
         for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
 
-    def load(self, agent: Agent, path: Path | None = None) -> Progress:
+    def load(self, agent: Agent, path: Path | None = None, *, older: bool = False) -> Progress:
         """Put the newest checkpoint, or the one at `path`, into `agent`.
+
+        Args:
+            agent: of the same model, policy and options; a damaged file, or another model, changes nothing of it.
+            path: of a checkpoint.
+            older: pass over damaged checkpoints to the newest one that is whole. Where there is one, those are renamed
+                to `*.damaged`.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is truncated, or from another program or policy.
+            ValueError: the file is damaged, lacks a part or has an unknown one, or is of another model or policy.
         """
         if path is None:
-            paths = self.paths()
-            if not paths:
-                raise FileNotFoundError(f"{self.folder} holds no checkpoint; train without --resume to begin a run")
-            path = paths[-1]
-        tensors, state = load_tensors(path), self._state(path)
+            path, tensors, state = self._newest(older)
+        else:
+            tensors, state = _read(path)
         try:
+            _require_model(state.get("model"), agent)
             agent.load_tensors(tensors)
             agent.load_state(state["agent"])
+            _require_same("tensor", tensors, agent.tensors())
+            _require_same("state", state["agent"], agent.state())
             return Progress(state["iteration"], state["reward_queries"])
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"checkpoint={str(path)!r} does not fit this run: {error}") from error
 
-    def _state(self, path: Path) -> dict[str, Any]:
-        metadata = tensors_metadata(path)
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"checkpoint={str(path)!r} is no checkpoint of diffusion-gym; pass a run's own folder")
-        state: dict[str, Any] = json.loads(metadata["state"])
-        return state
+    def _newest(self, older: bool) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]]:
+        """The newest checkpoint or, where that is damaged and `older` says so, the newest one that is whole."""
+        damaged: list[Path] = []
+        first: DamagedCheckpoint | None = None
+        for path in reversed(self.paths()):
+            try:
+                tensors, state = _read(path)
+            except DamagedCheckpoint as error:
+                first = first or error
+                damaged.append(path)
+                continue
+            if first is not None and not older:
+                raise DamagedCheckpoint(
+                    f"{first}; {path.name} is whole: go on from it with --resume --resume-from-older"
+                ) from first
+            for entry in damaged:  # they would be taken for newer ones than those to come
+                entry.rename(entry.with_name(f"{entry.name}.damaged"))
+            return path, tensors, state
+        if first is not None:
+            raise DamagedCheckpoint(f"{first}; no checkpoint of {self.folder} is whole") from first
+        raise FileNotFoundError(f"{self.folder} holds no checkpoint; train without --resume to begin a run")
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the state of a file.
+
+    Raises:
+        DamagedCheckpoint: it is truncated, changed since it was written, or of another program.
+    """
+    try:
+        tensors, metadata = load_tensors(path), tensors_metadata(path)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if metadata.get("format") not in (_FORMAT, _UNCHECKED):
+        raise DamagedCheckpoint(f"checkpoint={str(path)!r} is no checkpoint of diffusion-gym; pass a run's own folder")
+    text = metadata.get("state", "")
+    if metadata["format"] == _FORMAT and metadata.get("sha256") != checksum(tensors, text):
+        raise DamagedCheckpoint(f"checkpoint={str(path)!r} is not what was written: its checksum differs")
+    try:
+        state: dict[str, Any] = parse_json(text)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint={str(path)!r} holds no state ({error})") from error
+    return tensors, state
+
+
+def checksum(tensors: Mapping[str, torch.Tensor], state: str) -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors on the CPU, and of the state."""
+    found = hashlib.sha256(state.encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _require_same(kind: str, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """What a checkpoint holds is all that an agent would store, and nothing else."""
+    for names, word in ((set(own) - set(stored), "lacks"), (set(stored) - set(own), "has the unknown")):
+        if names:
+            raise ValueError(f"it {word} {kind} {min(names)!r}")
+
+
+def _model(agent: Agent) -> str:
+    return fingerprint(agent.policy.model, agent.policy.config)
+
+
+def _require_model(stored: str | None, agent: Agent) -> None:
+    """The pretrained model is the one that training began from; files of earlier versions do not say."""
+    found = _model(agent)
+    if stored not in (None, found):
+        raise ValueError(
+            f"model={agent.policy.model.name!r} is not as it was: its weights and schedule have fingerprint {found}, "
+            f"the run's have {stored}; put the model back, or train anew"
+        )

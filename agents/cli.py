@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -19,7 +18,7 @@ import gymnasium as gym
 import tyro
 
 from diffusion_gym.agents.evaluation import EVALUATION_SEED
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 
 _USAGE: Final = """usage: diffusion-gym COMMAND [options]
 
@@ -55,6 +54,10 @@ class EvalOptions:
     """Seed of the noise; it never coincides with the noise of training."""
     json: bool = False
     """Print one JSON object and nothing else."""
+    trust: bool = False
+    """Run, contact, read and write what a folder names that was not made here; docs/trust.md."""
+    token_to: tuple[str, ...] | None = None
+    """The only addresses that get the tokens of the environment; by default those that you named, not a folder."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,15 @@ class ReportOptions:
     """The run folder, or the folder of a benchmark: its `--out`."""
     seed: int | None = None
     """Of a benchmark: the seed whose pictures are shown; by default each agent's first."""
+    trust: bool = False
+    """Follow links in a folder that was not made here, though they lead out of it; docs/trust.md."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake ends in one line on standard error and exit code 2."""
+    """Run a command; a user's mistake ends in one line on standard error and exit code 2.
+
+    Any other exception keeps its traceback, with a note that it is to be reported.
+    """
     args = list(sys.argv[1:] if arguments is None else arguments)
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
@@ -79,11 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if name not in _COMMANDS:
             raise ValueError(unknown_name("command", name, list(_COMMANDS)))
+        if _option(rest, "--out") == "":
+            raise ValueError("out='' names no folder; give a new one")
         _COMMANDS[name](rest)
     except KeyboardInterrupt:
         _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
     except _mistakes() as error:
-        _fail(None if _told_elsewhere(error) else str(error), 2)
+        _fail(None if _told_elsewhere(error) else _words(error), 2)
+    except Exception as error:
+        error.add_note(_OURS)
+        raise
 
 
 def _told_elsewhere(error: Exception) -> bool:
@@ -95,11 +108,19 @@ def _told_elsewhere(error: Exception) -> bool:
 
 def _mistakes() -> tuple[type[Exception], ...]:
     """The errors that a user can mend; anything else is a bug of ours and shows its traceback."""
-    from diffusion_gym.agents.algorithms import NoUsableReward
+    from diffusion_gym.agents.algorithms import Diverged, NoUsableReward
     from diffusion_gym.agents.processes import PeerFailed
     from diffusion_gym.rewards import RewardError
 
-    return (ValueError, TypeError, OSError, gym.error.Error, RewardError, NoUsableReward, PeerFailed)
+    return (ValueError, WrongKeyword, OSError, gym.error.Error, RewardError, NoUsableReward, Diverged, PeerFailed)
+
+
+def _words(error: Exception) -> str:
+    """What an error says; of the system's own, which begin with a number, the path and the reason."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        paths = [repr(str(path)) for path in (error.filename, error.filename2) if path is not None]
+        return f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _fail(message: str | None, code: int) -> None:
@@ -159,14 +180,16 @@ def parse_train(args: Sequence[str]) -> Any:
     looked at first.
 
     Raises:
-        ValueError: with `--resume`, an option that differs from the run's own.
+        ValueError: an option that does not exist; with `--resume`, one that differs from the run's own.
     """
     from diffusion_gym.agents.runs import load_settings
-    from diffusion_gym.agents.settings import RunSettings, starting_point
+    from diffusion_gym.agents.settings import RunSettings, check_option_names, starting_point
 
-    resume = "--resume" in args and _option(args, "--out") is not None
+    resume = "--resume" in args
     if resume:
-        start = replace(load_settings(Path(str(_option(args, "--out")))), resume=True)
+        if _option(args, "--out") is None:
+            raise ValueError("--resume goes on with the run in --out, which is missing; give --out DIR")
+        start = replace(load_settings(Path(str(_option(args, "--out"))), "--trust" in args), resume=True)
     else:
         env = _option(args, "--env")
         if env is None and "-h" not in args and "--help" not in args:
@@ -178,9 +201,12 @@ def parse_train(args: Sequence[str]) -> Any:
             _option(args, "--env.model"),
         )
         start = start if env else replace(start, env=tyro.MISSING)
+    check_option_names(args, start)
     settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
     if resume:
         _check_same(start, settings)
+    elif settings.trust:
+        raise ValueError("trust=True is for the folder of a run that goes on; give --resume and --out, or leave it out")
     return settings
 
 
@@ -206,6 +232,9 @@ def _check_same(stored: Any, asked: Any) -> None:
         "profile",
         "threads",
         "resume",
+        "trust",
+        "token_to",
+        "resume_from_older",
         "out",
     }
     for entry in fields(stored):
@@ -220,17 +249,21 @@ def _check_same(stored: Any, asked: Any) -> None:
 def _eval(args: list[str]) -> None:
     from diffusion_gym.agents.evaluation import summary_text
     from diffusion_gym.agents.runs import evaluate_run
+    from diffusion_gym.storage import json_text
 
     options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
-    result = evaluate_run(options.dir, options.samples, options.seed)
-    print(json.dumps(result) if options.json else summary_text(result))
+    result = evaluate_run(options.dir, options.samples, options.seed, trust=options.trust, token_to=options.token_to)
+    print(json_text(result) if options.json else summary_text(result))
 
 
 def _report(args: list[str]) -> None:
     from diffusion_gym.agents.reporting.benchmark.page import is_benchmark, write_benchmark_report
     from diffusion_gym.agents.reporting.page import write_report
+    from diffusion_gym.agents.trust import require_trust, seal_of
 
     options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
+    if seal_of(options.dir) is None:
+        require_trust(options.dir, (), options.trust)
     if is_benchmark(options.dir):
         print(f"report: {write_benchmark_report(options.dir, options.seed)}")
     elif not (options.dir / "config.json").is_file():
@@ -272,6 +305,10 @@ def _bench(args: list[str]) -> None:
         raise SystemExit(code)
 
 
+_OURS: Final = (
+    "Unless it comes from code of your own, this is a fault of diffusion-gym and not of your command: please report it "
+    "to the maintainers, with these lines and the command."
+)
 _STOPPED: Final = {
     "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint",
     "bench": "stopped; the same command goes on from the last measurement of each run",

@@ -41,8 +41,9 @@ def run_demo(options: DemoOptions) -> None:
         out=options.out or _free_folder(),
         seed=options.seed,
         threads=options.threads,
-        total_reward_queries=options.total_reward_queries or settings.total_reward_queries,
     )
+    if options.total_reward_queries is not None:
+        settings = replace(settings, total_reward_queries=options.total_reward_queries)
     print(f"DDPO_IS on {ENVIRONMENT}, preset {PRESET}, seed {settings.seed}, into {settings.out}")
     done, loading = runs.train(settings)
     trained = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,8 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.tracking import Picture, Tracker
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata, write_bytes
+from diffusion_gym.devices import require_memory
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata, write_bytes
 
 _NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
 _COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
@@ -97,7 +98,7 @@ class DevelopmentSet:
         paths: for how many of them the reward is computed at every step, M.
 
     Raises:
-        ValueError: `samples` is no multiple of `env.num_envs`.
+        ValueError: `samples` is no multiple of `env.num_envs`, or more than memory holds.
     """
 
     env: VectorEnv[Any, Any, Any]
@@ -113,6 +114,13 @@ class DevelopmentSet:
                 f"development_samples={self.samples} must be a multiple of the environment's num_envs, "
                 f"{self.env.num_envs}"
             )
+        base: Any = self.env.unwrapped
+        require_memory(
+            f"development_samples={self.samples}",
+            self.samples * math.prod(base.model.latent_shape),
+            torch.device("cpu"),
+            "follow fewer",
+        )
 
     def go_back(self, iteration: int) -> None:
         """Drop what was written after an iteration, that of the checkpoint from which the run goes on."""
@@ -177,10 +185,10 @@ class DevelopmentSet:
             with _pretrained(policy):
                 found = self._sample(policy)
             tensors = {"images": found.images, "rewards": found.rewards, "path": found.path}
-            save_tensors(self._file, tensors, {"prompts": json.dumps(found.prompts)})
+            save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
         tensors = load_tensors(self._file)
         try:
-            prompts = tuple(json.loads(tensors_metadata(self._file)["prompts"]))
+            prompts = tuple(parse_json(tensors_metadata(self._file)["prompts"]))
             return Samples(prompts, tensors["images"], tensors["rewards"], tensors["path"])
         except KeyError as error:
             raise ValueError(f"{self._file} is no file of a development set ({error}); delete it") from error

@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.storage import number_or_nan
 
 EVALUATION_SEED: Final = 1_000  # of a run, unless another is asked for
 _EVALUATION = 2  # second entry of a seed path, after the seed; training and picture grids have their own
@@ -39,16 +40,16 @@ class Comparison:
         rewards, base = _numbers(self.tuned.rewards), _numbers(self.base.rewards)
         result: dict[str, Any] = {
             "samples": len(self.tuned),
-            "reward_mean": rewards.mean(),
+            "reward_mean": _mean(rewards),
             "reward_ci95": mean_interval(rewards),
-            "base_reward_mean": base.mean(),
+            "base_reward_mean": _mean(base),
             "base_reward_ci95": mean_interval(base),
             "kl_to_base": float(self.kl.double().mean()),
         }
         if "success" in self.tuned.components:
             for prefix, part in (("", self.tuned), ("base_", self.base)):
                 hits = _numbers(part.components["success"])
-                result[f"{prefix}success"] = hits.mean()
+                result[f"{prefix}success"] = _mean(hits)
                 result[f"{prefix}success_ci95"] = share_interval(hits)
         result["prompts"] = self._by_prompt()
         return result
@@ -59,9 +60,9 @@ class Comparison:
             own = torch.tensor([entry == prompt for entry in self.tuned.prompts])
             row: dict[str, float] = {"samples": int(own.sum())}
             for prefix, part in (("", self.tuned), ("base_", self.base)):
-                row[f"{prefix}reward"] = float(_numbers(part.rewards[own]).mean())
+                row[f"{prefix}reward"] = _mean(_numbers(part.rewards[own]))
                 if "success" in part.components:
-                    row[f"{prefix}success"] = float(_numbers(part.components["success"][own]).mean())
+                    row[f"{prefix}success"] = _mean(_numbers(part.components["success"][own]))
             rows[prompt] = row
         return rows
 
@@ -108,17 +109,18 @@ def summary_text(result: dict[str, Any]) -> str:
         for key in ("reward_mean", "success"):
             if key in part:
                 short = key.removesuffix("_mean")
-                before, after = part[f"base_{key}"], part[key]
+                before, after = number_or_nan(part[f"base_{key}"]), number_or_nan(part[key])
                 lines.append(
                     f"  {short:8} {before:.3f} {_interval(part[f'base_{short}_ci95'])} before, "
                     f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
                 )
-        lines.append(f"  KL to the pretrained model: {part['kl_to_base']:.1f} nats a trajectory")
+        lines.append(f"  KL to the pretrained model: {number_or_nan(part['kl_to_base']):.1f} nats a trajectory")
     return "\n".join(lines)
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+def _interval(bounds: Sequence[float | None]) -> str:
+    low, high = map(number_or_nan, bounds)
+    return f"[{low:.3f}, {high:.3f}]"
 
 
 def save_pictures(folder: Path, comparison: Comparison, prefix: str = "") -> None:
@@ -128,22 +130,29 @@ def save_pictures(folder: Path, comparison: Comparison, prefix: str = "") -> Non
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of a mean; the mean itself, twice, where nothing varies."""
+    """Student's 95 % interval of a mean; the mean itself, twice, where nothing varies or there is nothing (NaN)."""
     from scipy import stats
 
     error = stats.sem(values) if len(values) > 1 else 0.0
     if not error > 0:
-        return float(values.mean()), float(values.mean())
+        return _mean(values), _mean(values)
     low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=error)
     return float(low), float(high)
 
 
 def share_interval(hits: np.ndarray) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion, from values in {0, 1}."""
+    """Wilson's 95 % interval of a proportion, from values in {0, 1}; all of [0, 1] without a value."""
     from scipy import stats
 
+    if not len(hits):
+        return 0.0, 1.0
     low, high = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _numbers(values: torch.Tensor) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.storage import read_json
 
@@ -15,7 +17,8 @@ def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
     weights.
 
     Returns:
-        The line of Python that loads it: `load_lora_weights` for adapters, `from_pretrained` for a full pipeline.
+        The line of Python that loads it: `load_lora_weights` for adapters, `from_pretrained` for a full pipeline, with
+            the dtype of the weights where that is not float32.
     """
     unet = policy.unet
     if policy.trainable == "lora":
@@ -26,4 +29,8 @@ def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
 
         unet = merged(unet)
     policy.model.save_pipeline(str(folder), unet)
-    return f"{read_json(folder / 'model_index.json')['_class_name']}.from_pretrained({str(folder)!r})"
+    kind = read_json(folder / "model_index.json")["_class_name"]
+    dtype = next(unet.parameters()).dtype
+    # Without it diffusers would load its networks as float32, and transformers its own as they are stored.
+    half = "" if dtype == torch.float32 else f", torch_dtype={dtype}"
+    return f"{kind}.from_pretrained({str(folder)!r}{half})"

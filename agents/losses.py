@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -53,25 +54,55 @@ def check_kl_form(form: str) -> None:
 def kl_penalty(
     policy: DenoisingDistribution, reference: DenoisingDistribution, action: torch.Tensor, form: KLForm
 ) -> torch.Tensor:
-    """How far the policy's step is from the pretrained model's, `(N,)`, with gradient.
+    """How far the policy's step is from the pretrained model's, `(N,)`, with gradient: in nats, scaled for a loss.
 
-    Dimensions are reduced as log-probabilities are: with `mean` it is a divergence per dimension.
+    The scale is that of log-probabilities: 1 with `sum`, 1/D with `mean` over D dimensions. So a weight of the penalty
+    beside advantages is in advantages a nat, whatever the reduction and the size of the latents: loss and weight are
+    those of the reward A - weight * KL, KL being the divergence of the step.
 
     Args:
         policy: pi_theta(.|s).
         reference: the pretrained model's distribution for the same states, without gradient.
         action: the actions x_{t-1} that were taken, `(N, C, H, W)`.
-        form: `squared_log_ratio`, (l_theta - l_ref)^2 / 2 (DDPO_ISKL, algorithm 5, here for each step);
-            `closed_form`, ||mu - mu_ref||^2 / (2 sigma^2) (DPOK, lemma 4.2); `unscaled`, ||mu - mu_ref||^2.
+        form: `squared_log_ratio`, (l_theta - l_ref)^2 / 2 with l in nats (DDPO_ISKL, algorithm 5, here for each step),
+            which estimates the divergence from one action; `closed_form`, ||mu - mu_ref||^2 / (2 sigma^2), the
+            divergence (DPOK, lemma 4.2); `unscaled`, ||mu - mu_ref||^2, which is not in nats.
 
     Raises:
         ValueError: an unknown form.
     """
     check_kl_form(form)
     if form == "squared_log_ratio":
-        return 0.5 * (policy.log_prob(action) - reference.log_prob(action)) ** 2
+        return 0.5 * _size(policy) * (policy.log_prob(action) - reference.log_prob(action)) ** 2
     scaled = form == "closed_form"
     return gaussian_kl(policy.mean, reference.mean, policy.std, policy.reduction, denominator=scaled)
+
+
+def with_kl_penalty(
+    rows: Mapping[str, torch.Tensor],
+    policy: DenoisingDistribution,
+    reference: DenoisingDistribution,
+    action: torch.Tensor,
+    form: KLForm,
+    weight: float,
+) -> dict[str, torch.Tensor]:
+    """The rows of a loss with the penalty in `loss`, and with `kl_penalty` `(N,)`, which is whole: in nats a step.
+
+    Args:
+        rows: with `loss`, `(N,)`.
+        policy: as `kl_penalty`'s.
+        reference: as `kl_penalty`'s.
+        action: as `kl_penalty`'s.
+        form: as `kl_penalty`'s.
+        weight: in advantages a nat.
+    """
+    penalty = kl_penalty(policy, reference, action, form)
+    return {**rows, "loss": rows["loss"] + weight * penalty, "kl_penalty": _size(policy) * penalty.detach()}
+
+
+def _size(policy: DenoisingDistribution) -> int:
+    """By how much log-probabilities are reduced."""
+    return policy.mean[0].numel() if policy.reduction == "mean" else 1
 
 
 def clipped_surrogate(

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from diffusion_gym.agents.finite import require, require_finite_options
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.storage import optimizer_tensors, restore_optimizer
 from diffusion_gym.timing import span
@@ -38,6 +39,9 @@ class OptimizerOptions:
         max_grad_norm: a longer gradient is scaled down to this norm.
         micro_batch_size: items in one forward and backward pass; 0 finds the largest that fits in memory.
         loss_scaling: scale losses against underflow, for float16.
+
+    Raises:
+        ValueError: an option out of its range, NaN and infinity included.
     """
 
     learning_rate: float
@@ -51,6 +55,12 @@ class OptimizerOptions:
     max_grad_norm: float = 1.0
     micro_batch_size: int = 0
     loss_scaling: bool = False
+
+    def __post_init__(self) -> None:
+        require_finite_options(self)
+        require(self, "larger than 0", "epsilon", "max_grad_norm")
+        require(self, "at least 0", "learning_rate", "first_learning_rate", "last_learning_rate", "weight_decay")
+        require(self, "at least 0 and less than 1", "betas")
 
 
 def learning_rate_at(options: OptimizerOptions, fraction_done: float) -> float:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from diffusion_gym.agents.allocator import keep_freed_memory
 from diffusion_gym.config import Reduction, SamplerConfig
-from diffusion_gym.models import DenoisingModel
-from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
+from diffusion_gym.devices import to_device
+from diffusion_gym.models import DenoisingModel, null_embedding
+from diffusion_gym.scheduling import TERMINAL, gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
+# has left costs one pass of the text encoder.
+_EMBEDDINGS_KEPT: Final = 2**31
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,10 @@ class DenoisingPolicy(nn.Module):
         self.table = model.step_table(config).to(model.device)
         self.cfg_training = True
         self.mixed_precision: Precision = "no"
-        self._embeddings: dict[bytes, torch.Tensor] = {}
+        self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
+        # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
+        self._told = {"guidance_scale": config.guidance_scale} if getattr(model, "embeds_guidance", False) else {}
         self.eval()
 
     @classmethod
@@ -135,19 +143,37 @@ class DenoisingPolicy(nn.Module):
             gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
 
         Raises:
-            ValueError: an unknown precision; a network that cannot checkpoint.
+            ValueError: an unknown precision, or one that does not go with the weights' own; a network that cannot
+                checkpoint. Nothing has changed then.
         """
         if mixed_precision not in ("no", *_COMPUTE):
             raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
-        self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
+        compute, stored = _COMPUTE.get(mixed_precision), self.model.dtype
+        if compute is not None and stored not in (compute, torch.float32):
+            kind = str(stored).removeprefix("torch.")
+            raise ValueError(
+                f"mixed_precision={mixed_precision!r} does not go with weights of dtype={kind!r}; leave "
+                "mixed_precision at 'no', or use dtype='float32'"
+            )
         if gradient_checkpointing and not hasattr(self.unet, "enable_gradient_checkpointing"):
             raise ValueError(
                 "gradient_checkpointing=True needs a network that can do it, as those of diffusers can; "
                 f"{type(self.unet).__name__} has no enable_gradient_checkpointing"
             )
+        self.cfg_training, self.mixed_precision = cfg_training, mixed_precision
         if hasattr(self.unet, "enable_gradient_checkpointing"):
             switch = "enable" if gradient_checkpointing else "disable"
             getattr(self.unet, f"{switch}_gradient_checkpointing")()
+
+    def begin_from(self, path: str | Path) -> None:
+        """Begin from exported weights: adapters, or where all weights train a pipeline's network as well.
+
+        The reference stays the pretrained model. Paths and errors as in `diffusion_gym.models.initial.begin_from`.
+        """
+        from diffusion_gym.models.initial import begin_from
+
+        rank = self.lora_rank if self.trainable == "lora" else None
+        begin_from(path, self.unet, rank, self.table.prediction)
 
     @property
     def device(self) -> torch.device:
@@ -158,6 +184,23 @@ class DenoisingPolicy(nn.Module):
     def stochastic_steps(self) -> torch.Tensor:
         """The steps with sigma > 0, int64: those that a policy gradient can use."""
         return (self.table.sigma > 0).nonzero().flatten().cpu()
+
+    def require_noise(self) -> None:
+        """Refuse a sampler without a stochastic step, for which there is no policy gradient.
+
+        Raises:
+            ValueError: what makes all steps deterministic, and the remedy.
+        """
+        if len(self.stochastic_steps):
+            return
+        if self.config.eta == 0 and self.config.sampler == "ddim":
+            why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling)"
+        else:  # the last step has no noise, whatever eta is
+            why, remedy = f"num_inference_steps={self.config.num_inference_steps}", "more steps"
+        raise ValueError(
+            f"{why} makes every denoising step deterministic, so that a policy gradient does not exist; use {remedy} "
+            "or sigma_min > 0"
+        )
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""
@@ -176,7 +219,7 @@ class DenoisingPolicy(nn.Module):
             tokens: token ids `(N, L)`; None for an unconditional model.
         """
         timestep = self.table.timesteps[step].expand(len(latents), 1)
-        states = {"timestep": timestep, "latents": latents}
+        states = {"timestep": timestep, "latents": latents, "step": torch.full_like(timestep[:, 0], step)}
         return states if tokens is None else {"prompt": tokens, **states}
 
     def distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
@@ -184,8 +227,9 @@ class DenoisingPolicy(nn.Module):
 
         Args:
             observation: `prompt` int64 `(N, L)`, `timestep` int64 `(N, 1)`, `latents` float32 `(N, C, H, W)`;
-                tensors or NumPy arrays. `embedding`, the prompts' text embeddings `(N, L, D)`, may come with them, as
-                `embed_prompts` gives them: on a GPU it saves waiting for the tokens to look them up.
+                tensors or NumPy arrays. That of a single environment, without the N, is a batch of one. Two things may
+                come with them, which saves waiting for a GPU: `embedding`, the prompts' text embeddings `(N, L, D)` as
+                `embed_prompts` gives them, and `step`, int64 `(N,)`, in place of looking the timesteps up.
 
         Raises:
             ValueError: a timestep that the sampler does not visit, such as that of a finished episode.
@@ -241,12 +285,18 @@ class DenoisingPolicy(nn.Module):
     def _read(self, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `(N, C, H, W)` and the steps `(N,)` at which the sampler visits their timesteps."""
         latents = torch.as_tensor(observation["latents"], device=self.device)
+        latents = latents[None] if latents.ndim == 3 else latents
+        if (given := observation.get("step")) is not None:
+            return latents, torch.as_tensor(given, device=self.device)
         timesteps = torch.as_tensor(observation["timestep"], device=self.device).reshape(-1)
-        steps = self.table.step_of[timesteps]
-        if steps.device.type == "cpu" and bool((steps < 0).any()):
-            strange = sorted(set(timesteps[steps < 0].tolist()))
+        last = len(self.table.step_of) - 1
+        steps = self.table.step_of[timesteps.clamp(0, last)]
+        visited = (steps >= 0) & (timesteps >= 0) & (timesteps <= last)  # negative ones would count from the end
+        if not bool(visited.all()):
+            strange = sorted(set(timesteps[~visited].tolist()))
             raise ValueError(
                 f"observation['timestep'] holds {strange}; the sampler visits {self.table.timesteps.tolist()}"
+                + (f", and {TERMINAL} is that of x_0: the episode is over" if TERMINAL in strange else "")
             )
         return latents, steps
 
@@ -254,10 +304,10 @@ class DenoisingPolicy(nn.Module):
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, conditional: torch.Tensor | None
     ) -> torch.Tensor:
         """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
-        if conditional is None or self.config.guidance_scale == 1:
+        if conditional is None or self.config.guidance_scale == 1 or self._told:
             return self._predict(unet, latents, steps, conditional)
         if self._null is None:
-            self._null = self.model.embed(self.model.tokenize([""]))
+            self._null = null_embedding(self.model)
         null = self._null.expand_as(conditional)
         if torch.is_grad_enabled() and not self.cfg_training:
             with torch.no_grad():
@@ -275,7 +325,7 @@ class DenoisingPolicy(nn.Module):
         timesteps = self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
-            return self.model.predict(unet, latents, timesteps, embeddings).float()
+            return self.model.predict(unet, latents, timesteps, embeddings, **self._told).float()
 
     def embeddings_of(self, observation: Mapping[str, Any]) -> torch.Tensor | None:
         """Text embeddings `(N, L, D)` of an observation's prompts; None for an unconditional model."""
@@ -285,7 +335,10 @@ class DenoisingPolicy(nn.Module):
         return None if tokens is None else self.embed(torch.as_tensor(tokens))
 
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor | None:
-        """Text embeddings `(N, L, D)` of N prompts, without waiting for a GPU; None for an unconditional model."""
+        """Text embeddings `(N, L, D)` of N prompts; None for an unconditional model.
+
+        A GPU is waited for only where a prompt is new.
+        """
         if not self.model.prompt_length:
             return None
         distinct = list(dict.fromkeys(prompts))
@@ -293,13 +346,19 @@ class DenoisingPolicy(nn.Module):
         return self.embed(torch.stack([rows[prompt] for prompt in prompts]))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)` of token ids `(N, L)`; each distinct prompt is encoded once, by itself.
+        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`, on the policy's device.
 
-        In a batch its rounding might depend on the others, and so a resumed run on what was encoded before.
+        Each distinct prompt is encoded by itself: in a batch its rounding might depend on the others, and so a resumed
+        run on what was encoded before. The last ones stay on the host, up to 2 GiB.
         """
-        rows = tokens.cpu().contiguous()
+        rows = tokens.reshape(-1, tokens.shape[-1]).cpu().contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
-        for key, row in dict(zip(keys, rows, strict=True)).items():
-            if key not in self._embeddings:
-                self._embeddings[key] = self.model.embed(row[None])[0]
-        return torch.stack([self._embeddings[key] for key in keys])
+        distinct = dict(zip(keys, rows, strict=True))
+        found = {key: self._embeddings.pop(key) for key in distinct if key in self._embeddings}
+        if new := [key for key in distinct if key not in found]:
+            made = torch.cat([self.model.embed(distinct[key][None]) for key in new]).cpu()  # waits for a GPU once
+            found |= zip(new, map(torch.clone, made), strict=True)  # a view would keep all of them
+        self._embeddings.update(found)
+        while len(self._embeddings) * found[keys[0]].nbytes > _EMBEDDINGS_KEPT:
+            self._embeddings.popitem(last=False)
+        return to_device(torch.stack([found[key] for key in keys]), self.device)

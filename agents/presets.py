@@ -100,9 +100,10 @@ _REPLICATION: Final = Preset(
             "kl_form": "squared_log_ratio",
         },
     },
-    choices="The replication gives neither lambda (kl_weight) nor the length of a run, nor says what trains. LoRA is "
-    "chosen because 3e-4 is ddpo-pytorch's learning rate for it. Rewards are normalised within the minibatch "
-    "(algorithms 4 and 5), which holds all samples of an iteration.",
+    choices="The replication gives neither lambda (kl_weight) nor the length of a run, nor says what trains. Its "
+    "KL term is of a trajectory's log-probability, here of each step's, both in nats. LoRA is chosen because 3e-4 is "
+    "ddpo-pytorch's learning rate for it. Rewards are normalised within the minibatch (algorithms 4 and 5), "
+    "which holds all samples of an iteration.",
 )
 
 
@@ -177,6 +178,7 @@ _DPOK: Final = Preset(
         },
     },
     choices="The code penalises the distance of the noise predictions; here it is the divergence of the paper's lemma. "
+    "It averages both log-probabilities and distances over the dimensions, so that its weight is per nat too. "
     "It averages the gradients of its 5 value batches into one step, here they are 5 steps.",
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,14 @@ from typing import Any, Final
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.presets import PRESETS
 from diffusion_gym.agents.settings import RunSettings, starting_point
+from diffusion_gym.storage import json_text
 
 _WIDTH: Final = 120  # where the output is no terminal
 _LONG_NAME: Final = 12  # a longer name is broken at its hyphens
+_UNITS: Final = {"kl_weight": "per nat"}
 _LEGEND: Final = (
-    "(value): not set by the preset; the default stands. (env's): left to the environment and its model. Any preset "
+    "(value): not set by the preset; the default stands. (env's): left to the environment and its model. "
+    "kl_weight is in advantages a nat of each step's divergence, summed over the dimensions. Any preset "
     "goes with any agent: one that has no column here gives the values that its agents have in common."
 )
 
@@ -51,7 +53,7 @@ def print_presets(options: PresetsOptions) -> None:
     """
     agents = AGENTS.names() if options.agent is None else [options.agent]
     if options.json:
-        print(json.dumps(presets_json(agents)))
+        print(json_text(presets_json(agents)))
     else:
         print(presets_text(agents, shutil.get_terminal_size((_WIDTH, 24)).columns))
 
@@ -98,7 +100,7 @@ def _agent_tables(agent: str, width: int) -> Iterator[str]:
         _Column(textwrap.wrap(", ".join(heads), _LONG_NAME, break_long_words=False), cells)
         for cells, heads in same.items()
     ]
-    label = max(map(len, rows))
+    label = max(len(_label(key)) for key in rows)
     yield from (agent, "=" * len(agent))
     while columns:
         number = _fitting(columns, width - label)
@@ -132,7 +134,12 @@ def _lines(columns: list[_Column], rows: dict[str, str], label: int) -> Iterator
         if title != part:
             yield title
             part = title
-        yield line(key, [column.cells[index] for column in columns])
+        yield line(_label(key), [column.cells[index] for column in columns])
+
+
+def _label(key: str) -> str:
+    """An option with its unit, where it has one that its name does not tell."""
+    return f"{key} ({_UNITS[key]})" if key in _UNITS else key
 
 
 def _parts(settings: RunSettings) -> Iterator[tuple[str, Any]]:

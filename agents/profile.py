@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from diffusion_gym.storage import write_bytes, write_json
+from diffusion_gym.storage import json_text, write_bytes, write_json
 from diffusion_gym.timing import OTHER, Clock, Phase, clock_of, timed
 
 _TRACED_CALLS: Final = 4  # of each phase; an iteration of Stable Diffusion has millions of operations
@@ -178,7 +178,7 @@ class Trace:
         """Write `trace.json`, or `trace.json.gz` where it is large; None if nothing was traced."""
         if not self._sessions:
             return None
-        data = json.dumps(self._joined(), separators=(",", ":")).encode()
+        data = json_text(self._joined()).encode()
         plain, compressed = folder / "trace.json", folder / "trace.json.gz"
         large = len(data) > _COMPRESSED_FROM
         path, other = (compressed, plain) if large else (plain, compressed)

@@ -39,7 +39,8 @@ def renoised_states(
     """
     signal, noise = (column[steps].view(-1, 1, 1, 1) for column in (table.signal, table.noise))
     latents = add_noise(trajectories.finished[samples], eps, signal, noise)
-    return {**trajectories.conditions(samples), "timestep": table.timesteps[steps][:, None], "latents": latents}
+    states = {"timestep": table.timesteps[steps][:, None], "step": steps, "latents": latents}
+    return {**trajectories.conditions(samples), **states}
 
 
 def renoised_transitions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,11 @@ from typing import Annotated, Any, Final
 import tyro
 
 from diffusion_gym.rewards import make_reward
-from diffusion_gym.rewards.server.app import Limits, serve
+from diffusion_gym.rewards.server.app import check_address, serve
+from diffusion_gym.rewards.server.limits import Limits
 from diffusion_gym.rewards.server.wire import TOKEN
 from diffusion_gym.rewards.vlm.chat import API_KEY
+from diffusion_gym.storage import parse_json
 
 _SECRETS: Final = {"token": TOKEN, "api_key": API_KEY}
 
@@ -44,8 +45,9 @@ def serve_reward(options: ServeRewardOptions) -> None:
         ValueError: the reward or an option is wrong.
         OSError: the port is taken.
     """
+    token = os.environ.get(TOKEN) if options.token is None else options.token
+    check_address(options.host, options.port, token)
     reward = make_reward(options.reward, **parse_keywords(options.reward_kwargs or {}))
-    token = options.token or os.environ.get(TOKEN) or None
     serve(reward, host=options.host, port=options.port, token=token, limits=options.limits)
 
 
@@ -74,6 +76,6 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return {"True": True, "False": False, "None": None}.get(value, value)

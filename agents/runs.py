@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 
@@ -15,31 +16,73 @@ from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.development import DevelopmentSet
 from diffusion_gym.agents.evaluation import compare, save_pictures
 from diffusion_gym.agents.export import export_policy
+from diffusion_gym.agents.folders import check_out, content, holding
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import read_metrics
-from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.agents.settings import RunSettings, check_seed, make_env
+from diffusion_gym.agents.threads import check_threads, cores, use_threads
 from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
+from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.storage import is_unfinished, read_json, write_json
+from diffusion_gym.storage import read_json, write_json
 
 _LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "transformers", "peft")
 _PICTURES = 16
 
 
-def load_settings(folder: Path) -> RunSettings:
-    """The settings of a run folder.
+def load_settings(folder: Path, trust: bool = False) -> RunSettings:
+    """The settings of a run folder, to go on with it; a module that they name as the agent is imported.
+
+    Args:
+        folder: the run folder.
+        trust: go on though the folder was not made here, and remember that.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its `config.json` is truncated or of something else.
+        Untrusted: the folder was not made here, and names something that is not registered.
+    """
+    stored = _stored(folder)
+    try:
+        claims = run_claims(stored)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    seal = seal_of(folder) or require_trust(folder, claims, trust)
+    settings = replace(RunSettings.from_json(stored, folder), token_to=() if seal is None else seal.token_to)
+    if seal is not None and trust:
+        write_seal(folder, seal)
+    return settings
+
+
+def read_settings(folder: Path) -> RunSettings:
+    """The settings of a run folder, to be shown: nothing that they name is imported.
 
     Raises:
         FileNotFoundError: the folder holds no run.
         ValueError: its `config.json` is truncated or of something else.
     """
+    return RunSettings.from_json(_stored(folder), folder, imports=False)
+
+
+def _stored(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no run (no config.json); pass the --out of a training run")
-    return RunSettings.from_json(read_json(path)["settings"], folder)
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError(f"{path} is no config of a diffusion-gym run ('settings' is missing)")
+    return content["settings"]
+
+
+def write_config(settings: RunSettings) -> None:
+    """Write `config.json` of a run; a folder that is new, or has a seal, is sealed with it."""
+    seal = seal_of(settings.out) if settings.resume else Seal()
+    write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+    if seal is not None:
+        write_seal(settings.out, Seal(settings.token_to))
 
 
 def library_versions() -> dict[str, str]:
@@ -48,21 +91,59 @@ def library_versions() -> dict[str, str]:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder in which something is already, but for what a kill during the first write left.
+    """Refuse a folder in which something is already, but for a run that came to the end of no iteration.
 
     Raises:
         FileExistsError: it holds another run, or other files.
     """
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and not _not_begun(folder):
         raise FileExistsError(f"out={str(folder)!r} already holds a run; go on with --resume, or choose another --out")
-    if folder.exists() and (not folder.is_dir() or not all(is_unfinished(path) for path in folder.iterdir())):
-        raise FileExistsError(f"out={str(folder)!r} is not empty and no run of diffusion-gym; choose another --out")
+    check_out(folder, "run", _not_begun)
 
 
-def build_agent(settings: RunSettings, env: Any, processes: Processes | None = None) -> Agent:
-    """The agent of a run, its weights being the pretrained model's; the same in every process."""
+# All that a run writes before the end of its first iteration.
+_AT_THE_START: Final = frozenset(
+    {"config.json", "metrics.jsonl", "checkpoints", "images", "tensorboard", "wandb", "wandb.json"}
+)
+
+
+def _not_begun(folder: Path) -> bool:
+    """Whether a folder holds a run without one iteration, such as one that failed at its start: nothing to lose."""
+    entries, config = content(folder), folder / "config.json"
+    if not {path.name for path in entries} <= _AT_THE_START or any(path.is_symlink() for path in entries):
+        return False
+    if not config.is_file() or (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
+        return False
+    pictures = {path.name for path in (folder / "images").glob("*")}
+    states = {path.name for path in (folder / "checkpoints").glob("*")}
+    try:
+        ours = set(read_json(config)) == {"settings", "versions"}
+    except (ValueError, TypeError):
+        return False
+    return ours and pictures <= {"iteration-000000.png"} and states <= {"iteration-000000.safetensors"}
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run without one iteration left."""
+    for path in content(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def build_agent(
+    settings: RunSettings, env: Any, processes: Processes | None = None, from_checkpoint: bool = False
+) -> Agent:
+    """The agent of a run with the weights that it begins from; the same in every process.
+
+    Args:
+        settings: of the run.
+        env: its environment.
+        processes: its processes.
+        from_checkpoint: the weights will come from a checkpoint, so that `init_from` need not be there any more.
+    """
     torch.manual_seed(settings.seed)  # LoRA adapters begin at random values
     options = settings.agent_options
+    if from_checkpoint:
+        options = replace(options, init_from=None)
     policy = DenoisingPolicy.from_env(env, trainable=options.trainable, lora_rank=options.lora_rank)
     return agent_class(settings.agent)(policy, options, processes)
 
@@ -75,25 +156,31 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
     Under `accelerate launch` every process calls it; the main one writes the run folder.
 
     Raises:
-        FileExistsError: the run folder is taken.
-        ValueError: the processes cannot share the samples evenly.
+        FileExistsError: the run folder is taken, or another process trains in it.
+        ValueError: the processes cannot share the samples evenly; or the newest checkpoint of a run to be resumed is
+            damaged. Nothing is written then.
         PeerFailed: another process failed; that one raises what went wrong.
         NoUsableReward: an iteration without one finite reward; a checkpoint is kept.
+        Diverged: an update left numbers that are not finite; the last checkpoint is kept.
     """
     processes = Processes.launched()
     processes.agree(_refusal(settings, processes) if processes.main else None)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    with holding(settings.out, processes):
+        return _train(settings, processes)
+
+
+def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
+    use_threads(settings.threads)
     env = make_env(settings, settings.rollout_batch, processes=processes)
-    agent = build_agent(settings, env, processes)
+    going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
+    agent = build_agent(settings, env, processes, going_on)
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
     trainer.development = _development(settings, processes)
-    if processes.main:
-        write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+    _begin(trainer, settings)
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
-        done = trainer.run(resume=settings.resume and not _killed_early(trainer))
+        done = trainer.run()
     except KeyboardInterrupt:
         _write_profile(trainer)
         raise
@@ -108,6 +195,22 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
             failure = error
     processes.agree(failure)  # no process ends, and may have a launcher end the others, before all is written
     return done, loading
+
+
+def _begin(trainer: Trainer, settings: RunSettings) -> None:
+    """Go back to the checkpoint of a run that is resumed; only then is anything written."""
+    processes, failure = trainer.processes, None
+    if settings.resume and not _killed_early(trainer):
+        trainer.restore(older=settings.resume_from_older)
+    if processes.main:
+        try:
+            if not settings.resume:
+                check_new(settings.out)  # again: another process may have been here before the folder was held
+                _clear(settings.out)
+            write_config(settings)
+        except OSError as error:
+            failure = error
+    processes.agree(failure)
 
 
 def _write_profile(trainer: Trainer) -> None:
@@ -143,12 +246,21 @@ def _refusal(settings: RunSettings, processes: Processes) -> Exception | None:
             check_new(settings.out)
         processes.share(settings.samples_per_iteration // settings.rollout_batch)
         check_track(settings.track)
+        check_threads(settings.threads)
     except (FileExistsError, ValueError) as error:
         return error
     return None
 
 
-def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path,
+    samples: int,
+    seed: int,
+    batch: int = 64,
+    *,
+    trust: bool = False,
+    token_to: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
 
     Args:
@@ -156,16 +268,22 @@ def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict
         samples: pictures of each model.
         seed: seed of the noise, independent of the training's.
         batch: pictures sampled at once.
+        trust: go on though the folder was not made here.
+        token_to: the only addresses that get the tokens of the environment; None leaves it at what the folder may.
 
     Returns:
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
         prompt set has such.
     """
-    settings = replace(load_settings(folder), rollout_batch=min(batch, samples))
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    if samples < 1:
+        raise ValueError(f"samples={samples!r} must be at least 1")
+    check_seed(seed)
+    settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
+    if token_to is not None:
+        settings = replace(settings, token_to=token_to)
+    use_threads(min(settings.threads, cores()))  # a run of a larger machine gets all of this one
     env = make_env(settings, settings.rollout_batch)
-    agent = build_agent(settings, env)
+    agent = build_agent(settings, env, from_checkpoint=True)
     progress = Checkpoints(folder / "checkpoints").load(agent)
     result = {"env": settings.env, "agent": settings.agent, "seed": seed, **vars(progress)}
     with agent.averaged():
@@ -182,4 +300,4 @@ def evaluate_run(folder: Path, samples: int, seed: int, batch: int = 64) -> dict
     return result
 
 
-__all__ = ["NoUsableReward", "evaluate_run", "load_settings", "train"]
+__all__ = ["NoUsableReward", "evaluate_run", "load_settings", "read_settings", "train"]

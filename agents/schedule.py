@@ -36,9 +36,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("total_reward_queries", "samples_per_iteration", "checkpoint_every", "keep_checkpoints"):
             _check_least(name, getattr(self, name), 1)
-        _check_least("development_every", self.development_every or 0, 0)
         _check_least("development_samples", self.development_samples, 1)
-        _check_least("development_paths", self.development_paths, 0)
+        for name in ("pictures_every", "development_every", "development_paths"):
+            _check_least(name, getattr(self, name) or 0, 0)
 
     @property
     def planned_reward_queries(self) -> int:

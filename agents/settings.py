@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,7 +18,8 @@ from diffusion_gym.agents.reward_options import check_no_secrets, parse_keywords
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import Track
 from diffusion_gym.prompts import PromptSet, prompts_of_words
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import closest_name, unknown_name
+from diffusion_gym.rewards.tokens import tokens_only_to
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,21 @@ class EnvOptions:
         """The keyword arguments for `gym.make` and `gym.make_vec`."""
         given = {key: value for key, value in asdict(self).items() if value is not None}
         reward_kwargs = parse_keywords(given.pop("reward_kwargs", {}))
-        if files := {key: given.pop(key) for key in ("revision", "variant") if key in given}:
-            given["model_kwargs"] = files
-        if "strict" in given:
-            reward_kwargs["strict"] = given.pop("strict")
         if reward_kwargs:
             given["reward_kwargs"] = reward_kwargs
         if prompts := given.get("prompts"):
             given["prompts"] = prompts_of_words(prompts)
         return given
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes.
+
+    Raises:
+        ValueError: the seed and what it may be.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} must be at least 0 and less than 2**63")
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,24 @@ class RunSettings(Schedule):
     """Say at the end where an iteration's time went, and write a trace of one."""
     resume: bool = False
     """Go on with the run in the run folder; its settings are taken over."""
+    resume_from_older: bool = False
+    """With --resume: where the newest checkpoints are damaged, go on from the newest one that is whole."""
+    trust: bool = False
+    """With --resume: run, contact, read and write what a folder names that was not made here; docs/trust.md."""
+    token_to: tuple[str, ...] | None = None
+    """The only addresses that get the tokens of the environment; by default those that you named, not a folder."""
     env_options: Annotated[EnvOptions, tyro.conf.arg(name="env")] = field(default_factory=EnvOptions)
     """Keyword arguments of the environment."""
     agent_options: Annotated[AgentConfig, tyro.conf.arg(name="agent")] = field(default_factory=AgentConfig)
     """Options of the agent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        if self.rollout_batch < 1:
+            raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
+        if self.resume_from_older and not self.resume:
+            raise ValueError("resume_from_older=True is for a run that goes on; give --resume too")
 
     @property
     def schedule(self) -> Schedule:
@@ -111,11 +132,17 @@ class RunSettings(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads back."""
-        return {**asdict(self), "out": str(self.out), "profile": False, "resume": False}
+        stored = {**asdict(self), "out": str(self.out), "profile": False, "resume": False, "resume_from_older": False}
+        return {key: value for key, value in stored.items() if key not in _COMMAND_LINE}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], out: Path) -> RunSettings:
+    def from_json(cls, stored: Mapping[str, Any], out: Path, imports: bool = True) -> RunSettings:
         """The settings of a run folder's `config.json`.
+
+        Args:
+            stored: the JSON.
+            out: the run folder.
+            imports: whether to import an agent that is not registered; else its options are taken as they are.
 
         Raises:
             ValueError: the JSON is of something else, or has an option that this version lacks.
@@ -125,7 +152,8 @@ class RunSettings(Schedule):
             chosen: dict[str, Any] = {
                 key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()
             }
-            config = agent_class(stored["agent"]).Config
+            known_agent = imports or stored["agent"] in AGENTS
+            config = agent_class(stored["agent"]).Config if known_agent else _described(chosen)
             env = dict(stored["env_options"])
             for prefix, given, kind in (("agent", chosen, config), ("env", env, EnvOptions)):
                 _check_known(path, prefix, given, _names(kind))
@@ -133,15 +161,28 @@ class RunSettings(Schedule):
             known = {
                 entry.name: stored[entry.name]
                 for entry in fields(cls)
-                if entry.name not in _ADDED or entry.name in stored
+                if entry.name not in _COMMAND_LINE and (entry.name not in _ADDED or entry.name in stored)
             }
             return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no config of a diffusion-gym run ({error})") from error
 
 
 # May be missing in a run folder: options younger than the first runs, which change nothing that a training learns.
-_ADDED: Final = frozenset({"development_every", "development_samples", "development_paths", "track", "profile"})
+_ADDED: Final = frozenset(
+    {"development_every", "development_samples", "development_paths", "track", "profile", "resume_from_older"}
+)
+
+
+# What only a command line may say; a folder never does.
+_COMMAND_LINE: Final = frozenset({"trust", "token_to"})
+
+
+def _described(options: Mapping[str, Any]) -> Any:
+    """A class of options whose own is in a module that is not to be imported."""
+    if wrong := [name for name in options if name.startswith("_")]:
+        raise TypeError(f"agent_options has {wrong[0]!r}, which is no option's name")
+    return make_dataclass("Options", [(name, type(value).__name__) for name, value in options.items()], frozen=True)
 
 
 def _names(kind: Any) -> frozenset[str]:
@@ -157,21 +198,70 @@ def _check_known(path: Path, prefix: str, given: Mapping[str, Any], known: froze
             )
 
 
+def check_option_names(args: Sequence[str], settings: RunSettings) -> None:
+    """Refuse an option of the command line that `train` does not have, before tyro guesses what was meant.
+
+    Args:
+        args: the command line.
+        settings: those that the command line changes; the agent's and the environment's options are theirs.
+
+    Raises:
+        ValueError: there is no such option; it names those that may be meant.
+    """
+    known, negated = [], []
+    parts: dict[str, Any] = {"--env.": settings.env_options, "--agent.": settings.agent_options, "--": settings}
+    for prefix, part in parts.items():
+        for entry in fields(part):
+            name, value = entry.name.replace("_", "-"), getattr(part, entry.name)
+            known += [prefix + name] if value not in parts.values() else []
+            negated += [f"{prefix}no-{name}"] if isinstance(value, bool) else []
+    for argument in args:
+        option = argument.partition("=")[0].replace("_", "-")
+        if not option.startswith("--") or option in known + negated or option.startswith(("--help", "--tyro-")):
+            continue
+        meant = " or ".join(_meant(option, known))
+        hint = f"; did you mean {meant}?" if meant else ";"
+        raise ValueError(f"{option} is no option of train{hint} `diffusion-gym train --help` lists them")
+
+
+def _meant(option: str, known: Sequence[str]) -> list[str]:
+    """The options of the same name elsewhere, of these initials (`lr`), or the closest one."""
+    prefix, name = _split(option)
+    same = [entry for entry in known if _split(entry)[1] == name]
+    initials = ["".join(word[0] for word in _split(entry)[1].split("-")) for entry in known]
+    short = [entry for entry, found in zip(known, initials, strict=True) if found == name and entry.startswith(prefix)]
+    closest = closest_name(option, known)
+    return same or short or ([closest] if closest else [])
+
+
+def _split(option: str) -> tuple[str, str]:
+    """The part that an option is of, such as `--agent`, and its name in there; the run's own are of no part."""
+    prefix, _, name = option.rpartition(".")
+    return prefix, name.removeprefix("--")
+
+
 # What a preset may say of a run: how long and in which portions, not which one.
 _RUN_FIELDS: Final = _names(Schedule) | {"rollout_batch"}
 
 
-def starting_point(env: str, agent: str, preset: str | None, model: str | None) -> RunSettings:
+def starting_point(env: str, agent: str, preset: str | None, model: str | None, config: Any = None) -> RunSettings:
     """The settings before the command line: the agent's defaults, overlaid by the preset.
+
+    Args:
+        env: environment id.
+        agent: the agent.
+        preset: a preset's name; None for the one that goes with the model and the agent.
+        model: the model, where it is not the environment's own.
+        config: stands in for the options of the agent, which is not imported then.
 
     Raises:
         ValueError: an unknown agent or preset, or a preset with an unknown option.
     """
-    config = agent_class(agent).Config
+    given, config = config, config or agent_class(agent).Config
     name = preset or default_preset(env, model, agent)
-    if name not in PRESETS:
-        raise ValueError(unknown_name("preset", name, list(PRESETS)))
-    check_preset(f"preset {name!r}", PRESETS[name], agent)
+    if str(name) not in PRESETS:
+        raise ValueError(unknown_name("preset", str(name), list(PRESETS)))
+    check_preset(f"preset {name!r}", PRESETS[name], None if given else agent)
     values = PRESETS[name].of(agent)
     run, env_options, options = (
         {key: value for key, value in values.items() if key in known}
@@ -225,7 +315,7 @@ def make_env(
         processes: the processes of the run; of several, each has a device of its own.
 
     Raises:
-        ValueError: the options ask for another device than that of the process.
+        ValueError: the options ask for another device than that of the process; `env` is of something else.
     """
     keywords = settings.env_options.keywords()
     if processes is not None and processes.count > 1:
@@ -237,4 +327,12 @@ def make_env(
         keywords["device"] = str(processes.device)
     if prompts is not None:
         keywords["prompts"] = prompts
-    return gym.make_vec(settings.env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, **keywords)
+    keywords["autoreset_mode"] = AutoresetMode.DISABLED.value
+    try:
+        with tokens_only_to(settings.token_to):
+            return gym.make_vec(settings.env, num_envs=num_envs, **keywords)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        told = f"env={settings.env!r} is no denoising environment ({error}); `diffusion-gym envs` lists them"
+        raise ValueError(told) from error

@@ -18,12 +18,15 @@ from tqdm import tqdm
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.development import DevelopmentSet
+from diffusion_gym.agents.ending import on_ending
+from diffusion_gym.agents.folders import holding
 from diffusion_gym.agents.pictures import save_grid
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.agents.schedule import Schedule
+from diffusion_gym.agents.streams import stream
 from diffusion_gym.agents.tracking import Track, Tracker, open_tracker
 from diffusion_gym.storage import remove_unfinished
 from diffusion_gym.timing import span
@@ -84,32 +87,50 @@ class Trainer:
         return self.done.reward_queries >= self.schedule.total_reward_queries
 
     def run(self, resume: bool = False, until: int | None = None) -> Progress:
-        """Train to the end of the schedule, or until Ctrl-C; called again, it goes on.
+        """Train to the end of the schedule, or until Ctrl-C or another signal to end; called again, it goes on.
 
         Args:
             resume: go on from the newest checkpoint, dropping the metrics written after it.
             until: stop for now once this many pictures were scored, with a checkpoint.
 
         Returns:
-            How far the run has come; less than the schedule after a Ctrl-C. A checkpoint holds that state.
+            How far the run has come; less than the schedule after a signal. A checkpoint holds that state.
 
         Raises:
+            Diverged: an update left numbers that are not finite; the last checkpoint stands.
+            FileExistsError: another process trains in the run folder.
             NoUsableReward: an iteration without one finite reward.
             RewardError: the reward failed.
             PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
             OSError: a checkpoint could not be written.
             ValueError: W&B is asked for and cannot be written to.
         """
-        self._stop = False  # of an earlier run that Ctrl-C ended
         if resume:
-            self.done = self.checkpoints.load(self.agent)
+            self.restore()
+        with holding(self.out, self.processes):
+            return self._run(until)
+
+    def restore(self, *, older: bool = False) -> None:
+        """Go back to the newest checkpoint; `run` then goes on from there. Nothing is written.
+
+        Args:
+            older: pass over damaged checkpoints, which are renamed, to the newest one that is whole.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or of another program or policy.
+        """
+        self.done = self.checkpoints.load(self.agent, older=older)
+
+    def _run(self, until: int | None) -> Progress:
+        self._stop = False  # of an earlier run that a signal ended
         if self.processes.main:
             remove_unfinished(self.out)
             drop_records_after(self._metrics, self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
         with self._tracker() as tracker, self._bar() as bar, self._graceful_stop():
-            if not resume or self._pictures_due:  # a kill may have come between a checkpoint and its pictures
+            if not self.done.iteration or self._pictures_due:  # a kill may have come between checkpoint and pictures
                 self._pictures()
             self._develop(tracker)
             try:
@@ -143,7 +164,8 @@ class Trainer:
         trajectories = self._sample(path)
         sampled = time.perf_counter() - started
         self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
-        updated = self.agent.update(trajectories, np.random.default_rng(path))
+        updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
+        self.agent.check_finite(self.done.iteration + 1, updated)
         number = self.schedule.samples_per_iteration
         self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)
         seconds = time.perf_counter() - started
@@ -245,24 +267,18 @@ class Trainer:
 
     @contextmanager
     def _graceful_stop(self) -> Iterator[None]:
-        """Ctrl-C ends the run after the current iteration; a second one at once."""
+        """Ctrl-C and the signals of schedulers end the run after the current iteration; a second Ctrl-C at once."""
 
-        def ask(signum: int, frame: Any) -> None:
-            if self._stop:
+        def ask(signum: int) -> None:
+            if self._stop and signum == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._stop = True
-            if self.processes.main:
-                tqdm.write("Stopping after this iteration; press Ctrl-C again to stop at once.")
+            told, self._stop = self._stop, True
+            if self.processes.main and not told:
+                by = "" if signum == signal.SIGINT else f" ({signal.Signals(signum).name})"
+                tqdm.write(f"Stopping after this iteration{by}; press Ctrl-C again to stop at once.")
 
-        try:
-            before = signal.signal(signal.SIGINT, ask)
-        except ValueError:  # not the main thread: signals are the caller's business
+        with on_ending(ask):
             yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str, float]:

@@ -205,8 +205,10 @@ def with_side(pipeline: Path, folder: Path, side: int) -> Path:
         shutil.copytree(pipeline.resolve(), folder, copy_function=os.symlink)
         unet, vae = folder / "unet" / "config.json", folder / "vae" / "config.json"
         pixels = side * 2 ** (len(read_json(vae)["block_out_channels"]) - 1)
-        write_json(unet, {**read_json(unet), "sample_size": side})  # takes the link's place
-        write_json(vae, {**read_json(vae), "sample_size": pixels})
+        for path, value in ((unet, side), (vae, pixels)):
+            config = {**read_json(path), "sample_size": value}
+            path.unlink()  # the link: what is written goes through it
+            write_json(path, config)
     return folder
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 
 Sampler = Literal["ddim", "ddpm"]
 Reduction = Literal["mean", "sum"]
+
+_LEAST_NOISE: Final = 1e-6  # float32 numbers near 1 are 1e-7 apart
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class SamplerConfig:
     num_inference_steps: int = 50
     """T, the number of denoising steps, which is the length of an episode."""
     guidance_scale: float = 5.0
-    """w of classifier-free guidance, eps = w eps(x,t,c) + (1-w) eps(x,t,null); 1 switches it off."""
+    """w of classifier-free guidance, eps = w eps(x,t,c) + (1-w) eps(x,t,null); 1 switches it off. Diffusers'
+    pipelines switch it off below 1 too; here the formula holds there."""
     eta: float = 1.0
     """Noise of the sampler: 0 is deterministic; 1 is ancestral sampling in DDIM. A flow-matching model takes it for the
     noise level a of its SDE (Flow-GRPO, arXiv:2505.05470, equation 9)."""
@@ -52,6 +55,13 @@ class SamplerConfig:
         _require(
             math.isfinite(self.sigma_min) and self.sigma_min >= 0, f"sigma_min={self.sigma_min!r} must be at least 0"
         )
+        for name in ("eta", "sigma_min"):
+            value = getattr(self, name)
+            _require(
+                value == 0 or value >= _LEAST_NOISE,
+                f"{name}={value!r} is noise that float32 rounds away, so that no gradient is left; give 0, or at least "
+                f"{_LEAST_NOISE:g}",
+            )
         for name, choices in (("log_prob_reduction", Reduction), ("sampler", Sampler)):
             value = getattr(self, name)
             _require(value in get_args(choices), f"{name}={value!r} must be one of {', '.join(get_args(choices))}")
@@ -66,7 +76,7 @@ class SamplerConfig:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise TypeError(unknown_name("keyword argument", name, known))
+                raise WrongKeyword(unknown_name("keyword argument", name, known))
         return cls(**{**defaults, **options})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -15,11 +16,56 @@ def device_called(device: torch.device | str) -> torch.device:
     """
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if not _available(found):
         raise ValueError(f"device={str(device)!r} is not available here; use device='cpu'")
     return found
+
+
+def _available(device: torch.device) -> bool:
+    if device.type == "cuda":  # a tensor would begin to use the GPU
+        return (device.index or 0) < torch.cuda.device_count()
+    try:
+        return device.type != "meta" and torch.empty(0, device=device).numel() == 0
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        return False
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory of the machine, or of a GPU; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def require_memory(what: str, numbers: int, device: torch.device, remedy: str) -> None:
+    """Refuse what cannot fit, before it is allocated.
+
+    Args:
+        what: the argument and its value.
+        numbers: float32 numbers that it takes, at the least.
+        device: where.
+        remedy: what to do.
+
+    Raises:
+        ValueError: all memory of the device is less.
+    """
+    there = memory_of(device)
+    if there is not None and 4 * numbers > there:
+        raise ValueError(
+            f"{what} would take at least {4 * numbers / 2**30:.0f} GiB, and {device} has {there / 2**30:.0f}; {remedy}"
+        )
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The device as its tensors call it: `cuda` is the current GPU, such as `cuda:0`, and there is one `cpu`."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:

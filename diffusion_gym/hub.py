@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from diffusion_gym.hub_files import UnfitFiles, lacks, needed_files, refuse_other_weights
+from diffusion_gym.hub_files import UnfitFiles, lacks, needed_files, refuse_other_weights, refuse_unknown_variant
 from diffusion_gym.hub_sources import MODEL_SOURCES, REWARD_SOURCES, size_text
 
 _HUB_SECONDS: Final = 1.5  # patience with a hub that may not be there
@@ -38,11 +38,12 @@ def located(
         weights: False where the tokenizer and the configs suffice.
 
     Raises:
-        FileNotFoundError: the directory lacks a part; its weights are pickles; or the id is not cached and the hub
-            cannot be reached.
+        FileNotFoundError: the directory lacks a part; its weights are pickles; no part has the variant; or the id is
+            not cached and the hub cannot be reached.
     """
     if Path(source).is_dir():
-        _check_directory(source, parts, argument, variant)
+        found = [part for part in optional if Path(source, part).is_dir()]
+        _check_directory(source, [*parts, *found], argument, variant)
         return source
     wanted = _Wanted(source, argument, revision, variant, weights, parts)
     folder = _cached(source, revision)
@@ -196,8 +197,10 @@ def _check_directory(source: str, parts: Sequence[str], argument: str, variant: 
     try:
         if missing := [part for part in parts if not Path(source, part).is_dir()]:
             raise UnfitFiles(f"lacks {', '.join(missing)}/; pass a directory that diffusers' save_pretrained wrote")
-        for part in parts or ("",):
-            refuse_other_weights((path.name for path in Path(source, part).iterdir()), part, variant)
+        files = {part: [path.name for path in Path(source, part).iterdir()] for part in parts or ("",)}
+        for part, names in files.items():
+            refuse_other_weights(names, part, variant)
+        refuse_unknown_variant((name for names in files.values() for name in names), variant)
     except UnfitFiles as error:
         raise FileNotFoundError(f"{argument}={source!r} {error}") from error
 

@@ -40,7 +40,7 @@ def needed_files(
         weights: False for configs and tokenizers alone.
 
     Raises:
-        UnfitFiles: a part is missing, or its weights are of another kind.
+        UnfitFiles: a part is missing, its weights are of another kind, or no part has the variant.
     """
     folders: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -49,7 +49,10 @@ def needed_files(
     if missing := [part for part in parts if part not in folders]:
         raise UnfitFiles(f"lacks {', '.join(missing)}/")
     chosen = [name for name in names if parts and name == "model_index.json"]
-    for folder in (*(parts or ("",)), *(each for each in optional if each in folders)):
+    places = (*(parts or ("",)), *(each for each in optional if each in folders))
+    if weights:
+        refuse_unknown_variant((file for folder in places for file in folders[folder]), variant)
+    for folder in places:
         files = folders[folder]
         wanted = [file for file in files if file.endswith(_SMALL) and not _INDEX.fullmatch(file)]
         if weights:
@@ -70,6 +73,7 @@ def lacks(
         variant: as in `needed_files`.
         weights: whether weights must be there, at the top or beside a `config.json`.
     """
+    has_variant = not (weights and variant)
     for part in parts or ("",):
         place = Path(folder, part)
         files = [path.name for path in place.iterdir()] if place.is_dir() else []
@@ -82,7 +86,8 @@ def lacks(
             return f"{part}/*.safetensors".removeprefix("/")
         if missing := _named_in_indexes(place, found).difference(files):
             return f"{part}/{min(missing)}".removeprefix("/")
-    return None
+        has_variant = has_variant or variant in _variants(files)
+    return None if has_variant else f"*.{variant}.safetensors"
 
 
 def refuse_other_weights(files: Iterable[str], folder: str, variant: str | None = None) -> None:
@@ -99,7 +104,7 @@ def refuse_other_weights(files: Iterable[str], folder: str, variant: str | None 
     files, where = list(files), f"{folder}/" if folder else "its top folder"
     if "config.json" not in files or _weights(files, variant):
         return
-    if others := sorted({match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file))}):
+    if others := _variants(files):
         raise UnfitFiles(f"has weights in {where} of variant {others[0]!r} only; pass variant={others[0]!r}")
     if pickles := [file for file in files if file.endswith(_PICKLES)]:
         raise UnfitFiles(
@@ -107,6 +112,29 @@ def refuse_other_weights(files: Iterable[str], folder: str, variant: str | None 
             "convert it where you trust it: from_pretrained(..., use_safetensors=False), save_pretrained('PATH'), and "
             "pass PATH; or pass a revision that has safetensors"
         )
+
+
+def refuse_unknown_variant(files: Iterable[str], variant: str | None) -> None:
+    """Refuse a variant that no part has: the plain weights would be taken in its place.
+
+    Args:
+        files: the names of the files of all parts.
+        variant: the variant that is asked for, if any.
+
+    Raises:
+        UnfitFiles: there are weights, and none of that variant.
+    """
+    files = list(files)
+    if variant is None or variant in (known := _variants(files)):
+        return
+    others = f"it has {', '.join(map(repr, known))}" if known else "it has plain weights only; leave variant out"
+    raise UnfitFiles(f"has no weights of variant={variant!r}; {others}")
+
+
+def _variants(files: Iterable[str]) -> list[str]:
+    """The variants of which there are weights; the plain ones are not among them."""
+    found = {match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file))}
+    return sorted(variant for variant in found if variant)
 
 
 def _weights(files: Iterable[str], variant: str | None) -> list[str]:

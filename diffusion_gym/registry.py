@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ def unknown_name(kind: str, name: object, known: list[str]) -> str:
 
 
 def imported(kind: str, name: str, form: str, fits: Callable[[object], bool]) -> object:
-    """What `name`, `module:attribute`, stands for; the current directory counts, as for `python -m`.
+    """What `name`, `module:attribute`, stands for; while the module is imported the current directory counts.
 
     Args:
         kind: the argument that error messages name.
@@ -48,10 +49,9 @@ def imported(kind: str, name: str, form: str, fits: Callable[[object], bool]) ->
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
         raise ValueError(f"{kind}={name!r} must be {form}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        found = vars(importlib.import_module(module))
+        with _current_directory():
+            found = vars(importlib.import_module(module))
     except ImportError as error:
         raise ValueError(
             f"{kind}={name!r} cannot be imported ({error}); run in the folder of {module!r} or add that to PYTHONPATH"
@@ -60,6 +60,24 @@ def imported(kind: str, name: str, form: str, fits: Callable[[object], bool]) ->
         own = [key for key, value in found.items() if fits(value) and getattr(value, "__module__", None) == module]
         raise ValueError(unknown_name(kind, name, [f"{module}:{key}" for key in own]))
     return found[attribute]
+
+
+@contextmanager
+def _current_directory() -> Iterator[None]:
+    """Within this context modules of the current directory are found first, as for `python -m`."""
+    if "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        if "" in sys.path:  # the module may have changed the path itself
+            sys.path.remove("")
+
+
+class WrongKeyword(TypeError):
+    """A keyword that does not exist or does not go with others: the caller's mistake, as not every TypeError is."""
 
 
 class Registry(Generic[T]):

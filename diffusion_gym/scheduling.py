@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 
@@ -22,6 +22,8 @@ from diffusion_gym.config import Reduction
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 Variance = Literal["fixed_small", "fixed_large"]
+TERMINAL: Final = -1
+"""The timestep of x_0, from which no step leads on: none that a sampler visits, 0 included."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def ddim_table(
         previous: int64 `(T,)`, the timestep that each step leads to; negative at the end.
         eta: 0 deterministic to 1 ancestral.
         sigma_min: floor of sigma; the mean keeps the coefficients of the unfloored one.
+
+    Raises:
+        ValueError: a step's mean is infinite.
     """
     now, then = _alpha_bars(schedule, timesteps, previous)
     variance = (1 - then) / (1 - now) * (1 - now / then)
@@ -121,6 +126,9 @@ def ddpm_table(
         timesteps: int64 `(T,)`, descending.
         previous: int64 `(T,)`, the timestep that each step leads to; negative at the end.
         sigma_min: floor of sigma.
+
+    Raises:
+        ValueError: a step's mean is infinite.
     """
     now, then = _alpha_bars(schedule, timesteps, previous, final=1.0)
     beta = 1 - now / then
@@ -203,6 +211,19 @@ def _table(
     coef_xt: torch.Tensor,
     sigma: torch.Tensor,
 ) -> StepTable:
+    # x0 = (x_t - noise eps) / signal needs a signal; every sampler's sigma, and eps of x0, divide by the noise.
+    for name, absent in (("signal", (alpha_bar <= 0) & (schedule.prediction == "epsilon")), ("noise", alpha_bar >= 1)):
+        if bool(absent.any()):
+            raise ValueError(
+                f"prediction_type={schedule.prediction!r} at timestep {int(timesteps[absent][0])} of the model's "
+                f"scheduler, where x_t has no {name}, has an infinite mean; "
+                + (
+                    "a schedule of zero terminal SNR needs a model with prediction_type 'v_prediction' or 'sample', "
+                    "or timestep_spacing 'leading', which leaves that timestep out"
+                    if name == "signal"
+                    else "use a model whose betas are above 0"
+                )
+            )
     return StepTable(
         timesteps=timesteps,
         network_timesteps=timesteps,

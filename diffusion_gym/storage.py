@@ -2,48 +2,136 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 _UNFINISHED = ".unfinished"
+_LEVELS: Final = 100  # of JSON; Python's own limit is about 1,000 calls, of which a copy takes several a level
+# What a pipeline's loader would take; of two kinds it takes the shards, however old.
+_PIPELINE_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a temporary file beside `path`, then put it in place in one step.
 
+    The file gets the permissions of the umask, also where `write` uses a library that gives others. Where `path` is a
+    link, the file that it leads to is replaced.
+
     Raises:
         OSError: the disk is full or not writable; what was at `path` is still there, untouched.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _unfinished(path)
+    mode = _create(temporary)
     try:
         write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        _settle(temporary, mode)
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder, then put its files in place, with the permissions of the umask.
+
+    A new folder appears in one step. In one that exists each file is replaced in one step, so that whoever has the old
+    file open or mapped keeps the old bytes; old weights beside new ones are removed, other files stay.
+
+    Raises:
+        OSError: the disk is full or not writable, or a file is at `folder`; while `write` runs, `folder` is untouched.
+    """
+    folder = Path(os.path.realpath(folder))
+    new = not folder.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _unfinished(folder if new else folder / "files")
+    temporary.mkdir()
+    try:
+        write(temporary)
+        probe = _unfinished(temporary / "mode")
+        mode = _create(probe)
+        probe.unlink()
+        for place, _, names in os.walk(temporary):
+            for name in names:
+                _settle(Path(place, name), mode)
+            _sync_folder(Path(place))
+        if new:
+            temporary.replace(folder)
+        else:
+            _move_files(temporary, folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """A new name beside `path`, of the kind that `is_unfinished` knows."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")
+
+
+def _create(path: Path) -> int:
+    """Make an empty file; returns the permissions that the umask gave it."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _settle(path: Path, mode: int) -> None:
+    """Flush a written file to the disk and give it its permissions."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    path.chmod(mode)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the file system can; the files themselves are flushed already."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _move_files(source: Path, folder: Path) -> None:
+    """Move the files below `source` over those in `folder`, sub-folders first, and remove old weights beside new."""
+    for place, _, names in os.walk(source, topdown=False):
+        target = folder / Path(place).relative_to(source)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            Path(place, name).replace(target / name)
+        if any(name.endswith(".safetensors") for name in names):
+            stale = {path.name for path in target.iterdir() if _PIPELINE_WEIGHTS.fullmatch(path.name)}.difference(names)
+            for name in stale:
+                (target / name).unlink()
+        _sync_folder(target)
+
+
 def is_unfinished(path: Path) -> bool:
-    """Whether a path is named as the temporary files are that a kill during `write_atomically` leaves."""
+    """Whether a path is named as those are that a kill during `write_atomically` or `write_folder` leaves."""
     return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove the temporary files that a kill during `write_atomically` left in a folder or below it."""
-    for path in Path(folder).rglob(f"*{_UNFINISHED}"):
-        if is_unfinished(path):
+    """Remove what a kill during `write_atomically` or `write_folder` left in a folder or below it."""
+    for path in [path for path in Path(folder).rglob(f"*{_UNFINISHED}") if is_unfinished(path)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -61,9 +149,62 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that every program reads; a number that is not finite, which JSON has not, is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def exact_json(value: Any) -> str:
+    """`value` as JSON that reads back as the same numbers: what a program goes on from.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"a number of what is to be stored is not finite ({error})") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number_or_nan(value: float | None) -> float:
+    """A number that `json_text` wrote; null is NaN."""
+    return math.nan if value is None else float(value)
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` as indented JSON, atomically; see `json_text`."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """The value of a JSON text from outside.
+
+    Raises:
+        ValueError: it is not JSON, or nested so deep that Python might not copy or write it.
+    """
+    too_deep = ValueError(f"it is nested more than {_LEVELS} levels deep")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    level = [value]
+    for _ in range(_LEVELS + 1):
+        level = [part for entry in level for part in _parts(entry)]
+    if level:
+        raise too_deep
+    return value
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_json(path: str | Path) -> Any:
@@ -73,7 +214,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: the file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file ({error}); it may be truncated or from another program") from error
 

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.storage import json_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -33,7 +34,7 @@ def take_over(runs: list[Path]) -> None:
         kept["held_out"] = {key: value for key, value in result["held_out"].items() if key != "prompts"}
         kept |= {"train_seed": config["seed"], "minutes": seconds / 60}
         kept["images_per_second"] = result["reward_queries"] / seconds
-        (RESULTS / f"demo-seed-{config['seed']}.json").write_text(json.dumps(kept, indent=2) + "\n")
+        (RESULTS / f"demo-seed-{config['seed']}.json").write_text(json_text(kept, indent=2) + "\n")
     sheets = [Image.open(runs[0] / "images" / f"{name}.png") for name in ("before", "after")]
     gap = 24
     picture = Image.new("RGB", (sum(s.width for s in sheets) + gap, sheets[0].height), "white")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffusion_gym.agents.algorithms import Agent, AgentConfig, Trajectories, Transitions, averages, collect_many
+from diffusion_gym.agents.algorithms import Agent, AgentConfig, Trajectories, Transitions, collect_many, update_metrics
 from diffusion_gym.agents.cli import main
 
 
@@ -69,7 +69,7 @@ class RLOO(Agent):
         pairs = self.transitions(usable, rng)  # (sample, step)
         row = self.minimize(self.local(pairs, len(trajectories)), losses, len(pairs))
         return {
-            **averages([row]),
+            **update_metrics([row]),
             "advantage_std": float(advantages[usable].std()),
             "samples_dropped": len(advantages) - len(usable),
         }

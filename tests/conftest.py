@@ -1,5 +1,9 @@
-"""What the tests share: a tiny random pipeline on disk, and environments on it. No network, no GPU, one thread."""
+"""What the tests share: a tiny random pipeline on disk, and environments on it. No network, no GPU.
 
+One thread, or TEST_THREADS of them.
+"""
+
+import os
 import warnings
 
 import gymnasium as gym
@@ -10,8 +14,16 @@ import diffusion_gym
 from diffusion_gym.models.random_pipeline import write_random_pipeline
 
 pytest.register_assert_rewrite("agent_updates", "scale_out_runs", "trainer_runs")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 gym.register_envs(diffusion_gym)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory):
+    """Where this user's key is, in place of the home folder; also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

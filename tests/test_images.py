@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_gym.images import to_float, to_uint8
+from diffusion_gym.images import to_float, to_uint8, to_unit
 
 
 def test_every_level_survives_the_round_trip():
@@ -35,3 +35,15 @@ def test_half_precision_and_gradients_are_accepted():
     images = torch.full((1, 3, 2, 2), 0.5, dtype=torch.bfloat16, requires_grad=True)
     assert to_uint8(images).unique().tolist() == [128]  # 127.5 goes to the even neighbour
     assert to_float(to_uint8(images)).dtype == torch.float32
+
+
+def test_a_networks_range_becomes_the_unit_and_an_overflow_stays_visible():
+    nan, inf = torch.nan, torch.inf
+    values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, nan, inf, -inf], dtype=torch.float16)
+    expected = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0, nan, nan, nan])
+    torch.testing.assert_close(to_unit(values), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_is_not_finite_is_black():
+    images = torch.tensor([torch.nan, 0.5]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
+    assert to_uint8(images)[:, 0, 0, 0].tolist() == [0, 128]

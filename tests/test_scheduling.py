@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusion_gym import SamplerConfig
-from diffusion_gym.models.latent import step_table
+from diffusion_gym.models.schedulers import ddim_scheduler, step_table
 from diffusion_gym.scheduling import step_gaussian
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -218,14 +218,24 @@ def test_too_many_steps_are_refused(spacing, offset, most):
 
 @pytest.mark.parametrize("kind", [None, "FlowMatchEulerDiscreteScheduler"])
 def test_a_scheduler_without_betas_is_refused(kind):
-    config = {"num_train_timesteps": 1000, "_class_name": kind} if kind else {"num_train_timesteps": 1000}
-    with pytest.raises(ValueError, match=f"{kind or 'of unknown class'}, has no betas"):
-        step_table(config, SamplerConfig(num_inference_steps=5))
+    with pytest.raises(ValueError, match=f"model='mine': its scheduler, {kind}, has no betas"):
+        ddim_scheduler("mine", {"num_train_timesteps": 1000, "_class_name": kind})
 
 
-def test_thresholding_is_refused():
-    with pytest.raises(ValueError, match="thresholding=True"):
-        step_table(scheduler_config(thresholding=True), SamplerConfig(num_inference_steps=5))
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_step_whose_mean_is_infinite_is_refused(prediction, sampler):
+    """Noise predicted where x_t has no signal, and anything where it has no noise."""
+    silent = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    clean = {"trained_betas": [0.0, *[0.01] * 99], "num_train_timesteps": 100, "timestep_spacing": "linspace"}
+    options = SamplerConfig(num_inference_steps=4, sampler=sampler)
+    if prediction == "epsilon":
+        with pytest.raises(ValueError, match="'epsilon' at timestep 999 of .*, where x_t has no signal"):
+            step_table(scheduler_config(prediction_type=prediction, **silent), options)
+    else:
+        assert step_table(scheduler_config(prediction_type=prediction, **silent), options).signal[0] == 0
+    with pytest.raises(ValueError, match=f"{prediction!r} at timestep 0 of .*, where x_t has no noise"):
+        step_table(scheduler_config(prediction_type=prediction, **clean), options)
 
 
 def test_steps_of_a_batch_may_be_mixed():

@@ -17,6 +17,7 @@ from diffusion_gym.storage import (
     save_tensors,
     tensors_metadata,
     write_atomically,
+    write_folder,
     write_json,
 )
 
@@ -43,7 +44,83 @@ def test_a_file_is_written_and_replaced(tmp_path):
         write_json(path, value)
         assert json.loads(path.read_text(encoding="utf-8")) == value == read_json(path)
     assert [entry.name for entry in path.parent.iterdir()] == ["value.json"]
-    assert path.stat().st_mode & 0o777 == 0o644  # not mkstemp's 0600
+
+
+@pytest.fixture
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077], indirect=True, ids=oct)
+def test_what_is_written_has_the_permissions_of_the_umask(tmp_path, umask):
+    """Also where a library chose others: safetensors 0.8 writes 0600."""
+    from safetensors.torch import save_file
+
+    def write(place):
+        (place / "unet").mkdir()
+        save_file({"w": torch.zeros(2)}, place / "unet" / "w.safetensors")
+        (place / "open").touch(0o777)
+
+    write_json(tmp_path / "value.json", 1)
+    write_folder(tmp_path / "new", write)
+    write_folder(tmp_path, write)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "store" / "value.json")
+    (tmp_path / "folder").symlink_to(tmp_path / "store")
+    write_json(tmp_path / "link.json", 1)
+    write_folder(tmp_path / "folder", lambda place: write_json(place / "other.json", 2))
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "folder").is_symlink()
+    assert {path.name: read_json(path) for path in (tmp_path / "store").iterdir()} == {"value.json": 1, "other.json": 2}
+
+
+def test_a_name_is_flushed_with_its_file(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")))
+    write_json(tmp_path / "value.json", 1)
+    assert flushed[-1] == str(tmp_path) and len(flushed) == 2
+
+
+def test_a_folder_that_is_replaced_leaves_whoever_has_it_mapped_alone(tmp_path):
+    from safetensors import safe_open
+
+    def save(value):
+        return lambda place: save_tensors(place / "unet" / "model.safetensors", {"w": torch.full((4,), value)})
+
+    write_folder(tmp_path / "model", save(1.0))
+    with safe_open(tmp_path / "model" / "unet" / "model.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("w")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "model.fp16.safetensors", "notes"):
+        (tmp_path / "model" / "unet" / name).write_text("old")
+    write_folder(tmp_path / "model", save(2.0))
+    assert mapped.tolist() == [1] * 4
+    assert load_tensors(tmp_path / "model" / "unet" / "model.safetensors")["w"].tolist() == [2] * 4
+    left = {path.name for path in (tmp_path / "model").rglob("*")}
+    assert left == {"unet", "model.safetensors", "model.fp16.safetensors", "notes"}  # no shards that would win
+
+
+def test_a_folder_whose_writing_raises_is_as_it_was(tmp_path):
+    def half(place):
+        write_json(place / "value.json", 2)
+        disk_full()
+
+    write_json(tmp_path / "old" / "value.json", 1)
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            write_folder(tmp_path / name, half)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["value.json"]
+    assert read_json(tmp_path / "old" / "value.json") == 1
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError):
+        write_folder(tmp_path / "file", lambda place: None)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
@@ -98,6 +175,8 @@ def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path):
     write_atomically(folder / "whole", lambda temporary: (names.append(temporary.name), temporary.write_bytes(b"1")))
     for place in (folder, tmp_path / "run"):
         (place / names[0]).write_bytes(b"half")
+        write_json(place / f"again{names[0]}" / "value.json", 1)
+        (place / f"again{names[0]}").rename(place / f".again{names[0]}")
         (place / ".hidden").write_bytes(b"mine")
     remove_unfinished(tmp_path / "run")
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())

@@ -58,7 +58,8 @@ class KLPenaltyVectorEnv(VectorWrapper):
     Args:
         env: a denoising vector environment, wrapped or not, that shows its states.
         policy: the policy that acts; None where it is made later: then set the attribute before the first step.
-        beta: weight of the divergence, at least 0; 0 only measures it.
+        beta: weight of the divergence, in rewards a nat, at least 0; 0 only measures it. The agents' `kl_weight` is in
+            the same unit, of their advantages.
         estimator: `sampled`, the log-ratio of the action; or `exact`, the closed form.
 
     Attributes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
-from diffusion_gym.storage import remove_unfinished, write_bytes, write_text
+from diffusion_gym.storage import json_text, parse_json, remove_unfinished, write_bytes, write_text
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv
 
 LOG_NAME = "pictures.jsonl"
@@ -130,9 +128,9 @@ class PictureRecorder:
         Image.fromarray(torch.as_tensor(image).cpu().numpy()).save(buffer, "PNG")
         name = f"episode-{self._now:08d}.png"
         write_bytes(self.folder / name, buffer.getvalue())
-        parts = {key: _finite(value) for key, value in components.items()}
-        row = {"episode": self._now, "env": env, "prompt": str(prompt), "reward": _finite(reward)}
-        line = json.dumps({**row, "components": parts, "file": name}) + "\n"
+        parts = {key: float(value) for key, value in components.items()}
+        row = {"episode": self._now, "env": env, "prompt": str(prompt), "reward": float(reward)}
+        line = json_text({**row, "components": parts, "file": name}) + "\n"
         with self._log.open("ab", buffering=0) as file:
             file.write(line.encode("ascii"))  # in one call, so that readers see whole lines
 
@@ -145,12 +143,7 @@ class PictureRecorder:
         if whole != text:
             write_text(self._log, whole)
         try:
-            last = max((int(json.loads(line)["episode"]) for line in whole.splitlines()), default=-1)
+            last = max((int(parse_json(line)["episode"]) for line in whole.splitlines()), default=-1)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._log} holds no recordings of pictures; choose another folder") from error
         return (last // self.every + 1) * self.every
-
-
-def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -12,13 +12,13 @@ from diffusion_gym.agents.algorithms.base import (
     AGENTS,
     Agent,
     AgentConfig,
-    Metrics,
     NoUsableReward,
     agent_class,
-    averages,
     part_of,
 )
+from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
+from diffusion_gym.agents.finite import Diverged
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 
@@ -40,6 +40,7 @@ __all__ = [
     "DDPOISKL",
     "DDPOSF",
     "DPOK",
+    "Diverged",
     "Losses",
     "Metrics",
     "NoUsableReward",
@@ -53,4 +54,5 @@ __all__ = [
     "averages",
     "collect_many",
     "part_of",
+    "update_metrics",
 ]

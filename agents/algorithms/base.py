@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.agents.algorithms.metrics import Metrics
+from diffusion_gym.agents.finite import Diverged, all_finite, require, require_finite_options
 from diffusion_gym.agents.optimization import (
     AccumulatingOptimizer,
     LearningRateSchedule,
@@ -25,8 +28,6 @@ from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
 
-Metrics = dict[str, float]
-
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
 
@@ -38,6 +39,9 @@ class AgentConfig:
     """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
     lora_rank: int = 4
     """Rank of the adapters."""
+    init_from: str | None = None
+    """Exported adapters, ours or those of diffusers or peft, to begin from; with `trainable=full` a pipeline too. The
+    KL reference stays the pretrained model."""
     learning_rate: float = 1e-5
     """Learning rate of AdamW; its peak where a schedule moves it."""
     learning_rate_schedule: LearningRateSchedule = "constant"
@@ -75,13 +79,12 @@ class AgentConfig:
     """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
+        require_finite_options(self)
+        require(self, "larger than 0", "lora_rank", "learning_rate", "max_grad_norm", "adam_epsilon")
+        require(self, "at least 0", "first_learning_rate", "last_learning_rate", "weight_decay")
+        require(self, "at least 0 and less than 1", "adam_beta1", "adam_beta2", "ema_decay")
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size={self.micro_batch_size!r} must be 0 (automatic) or larger")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay!r} must be at least 0 and less than 1")
         if not 0 < self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction={self.warmup_fraction!r} must lie between 0 and 1")
         if not 0 < self.timestep_fraction <= 1:
@@ -132,19 +135,19 @@ class Agent(ABC):
         steps: the steps of a trajectory that are trained on, int64.
 
     Raises:
-        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient.
+        ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient;
+            `init_from` does not fit the policy.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     needs_stochastic_steps: ClassVar[bool] = True
 
     def __init__(self, policy: DenoisingPolicy, config: AgentConfig, processes: Processes | None = None) -> None:
-        if self.needs_stochastic_steps and len(policy.stochastic_steps) == 0:
-            raise ValueError(
-                f"eta={policy.config.eta} makes every denoising step deterministic, so that a policy gradient does "
-                "not exist; use eta=1 (ancestral sampling) or sigma_min > 0"
-            )
+        if self.needs_stochastic_steps:
+            policy.require_noise()
         self.policy, self.config = policy, config
+        if config.init_from is not None:
+            policy.begin_from(config.init_from)
         self.processes = processes or Processes()
         policy.set_training(
             cfg_training=config.cfg_training,
@@ -269,6 +272,29 @@ class Agent(ABC):
         self.average.update()
         return metrics
 
+    def learned(self) -> list[torch.Tensor]:
+        """All that an update changes by gradients: weights, their average, the optimiser's moments."""
+        return [*self.parameters, *self.average.average, *self.optimizer.tensors().values()]
+
+    def check_finite(self, iteration: int, updated: Mapping[str, float] | None = None) -> None:
+        """Refuse what an update has spoilt; on a GPU it is waited for once.
+
+        Args:
+            iteration: that of the update.
+            updated: what the update returned; its gradient norm is in the message.
+
+        Raises:
+            Diverged: something that was learned is NaN or infinite.
+        """
+        norm = (updated or {}).get("grad_norm", 0.0)
+        if math.isfinite(norm) and all_finite(self.learned()):
+            return
+        raise Diverged(
+            f"the update of iteration {iteration} left weights or moments that are not finite (grad_norm {norm:.3g}); "
+            "no checkpoint holds them. Begin a new run with a smaller learning_rate or max_grad_norm, or without "
+            "mixed_precision; the last checkpoint is of an iteration before"
+        )
+
     def averaged(self) -> AbstractContextManager[None]:
         """Within this context the policy acts with the moving average of its weights, where the options ask for it."""
         return self.average.applied()
@@ -320,18 +346,6 @@ def _micro_batch_limit(policy: DenoisingPolicy) -> dict[str, int]:
     return {"largest_micro_batch": max(1, _CPU_POSITIONS // (height * width))} if policy.device.type == "cpu" else {}
 
 
-def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
-    """Means over the updates of an iteration; a GPU is waited for once."""
-    columns = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-    devices = {key: column.device for key, column in columns.items()}
-    found: Metrics = {}
-    for device in set(devices.values()):
-        own = [key for key in columns if devices[key] == device]
-        values = torch.stack([columns[key].double() for key in own]).cpu()
-        found |= {key: float(value.mean()) for key, value in zip(own, values, strict=True)}
-    return {key: found[key] for key in rows[0]}
-
-
 def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix.`, without it."""
     return {key.removeprefix(f"{prefix}."): v for key, v in tensors.items() if key.startswith(f"{prefix}.")}
@@ -350,7 +364,7 @@ def agent_class(name: str) -> type[Agent]:
     The current directory counts, as for `python -m`.
 
     Raises:
-        ValueError: there is no such agent, or it is no agent.
+        ValueError: there is no such agent, or it is no agent, or one that lacks methods.
     """
     if ":" not in name:
         return AGENTS[name]
@@ -358,6 +372,8 @@ def agent_class(name: str) -> type[Agent]:
     found = imported("agent", name, form, _is_agent)
     if not _is_agent(found):
         raise ValueError(f"agent={name!r} is no subclass of diffusion_gym.agents.algorithms.Agent")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ValueError(f"agent={name!r} lacks the abstract {', '.join(lacking)}; define it in the class")
     return cast(type[Agent], found)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import Losses
 
 
@@ -17,10 +17,11 @@ class DDPOISKLConfig(ClippedConfig):
     """Options of DDPO_ISKL."""
 
     kl_weight: float = 0.1
-    """lambda, the weight of the penalty; the replication does not give its value."""
+    """lambda, the weight of the penalty, in advantages a nat of each step's divergence, as the beta of the KL wrapper;
+    the replication does not give its value."""
     kl_form: KLForm = "squared_log_ratio"
-    """The penalty of a step: (l_theta - l_ref)^2 / 2 as in the replication, the closed form of the Gaussians, or the
-    closed form without its denominator. Reduced over dimensions as log-probabilities are."""
+    """The penalty of a step: (l_theta - l_ref)^2 / 2 as in the replication or the closed form of the Gaussians, both in
+    nats; or the closed form without its denominator."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,9 +49,5 @@ class DDPOISKL(PolicyGradientAgent):
         surrogate = clipped_surrogate(
             policy.log_prob(batch.action), batch.old_log_prob, batch.advantage, self.config.clip_range
         )
-        penalty = kl_penalty(policy, reference, batch.action, self.config.kl_form)
-        return {
-            **surrogate.rows(),
-            "loss": surrogate.loss + self.config.kl_weight * penalty,
-            "kl_penalty": penalty.detach(),
-        }
+        config = self.config
+        return with_kl_penalty(surrogate.rows(), policy, reference, batch.action, config.kl_form, config.kl_weight)

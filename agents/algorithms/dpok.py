@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, Metrics, averages, part_of
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, part_of
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
+from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
 from diffusion_gym.agents.algorithms.policy_gradient import Normalization, PolicyGradientAgent, Transitions
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
@@ -45,9 +46,9 @@ class DPOKConfig(ClippedConfig):
     reward_weight: float = 100.0
     """alpha, the weight of the reward."""
     kl_weight: float = 0.01
-    """beta, the weight of the KL divergence to the pretrained model at each step."""
+    """beta, the weight of the divergence to the pretrained model at each step, in weighted rewards (alpha r) a nat."""
     kl_form: KLForm = "closed_form"
-    """How the divergence is measured; reduced over dimensions as log-probabilities are."""
+    """How the divergence is measured: in nats, but for `unscaled`."""
     value_function: bool = True
     """Subtract a learned value V(x_t, t, c) from the reward."""
     value_learning_rate: float = 1e-4
@@ -110,7 +111,7 @@ class DPOK(PolicyGradientAgent):
             for _ in range(self.config.updates)
         ]
         dropped = int((~np.isfinite(returns)).sum())
-        return {**metrics, **averages(rows), "updates": len(rows), "samples_dropped": dropped}
+        return {**metrics, **update_metrics(rows), "samples_dropped": dropped}
 
     def losses(self, batch: Transitions) -> Losses:
         """Alpha times the clipped surrogate of M transitions, plus beta times the divergence."""
@@ -121,8 +122,8 @@ class DPOK(PolicyGradientAgent):
         rows = {**surrogate.rows(), "loss": self.config.reward_weight * surrogate.loss}
         if self.config.kl_weight:
             reference = self.policy.reference_distribution(batch.observation)
-            penalty = kl_penalty(policy, reference, batch.action, self.config.kl_form)
-            rows |= {"loss": rows["loss"] + self.config.kl_weight * penalty, "kl_penalty": penalty.detach()}
+            kind, weight = self.config.kl_form, self.config.kl_weight
+            rows = with_kl_penalty(rows, policy, reference, batch.action, kind, weight)
         return rows
 
     def _draw(self, number: int, losses: Any, rng: np.random.Generator) -> tuple[torch.Tensor, Any, int]:
@@ -147,6 +148,10 @@ class DPOK(PolicyGradientAgent):
             baseline = self._values(batch) if self.config.value_function else 0.0
             advantage = (batch.advantage - baseline).clamp(-bound, bound)
         return self.losses(replace(batch, advantage=advantage))
+
+    def learned(self) -> list[torch.Tensor]:
+        """The value function and its optimiser's moments too."""
+        return [*super().learned(), *self.value.state_dict().values(), *self.value_optimizer.tensors().values()]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The value function and the part of the replay buffer that outlives the next rollout too."""

@@ -13,7 +13,8 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
-from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, Metrics, averages
+from diffusion_gym.agents.algorithms.base import Agent, AgentConfig
+from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
@@ -179,7 +180,7 @@ class PolicyGradientAgent(Agent):
             else self._sampled(trajectories, own, minibatches)
         )
         rows = [self._step(*update) for update in updates]
-        return {**averages(rows), "updates": len(rows), "samples_dropped": len(advantages) - len(usable)}
+        return {**update_metrics(rows), "samples_dropped": len(advantages) - len(usable)}
 
     def _step(
         self, items: torch.Tensor, made: Callable[[torch.Tensor], Transitions], count: int

@@ -12,7 +12,8 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import softmax_weights
-from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig, Metrics, averages
+from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig
+from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.renoising import fresh_noise, renoised_states
 from diffusion_gym.agents.rollout import Trajectories, collect_many
@@ -73,12 +74,7 @@ class RegressionAgent(Agent):
             rows.append(self.minimize(self.local(items, len(trajectories)), losses, len(items)))
         effective = weights.sum() ** 2 / (weights**2).sum()
         dropped = int((~np.isfinite(rewards)).sum())
-        return {
-            **averages(rows),
-            "updates": len(rows),
-            "effective_samples": float(effective),
-            "samples_dropped": dropped,
-        }
+        return {**update_metrics(rows), "effective_samples": float(effective), "samples_dropped": dropped}
 
     def losses(
         self,

@@ -10,25 +10,26 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
-
-import torch
 
 from diffusion_gym.agents.benchmark.contender import Contender
 from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of, make_contender
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.suites import Suite
-from diffusion_gym.agents.runs import library_versions
+from diffusion_gym.agents.folders import check_name
+from diffusion_gym.agents.runs import library_versions, write_config
 from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.agents.threads import use_threads
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
-from diffusion_gym.storage import read_json, save_tensors, write_json
+from diffusion_gym.rewards.tokens import tokens_only_to
+from diffusion_gym.storage import exact_json, read_json, save_tensors, write_json
 
 FORMAT: Final = "diffusion-gym-benchmark-1"
 _NEVER: Final = 10**9
@@ -48,6 +49,10 @@ class Cell:
         budget: reward queries; None for the suite's.
         device: None for the suite's.
         threads: CPU threads; 0 leaves torch's own choice.
+        token_to: the only addresses that get tokens of the environment; None for all that the suite names.
+
+    Raises:
+        ValueError: a task, agent or seed that could name a file elsewhere.
     """
 
     suite: str
@@ -58,11 +63,15 @@ class Cell:
     budget: int | None = None
     device: str | None = None
     threads: int = 1
+    token_to: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_run(self.task, self.agent, self.seed)
 
     @property
     def name(self) -> str:
         """What its folder and its record are called."""
-        return f"{self.task}--{self.agent.replace(':', '.').replace('/', '.')}--seed-{self.seed}"
+        return f"{self.task}--{file_name(self.agent)}--seed-{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -94,7 +103,8 @@ class Cell:
         config = config_of(suite.trained(self.agent))
         settings = suite.settings(self.task, self.agent, config, self.seed, self.folder)
         # A checkpoint at each measurement: an interrupted cell goes on from the one of its last finished measurement.
-        return replace(settings, checkpoint_every=_NEVER, keep_checkpoints=2, threads=self.threads)
+        settings = replace(settings, checkpoint_every=_NEVER, keep_checkpoints=2, threads=self.threads)
+        return settings if self.token_to is None else replace(settings, token_to=tuple(self.token_to))
 
     def finished(self) -> bool:
         """Whether its record is there, of a training that succeeded.
@@ -115,6 +125,23 @@ class Cell:
         asked = {"suite": suite.name, **_comparable(self.settings(suite))}
         if changed := _differing(stored, asked):
             raise ValueError(f"{path} is of other settings ({changed}); remove it or choose another --out")
+
+
+def file_name(agent: str) -> str:
+    """An agent's name as a part of file names: without the colon of `module:Class` and the slash of `library/agent`."""
+    return agent.replace(":", ".").replace("/", ".")
+
+
+def check_run(task: Any, agent: Any, seed: Any) -> None:
+    """Refuse what cannot name the files of a run, wherever it was read.
+
+    Raises:
+        ValueError: the value and what it must be.
+    """
+    check_name("task", task)
+    check_name("agent", file_name(agent) if isinstance(agent, str) else agent)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number of at least 0")
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -142,8 +169,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, Any]]:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     contender, points = _begin(cell, suite.trained(cell.agent), settings)
     work = Work(contender.policy)
     if points:
@@ -171,7 +197,7 @@ def _begin(cell: Cell, trained: str, settings: RunSettings) -> tuple[Contender, 
     if not points:
         if cell.folder.exists():
             shutil.rmtree(cell.folder)
-        write_json(cell.folder / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+        write_config(settings)
     return contender, points
 
 
@@ -179,7 +205,7 @@ def _point(cell: Cell, contender: Contender, evaluator: Evaluator, work: Work) -
     started = time.perf_counter()
     found = evaluator.measure(contender.policy)
     path = cell.folder / "points" / f"{contender.reward_queries:08d}.safetensors"
-    save_tensors(path, found.samples, {"prompts": json.dumps(found.prompts)})
+    save_tensors(path, found.samples, {"prompts": exact_json(found.prompts)})
     return {
         "reward_queries": contender.reward_queries,
         "seconds": round(work.seconds, 3),
@@ -195,14 +221,15 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     prompts: PromptSet = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
     held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
     task = suite.tasks[cell.task]
-    probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+    with tokens_only_to(cell.token_to):
+        probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
     return Evaluator(env, held_out, suite.samples, cell.seed, probe)
 
 
 def _comparable(settings: RunSettings) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON gives them back: not where it lies, nor its threads."""
     free = ("out", "threads", "resume")
-    found: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
+    found: dict[str, Any] = json.loads(exact_json(settings.to_json()))
     return {key: value for key, value in found.items() if key not in free}
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.contenders import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.results import Results
-from diffusion_gym.agents.benchmark.suites import Suite, suite_file, suites
+from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
+from diffusion_gym.agents.ending import ENDING, on_ending
+from diffusion_gym.agents.folders import check_out, content, holding
+from diffusion_gym.agents.threads import check_threads
+from diffusion_gym.agents.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
-from diffusion_gym.storage import read_json, write_text
+from diffusion_gym.storage import number_or_nan, read_json, write_text
+
+_MOST_SEEDS: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ class BenchOptions:
     """Address of a Ray cluster; by default Ray is started on this machine."""
     gpus: float = 0.0
     """GPUs that a training takes of Ray, also a part of one."""
+    trust: bool = False
+    """Run, contact, read and write what the suite's file names, or a folder that was not made here; docs/trust.md."""
+    token_to: tuple[str, ...] | None = None
+    """The only addresses that get the tokens of the environment; by default none that the suite names."""
 
 
 def run_bench(options: BenchOptions) -> int:
@@ -60,19 +71,40 @@ def run_bench(options: BenchOptions) -> int:
     Raises:
         ValueError: an unknown suite, agent or option, a device or library that is missing, or what `out` holds is of
             another suite or of other settings; nothing has run then.
+        Untrusted: the suite's file names something that is not registered, or `out` was not made here and has links.
+        FileExistsError: `out` holds something else than a benchmark, or another `bench` runs in it.
     """
     for name, least in (("seeds", 1), ("budget", 1), ("jobs", 1), ("threads", 0), ("gpus", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # nan is neither
             raise ValueError(f"{name}={value!r} must be at least {least}")
+    if options.seeds > _MOST_SEEDS:
+        raise ValueError(f"seeds={options.seeds!r} must be at most {_MOST_SEEDS}")
     if options.engine == "ray":
         require_package("ray", "ray", "engine='ray'")
-    elif (device := options.device or Suite.load(options.suite).device) is not None:
-        device_called(device)  # of a cluster only the machine that runs a cell can tell
+    else:  # of a cluster only the machine that runs a cell can tell
+        check_threads(options.threads)
+        if (device := options.device or Suite.load(options.suite).device) is not None:
+            device_called(device)
     out = options.out.absolute()  # another process may have another current directory
+    check_out(out, "benchmark", _is_benchmark)
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
+    seal = _seal(options, out)
+    chosen["token_to"] = () if seal is None else seal.token_to
     cells = cells_of(options.suite, _agents(options), options.seeds, out, **chosen)
+    with holding(out), on_ending(_end, [signum for signum in ENDING if signum != signal.SIGINT]):
+        return _run(options, out, cells, seal)
+
+
+def _end(signum: int) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None) -> int:
+    """Run what is not finished of a folder that this process holds; the exit code."""
     kept = keep_suite(options.suite, out)
+    if seal is not None:
+        write_seal(out, seal)
     cells = [replace(cell, suite=str(kept)) for cell in cells]
     todo = [cell for cell in cells if not cell.finished()]
     print(f"{len(cells)} runs, {len(cells) - len(todo)} finished before; records in {out / 'records'}", flush=True)
@@ -90,6 +122,21 @@ def run_bench(options: BenchOptions) -> int:
         print(f"{progress.failed} runs failed; the same command tries them again", file=sys.stderr)
     print(f"Next: diffusion-gym report {options.out}")
     return 1 if progress.failed else 0
+
+
+def _seal(options: BenchOptions, out: Path) -> Seal | None:
+    """The seal that `out` gets; None for a folder that somebody else made.
+
+    Raises:
+        Untrusted: the suite's file names something, or the folder has links, that nobody has agreed to.
+    """
+    source = suite_file(options.suite)
+    seal, kept = seal_of(out), out / source.name
+    if seal is None or not kept.is_file() or kept.read_bytes() != source.read_bytes():
+        claims = [] if source.parent == FOLDER else suite_claims(asdict(Suite.load(options.suite)))
+        seal = require_trust(out, claims, options.trust, source if claims else None)
+        seal = seal or (None if content(out) else Seal())
+    return seal if seal is None or options.token_to is None else Seal(options.token_to)
 
 
 def _agents(options: BenchOptions) -> list[str]:
@@ -126,6 +173,20 @@ def keep_suite(suite: str, out: Path) -> Path:
     return target
 
 
+def _is_benchmark(out: Path) -> bool:
+    """Whether a folder is one that `bench` made: its only `.toml` file is a suite, beside the folders of its runs.
+
+    A kill right after the suite was written leaves that alone.
+    """
+    kept = list(out.glob("*.toml"))
+    try:
+        whole = len(kept) == 1 and not kept[0].is_symlink() and Suite.load(str(kept[0])) is not None
+    except ValueError:
+        return False
+    folders = [out / name for name in ("records", "runs")]
+    return whole and (any(folder.is_dir() for folder in folders) or content(out) == kept)
+
+
 def _records(out: Path) -> list[Path]:
     return sorted((out / "records").glob("*.json"))
 
@@ -151,5 +212,6 @@ class _Progress:
             text = f"failed: {record['error']}"
         else:
             first, last = record["points"][0], record["points"][-1]
-            text = f"reward {first['reward']:.3f} -> {last['reward']:.3f}, {record['total_seconds'] / 60:.1f} minutes"
+            before, after = number_or_nan(first["reward"]), number_or_nan(last["reward"])
+            text = f"reward {before:.3f} -> {after:.3f}, {record['total_seconds'] / 60:.1f} minutes"
         print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}", flush=True)

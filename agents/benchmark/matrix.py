@@ -7,7 +7,6 @@ whose process is killed, leaves a record that says so, and the others go on.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.envs.registration import environment_ids
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import REWARDS
-from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.storage import exact_json, read_json, write_json
 
 Told = Callable[[Cell, dict[str, Any]], None]
 
@@ -43,7 +42,7 @@ def cells_of(suite: str, agents: Sequence[str], seeds: int, out: Path, **options
         agents: the agents.
         seeds: how many; they are 0, 1, ...
         out: the benchmark's folder.
-        **options: `budget`, `device` and `threads` of `Cell`.
+        **options: `budget`, `device`, `threads` and `token_to` of `Cell`.
 
     Raises:
         ValueError: an unknown suite, agent or option, or agents whose presets ask for different environments; nothing
@@ -120,7 +119,8 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
     log = _log(cell)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(cell.threads)} if cell.threads else {})}
-    command = [sys.executable, "-m", "diffusion_gym.agents.benchmark.cells", json.dumps(asdict(cell))]
+    # -P: the current directory is no place to import from, but for what `module:attribute` names.
+    command = [sys.executable, "-P", "-m", "diffusion_gym.agents.benchmark.cells", exact_json(asdict(cell))]
     with log.open("ab") as file:
         return subprocess.Popen(
             [*command, "--end-with-parent"],

@@ -93,7 +93,8 @@ class Evaluator:
             samples["features"] = torch.from_numpy(features).float()
         if self.probe is not None:
             pictures = to_float(found.images.to(policy.device))
-            values["probe"] = _finite_mean(evaluate(self.probe, pictures, list(found.prompts)).scores)
+            probed = evaluate(self.probe, pictures, list(found.prompts)).scores
+            values["probe"] = _finite_mean(probed[found.rewards.isfinite()])  # a picture with NaN is black here
         if self.held_out is not None:
             unseen = _means(self._trajectories(self.held_out, policy))
             values |= {f"held_out_{key}": value for key, value in unseen.items()}

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_gym.agents.benchmark.cells import check_run
 from diffusion_gym.agents.benchmark.statistics import (
     Estimate,
     Scores,
@@ -21,7 +22,7 @@ from diffusion_gym.agents.benchmark.statistics import (
     sign_flip_p,
 )
 from diffusion_gym.agents.benchmark.suites import Suite
-from diffusion_gym.storage import read_json
+from diffusion_gym.storage import number_or_nan, read_json
 
 Record = Mapping[str, Any]
 
@@ -82,10 +83,13 @@ class Results:
 
         Raises:
             FileNotFoundError: there is no record, or no suite.
+            ValueError: a record's task, agent or seed could name a file elsewhere.
         """
         found = [read_json(path) for path in sorted((folder / "records").glob("*.json"))]
         if not found:
             raise FileNotFoundError(f"{str(folder)!r} holds no benchmark; pass the --out of `diffusion-gym bench`")
+        for row in found:
+            check_run(*(row.get(key) for key in ("task", "agent", "seed")))
         kept = sorted(folder.glob("*.toml"))
         if suite is None and len(kept) != 1:
             raise FileNotFoundError(
@@ -133,7 +137,7 @@ class Results:
         rewards: dict[int, list[float]] = {}
         for (_, of, seed), record in self.records.items():
             if of == task:
-                rewards.setdefault(seed, []).append(record["points"][0]["reward"])
+                rewards.setdefault(seed, []).append(number_or_nan(record["points"][0]["reward"]))
         return float(np.mean([np.mean(values) for values in rewards.values()]))
 
     def scores(self, agent: str, point: int = -1, tasks: Sequence[str] | None = None) -> Scores:

@@ -6,6 +6,7 @@ seeds are drawn anew within each task.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,11 @@ _FLIPS: Final = 9_999  # draws of signs; all of them where there are no more
 class Estimate:
     """A statistic and its 95 % interval; the ends are NaN where there are too few seeds to tell.
 
+    A bootstrap draws from the scores that are there. Of four runs, three of which have the same score, so many draws
+    have that score for their interquartile mean that the interval ends at the estimate itself: 0.054 of (0.054, 0.054,
+    0.054, 0.096) has the interval 0.054 to 0.096. Such an interval says that the scores are few and tied, not that
+    nothing below is possible; `sign_flip_p` of the four is 0.125.
+
     Attributes:
         value: the statistic of all seeds.
         low: lower end.
@@ -41,6 +47,12 @@ class Estimate:
     def below(self, bound: float) -> bool:
         """Whether the whole interval lies below `bound`."""
         return self.high < bound
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the statistic is an end of its interval, as in tied scores of few seeds: see above."""
+        ends = (math.isclose(self.value, end, rel_tol=1e-9) for end in (self.low, self.high))
+        return self.low < self.high and any(ends)
 
 
 def interquartile_mean(scores: Scores) -> Estimate:

@@ -6,13 +6,16 @@ found by itself.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.presets import Preset
+from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.settings import EnvOptions, RunSettings, check_preset, starting_point
 from diffusion_gym.registry import unknown_name
 
@@ -40,8 +43,12 @@ class Task:
     probe_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ceiling, int | float) or isinstance(self.ceiling, bool):
-            raise ValueError(f"ceiling={self.ceiling!r} must be a number, the reward that scores 1")
+        number = isinstance(self.ceiling, int | float) and not isinstance(self.ceiling, bool)
+        if not number or not math.isfinite(self.ceiling):
+            raise ValueError(f"ceiling={self.ceiling!r} must be a number that is finite, the reward that scores 1")
+        if not isinstance(self.env, str):
+            raise ValueError(f"env={self.env!r} must be the id of an environment")
+        _check_tables(self, "env_options", "probe_kwargs")
         known = [entry.name for entry in fields(EnvOptions)]
         for key in self.env_options:
             if key not in known:
@@ -98,7 +105,15 @@ class Suite:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.samples > self.batch and self.samples % self.batch:
             raise ValueError(f"samples={self.samples} must be a multiple of batch={self.batch}")
+        _check_tables(self, "overrides", "agents")
+        for name in self.tasks:
+            check_name("task", name)
+        _check_read("overrides", self.overrides)
         for name, options in self.agents.items():
+            check_name("agent", name)
+            if not isinstance(options, Mapping):
+                raise ValueError(f"agents.{name}={options!r} must be a table of options")
+            _check_read(f"agents.{name}", options)
             if "agent" not in options:
                 raise ValueError(f"agents.{name} lacks agent, the agent that it is a variant of")
 
@@ -115,6 +130,8 @@ class Suite:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"suite={name!r} is no TOML file: {error}") from error
+        except RecursionError:
+            raise ValueError(f"suite={name!r} is nested too deep to be read") from None
         tasks = content.pop("tasks", None)
         if not isinstance(tasks, dict) or not tasks:
             raise ValueError(f"suite={name!r} has no tasks; give at least one [tasks.NAME] with env and ceiling")
@@ -193,6 +210,24 @@ def suite_file(name: str) -> Path:
 def suites() -> list[str]:
     """The names of the suites that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def _check_tables(entry: Any, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(entry, name), Mapping):
+            raise ValueError(f"{name}={getattr(entry, name)!r} must be a table")
+
+
+# Options of a training that a benchmark sets itself.
+_UNREAD: Final = {entry.name for entry in fields(Schedule)} - {"samples_per_iteration"}
+
+
+def _check_read(where: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a benchmark would not read."""
+    for name in options:
+        if name in _UNREAD:
+            instead = "write it as the suite's budget" if name == "total_reward_queries" else "leave it out"
+            raise ValueError(f"{where}: {name}={options[name]!r} is not read in a benchmark; {instead}")
 
 
 def _overlaid(options: Any, values: Mapping[str, Any]) -> Any:

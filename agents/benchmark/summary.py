@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -13,9 +13,12 @@ import numpy as np
 
 from diffusion_gym.agents.benchmark.results import Results, Verdict
 from diffusion_gym.agents.benchmark.statistics import Estimate, interquartile_mean
-from diffusion_gym.storage import write_json, write_text
+from diffusion_gym.storage import json_text, write_json, write_text
 
 _FORMAT: Final = "diffusion-gym-benchmark-summary-1"
+_AT_AN_END: Final = (
+    "an interval that ends at its own estimate is of few, tied differences, and too narrow: trust p, or run more seeds"
+)
 _KEYS: Final = ("agent", "task", "seed")
 
 
@@ -32,6 +35,8 @@ def summary_text(results: Results) -> str:
     if verdicts:
         lines += ["", *map(_sentence, verdicts)]
         lines.append("better, worse: the 95 % interval of the paired differences excludes 0, and Holm's p <= 0.05")
+        if any(verdict.difference.at_an_end for verdict in verdicts):
+            lines.append(_AT_AN_END)
     return "\n".join(lines)
 
 
@@ -44,7 +49,7 @@ def summary_json(results: Results) -> dict[str, Any]:
         "comparisons": [{**asdict(verdict), "verdict": verdict.word} for verdict in results.verdicts()],
         "failures": [{key: record[key] for key in (*_KEYS, "error")} for record in results.failures],
     }
-    plain: dict[str, Any] = _finite(content)
+    plain: dict[str, Any] = json.loads(json_text(content))
     return plain
 
 
@@ -102,12 +107,3 @@ def _sentence(verdict: Verdict) -> str:
 
 def _interval(found: Estimate) -> str:
     return f"{found.low:.3f} to {found.high:.3f}" if math.isfinite(found.low) else "one seed: none"
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

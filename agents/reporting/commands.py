@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
 from diffusion_gym.agents.settings import RunSettings, starting_point
 
 _ALWAYS: Final = ("env", "agent", "preset", "seed", "total_reward_queries")
-_LEFT_OUT: Final = (*_ALWAYS, "out", "resume", "env_options", "agent_options")
+_LEFT_OUT: Final = (*_ALWAYS, "out", "resume", "resume_from_older", "trust", "token_to", "env_options", "agent_options")
 
 
 def quoted(value: Path | str) -> str:
@@ -22,6 +23,8 @@ def quoted(value: Path | str) -> str:
 def train_command(settings: RunSettings, out: str) -> str:
     """The `diffusion-gym train` command of a run, an option a line: what its preset and the defaults do not say.
 
+    The defaults of an agent that is not registered are in its module, which is not imported: all its options are given.
+
     Args:
         settings: of the run.
         out: the run folder, quoted for the shell.
@@ -29,21 +32,23 @@ def train_command(settings: RunSettings, out: str) -> str:
     Raises:
         ValueError: this version does not know the run's preset.
     """
-    start = starting_point(settings.env, settings.agent, settings.preset, settings.env_options.model)
+    registered = settings.agent in AGENTS
+    config = None if registered else AgentConfig
+    start = starting_point(settings.env, settings.agent, settings.preset, settings.env_options.model, config)
     words = [
         " ".join(_option("", name, getattr(settings, name))) for name in _ALWAYS if getattr(settings, name) is not None
     ]
     words.append(f"--out {out}")
     words += _changed("", settings, start, _LEFT_OUT)
     words += _changed("env.", settings.env_options, start.env_options)
-    words += _changed("agent.", settings.agent_options, start.agent_options)
+    words += _changed("agent.", settings.agent_options, start.agent_options if registered else None)
     return " \\\n  ".join(["diffusion-gym train", *words])
 
 
 def _changed(prefix: str, options: Any, start: Any, left_out: tuple[str, ...] = ()) -> Iterator[str]:
     for entry in fields(options):
         value = getattr(options, entry.name)
-        if entry.name in left_out or value == getattr(start, entry.name):
+        if entry.name in left_out or (start is not None and value == getattr(start, entry.name)):
             continue
         if entry.type == "bool":
             yield f"--{prefix}{'' if value else 'no-'}{entry.name.replace('_', '-')}"

@@ -11,6 +11,7 @@ from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.reporting.charts import Curve, line_chart
 from diffusion_gym.agents.reporting.markup import Html, element, picture
 from diffusion_gym.agents.reporting.results import number, percent
+from diffusion_gym.storage import number_or_nan
 
 
 def development_section(folder: Path) -> Html:
@@ -25,8 +26,8 @@ def development_section(folder: Path) -> Html:
     last = rows[-1]
     text = (
         f"The same noises at every evaluation. At iteration {last['iteration']} their reward is "
-        f"{number(_value(last['reward_mean']))}, the pretrained model's {number(_value(last['base_reward_mean']))}; "
-        f"{percent(_value(last['improved']))} of the pictures score higher than before."
+        f"{number(last['reward_mean'])}, the pretrained model's {number(last['base_reward_mean'])}; "
+        f"{percent(last['improved'])} of the pictures score higher than before."
     )
     parts = [element("h2", "Development set"), element("p", text, class_="muted")]
     parts.append(element("div", _over_training(rows), _along(last), class_="charts"))
@@ -39,8 +40,8 @@ def development_section(folder: Path) -> Html:
 
 def _over_training(rows: Sequence[Mapping[str, Any]]) -> Html:
     queries = [0.0, *(row["reward_queries"] for row in rows)]
-    base = _value(rows[-1]["base_reward_mean"])
-    rewards = [base, *(_value(row["reward_mean"]) for row in rows)]
+    base = number_or_nan(rows[-1]["base_reward_mean"])
+    rewards = [base, *(number_or_nan(row["reward_mean"]) for row in rows)]
     curve = Curve("reward", queries, rewards, level=base if math.isfinite(base) else None, smooth=False)
     return line_chart(
         "Reward of the development set",
@@ -57,12 +58,8 @@ def _along(row: Mapping[str, Any]) -> Html:
         return Html()
     steps = list(range(len(row["reward_path"])))
     curves = [
-        Curve(name, steps, [_value(value) for value in row[key]], color, smooth=False, dots=False)
+        Curve(name, steps, [number_or_nan(value) for value in row[key]], color, smooth=False, dots=False)
         for name, key, color in (("pretrained", "base_reward_path", "second dashed"), ("now", "reward_path", "first"))
     ]
     title = "Reward along the trajectory"
     return line_chart(title, "denoising steps done", "reward of the denoised estimate", curves, height=220, zero=False)
-
-
-def _value(stored: float | None) -> float:
-    return math.nan if stored is None else float(stored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from diffusion_gym.agents.reporting.commands import quoted, train_command
 from diffusion_gym.agents.reporting.development import development_section
 from diffusion_gym.agents.reporting.markup import Html, card, definitions, element, join, note, page, picture
 from diffusion_gym.agents.reporting.results import arrow, by_family, number, prompt_table, result_cards
-from diffusion_gym.agents.runs import load_settings
+from diffusion_gym.agents.runs import read_settings
 from diffusion_gym.agents.settings import RunSettings
-from diffusion_gym.storage import read_json, write_text
+from diffusion_gym.storage import number_or_nan, read_json, write_text
 
 _QUERIES: Final = "reward queries (images scored)"
 _DIAGNOSTICS: Final = {
@@ -25,6 +24,7 @@ _DIAGNOSTICS: Final = {
     "grad_norm": ("Gradient norm", "L2 norm before clipping", True),
     "loss": ("Loss", "surrogate loss, mean of an iteration", False),
 }
+_OF_THE_COMMAND: Final = ("out", "resume", "resume_from_older", "trust", "token_to", "profile")
 _STRIP = 6  # picture grids shown of a training
 
 
@@ -54,7 +54,7 @@ class Run:
             FileNotFoundError: the folder holds no run.
             ValueError: a file of it is truncated or of something else.
         """
-        settings, evaluation = load_settings(folder), folder / "eval.json"
+        settings, evaluation = read_settings(folder), folder / "eval.json"
         return cls(
             folder,
             settings,
@@ -70,8 +70,8 @@ class Run:
         return [(name, part) for name, part in both if part is not None]
 
     def column(self, key: str) -> list[float]:
-        """A metric at every iteration; NaN where it is missing."""
-        return [float(row.get(key, math.nan)) for row in self.metrics]
+        """A metric at every iteration; NaN where it is missing or was not finite."""
+        return [number_or_nan(row.get(key)) for row in self.metrics]
 
 
 def write_report(folder: Path) -> Path:
@@ -141,9 +141,9 @@ def _headline(run: Run) -> Html:
         results.append(card("Reward in training", value, f"mean of the first {over} → of the last {over}"))
     costs = []
     if run.parts:
-        values = [f"{name} {part['kl_to_base']:,.1f}" for name, part in run.parts[1:]]
+        values = [f"{name} {number(part['kl_to_base'])}" for name, part in run.parts[1:]]
         detail = "; ".join(["closed form, summed over the denoising steps", *values])
-        costs.append(card("KL to the pretrained model", f"{run.parts[0][1]['kl_to_base']:,.1f} nats", detail))
+        costs.append(card("KL to the pretrained model", f"{number(run.parts[0][1]['kl_to_base'])} nats", detail))
     if run.metrics and (seconds := sum(run.column("seconds"))) > 0:
         speed = run.metrics[-1]["reward_queries"] / seconds
         costs.append(card("Speed", f"{speed:,.1f} images/s", "sampling, scoring and updates together"))
@@ -249,7 +249,7 @@ def _configuration(run: Run) -> Html:
         set_by_hand["prompts"] = "; ".join(prompts[:4]) + more
     others = [key for key in env if key not in set_by_hand]
     left = [element("p", f"At the environment's own defaults: {', '.join(others)}.", class_="muted")] if others else []
-    values = {key: value for key, value in values.items() if key not in ("out", "resume", "profile")}
+    values = {key: value for key, value in values.items() if key not in _OF_THE_COMMAND}
     groups = (
         ("Run", values),
         ("Environment", set_by_hand),

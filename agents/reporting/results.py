@@ -9,20 +9,24 @@ from typing import Any, Final
 
 from diffusion_gym.agents.reporting.markup import Html, card, element, join, table
 from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
+from diffusion_gym.storage import number_or_nan
 
 
-def number(value: float, sign: str = "") -> str:
-    """A number for people: three decimals, or as many as a large or tiny one needs; `sign="+"` shows a plus."""
-    if not math.isfinite(value):
+def number(value: float | None, sign: str = "") -> str:
+    """A number for people: three decimals, or as many as a large or tiny one needs; `sign="+"` shows a plus.
+
+    A dash is shown for NaN, infinity and None, which is how a file holds them.
+    """
+    if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)
     form = ",.1f" if size >= 100 else ".3f" if size >= 5e-4 or not size else ".4f" if size >= 5e-5 else ".1e"
     return f"{value:{sign if value else ''}{form}}".replace("-", "−")
 
 
-def percent(value: float, sign: str = "") -> str:
-    """A share in [0, 1] in percent or, with `sign="+"`, a difference of two in percentage points."""
-    if not math.isfinite(value):
+def percent(value: float | None, sign: str = "") -> str:
+    """A share in [0, 1] in percent or, with `sign="+"`, a difference of two in percentage points; see `number`."""
+    if value is None or not math.isfinite(value):
         return "–"
     return f"{100 * value:{sign if value else ''}.1f}\N{NO-BREAK SPACE}{'pp' if sign else '%'}".replace("-", "−")
 
@@ -100,7 +104,7 @@ def _group(family: str, rows: Mapping[str, Any], measures: Sequence[_Measure]) -
         return lines
     samples = sum(row["samples"] for row in rows.values())
     keys = [f"{prefix}{measure.key}" for measure in measures for prefix in ("", "base_")]
-    means = {key: sum(row[key] * row["samples"] for row in rows.values()) / samples for key in keys}
+    means = {key: sum(number_or_nan(row[key]) * row["samples"] for row in rows.values()) / samples for key in keys}
     name = f"{family}, {len(rows):,} prompt{'s' if len(rows) > 1 else ''}"
     return [("family", _cells(name, {"samples": samples, **means}, measures)), *lines]
 
@@ -113,5 +117,6 @@ def _cells(name: str, row: Mapping[str, Any], measures: Sequence[_Measure]) -> l
     return cells
 
 
-def _difference(before: float, after: float) -> float:
+def _difference(stored_before: float | None, stored_after: float | None) -> float:
+    before, after = number_or_nan(stored_before), number_or_nan(stored_after)
     return 0.0 if math.isclose(before, after, rel_tol=1e-6) else after - before

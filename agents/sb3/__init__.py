@@ -3,7 +3,8 @@
     envs = gym.make_vec("DiffusionDenoise-Shapes-Color-v0", num_envs=64)
     ddpo_is(envs, learning_rate=1e-4).learn(64 * 20 * 10)
 
-Importing this module makes `"CFGUNetPolicy"` a name that SB3's PPO and A2C know.
+Importing this module makes `"CFGUNetPolicy"` a name that SB3's PPO and A2C know; on a denoising environment they then
+find the model themselves, compare it with the one of a file, and warn of discounts that are not DDPO's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stable_baselines3 import A2C, PPO
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.ddpo import DDPOPPO
 from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv
+from diffusion_gym.agents.sb3.own_algorithms import extend_algorithms
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
 from diffusion_gym.agents.sb3.setup import (
     Env,
@@ -37,6 +39,7 @@ __all__ = ["DDPOPPO", "CFGUNetPolicy", "SB3VecEnv", "TrajectoryBuffer", "ddpo_is
 # SB3 looks policies up by name in these dictionaries; a new name changes nothing else.
 for _algorithm in (PPO, A2C):
     _algorithm.policy_aliases["CFGUNetPolicy"] = CFGUNetPolicy
+extend_algorithms()
 
 
 def ddpo_is(env: Env, *, trained_steps: Sequence[float] | None = None, **changes: Any) -> PPO:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -16,22 +15,25 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 
 from diffusion_gym.agents.adapters import chosen_steps
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
-from diffusion_gym.agents.algorithms.base import averages, part_of
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, kl_penalty
+from diffusion_gym.agents.algorithms.base import part_of
+from diffusion_gym.agents.algorithms.metrics import averages
+from diffusion_gym.agents.identity import require_same
+from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.checks import UnsavedModel
 from diffusion_gym.agents.sb3.files import read_archive, write_archive
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
 from diffusion_gym.agents.sb3.setup import (
+    FROM_ENV,
     Env,
     as_vec_env,
     check_ddpo_options,
     check_value_network,
+    env_identity,
     horizon_of,
-    policy_kwargs,
     ppo_settings,
 )
-from diffusion_gym.storage import optimizer_tensors, restore_optimizer
+from diffusion_gym.storage import exact_json, optimizer_tensors, restore_optimizer
 
 _PROGRESS = ("num_timesteps", "_total_timesteps", "_current_progress_remaining", "_n_updates")
 Normalization = Literal["prompt", "batch", "none"]
@@ -56,7 +58,7 @@ class DDPOPPO(PPO):
         statistics_buffer: rewards kept a prompt.
         statistics_min_count: rewards that a prompt needs before its own statistics count.
         advantage_clip: normalised rewards, or the advantages of step rewards, are clipped to +- this.
-        kl_weight: weight of the KL term; 0 is none.
+        kl_weight: weight of the KL term, in advantages a nat of each step's divergence; 0 is none.
         kl_form: how it is measured; see `diffusion_gym.agents.losses.kl_penalty`.
         policy_kwargs: changes to `policy_kwargs(env)`.
         **options: PPO's other arguments.
@@ -199,8 +201,7 @@ class DDPOPPO(PPO):
         rows = surrogate.rows()
         if self.kl_weight:
             reference = self.policy.actor.reference_distribution(observation)
-            penalty = kl_penalty(policy, reference, batch.actions, self.kl_form)
-            rows |= {"loss": rows["loss"] + self.kl_weight * penalty, "kl_penalty": penalty.detach()}
+            rows = with_kl_penalty(rows, policy, reference, batch.actions, self.kl_form, self.kl_weight)
         if self.vf_coef:
             errors = (self.policy.predict_values(observation).flatten() - batch.returns) ** 2
             rows |= {"loss": rows["loss"] + self.vf_coef * errors, "value_loss": errors.detach()}
@@ -228,12 +229,13 @@ class DDPOPPO(PPO):
             raise ValueError(
                 f"include={list(include)!r}: DDPOPPO saves no other attributes, because it pickles nothing"
             )
-        policy = {name: value for name, value in self.policy.arguments().items() if name != "model"}
+        policy = {name: value for name, value in self.policy.arguments().items() if name not in FROM_ENV}
         model = self.policy.arguments()["model"]
         try:
-            content = json.dumps(
+            content = exact_json(
                 {
                     "model": None if isinstance(model, UnsavedModel) else model,
+                    "identity": self.policy.identity(),
                     "arguments": self._arguments,
                     "policy": policy,
                     "progress": {name: getattr(self, name) for name in _PROGRESS},
@@ -257,9 +259,12 @@ class DDPOPPO(PPO):
     ) -> Self:
         """The algorithm that `save` wrote, to go on in `env`.
 
+        With a seed its random numbers are new ones, of that seed and of the steps taken; those of the first run would
+        give the first noise again.
+
         Args:
             path: the file.
-            env: a denoising environment of the same model.
+            env: a denoising environment of the same model and sampler.
             device: where to train; by default where the environment is.
             **changes: arguments that are to differ.
 
@@ -271,11 +276,12 @@ class DDPOPPO(PPO):
             raise ValueError(
                 "env=None: DDPOPPO.load needs the environment; for predictions alone use CFGUNetPolicy.load"
             )
-        own = {name: content["policy"][name] for name in content["policy"] if name not in ("sampler", "dtype")}
+        options = content["policy"]
+        named = {"model": content["model"]} if content["model"] else {}
+        stored = content.get("identity", {**options.get("sampler", {}), **named})  # an older file has no identity
+        require_same(stored, env_identity(env), f"path={str(path)!r}")
+        own = {name: value for name, value in options.items() if name not in FROM_ENV}
         own |= changes.pop("policy_kwargs", {})
-        known = policy_kwargs(env)["model"]
-        if content["model"] is not None and known != content["model"]:
-            raise ValueError(f"env has model={known!r}; path={str(path)!r} was trained from {content['model']!r}")
         arguments = {**content["arguments"], "policy_kwargs": own, **changes}
         if device != "auto":
             arguments["device"] = device
@@ -284,6 +290,9 @@ class DDPOPPO(PPO):
         for name in _PROGRESS:
             setattr(model, name, content["progress"][name])
         model.statistics.load(content["statistics"])
+        if "seed" not in changes and model.seed is not None and model.num_timesteps:
+            words = np.random.SeedSequence([model.seed, model.num_timesteps]).generate_state(1)
+            model.set_random_seed(int(words[0]))
         return model
 
     def set_parameters(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from diffusion_gym.storage import write_bytes
+from diffusion_gym.storage import parse_json, write_bytes
 
 _DATA, _TENSORS = "diffusion_gym.json", "tensors.safetensors"
 
@@ -45,6 +44,6 @@ def read_archive(path: str | Path | io.BufferedIOBase) -> tuple[dict[str, Any], 
         source = io.BytesIO((named if named.exists() else named.with_suffix(".zip")).read_bytes())
     try:
         with zipfile.ZipFile(source) as archive:
-            return json.loads(archive.read(_DATA)), load(archive.read(_TENSORS))
+            return parse_json(archive.read(_DATA)), load(archive.read(_TENSORS))
     except (zipfile.BadZipFile, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"path={str(path)!r} is truncated or no file of DDPOPPO.save ({error})") from error

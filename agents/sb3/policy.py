@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import get_device
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_gym.agents.identity import Identity, identity, require_fingerprint
 from diffusion_gym.agents.policy import DenoisingPolicy, Precision, Trainable
 from diffusion_gym.agents.sb3.checks import (
     UnsavedModel,
@@ -29,7 +29,7 @@ from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.models import DenoisingModel, load_model
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-sb3-policy-1"
 # The native agents' defaults; SB3's own are Adam with eps=1e-5 and no weight decay.
@@ -58,7 +58,9 @@ class CFGUNetPolicy(ActorCriticPolicy):
         lr_schedule: learning rate by the part of the training that is left, from SB3.
         use_sde: from SB3; must be false.
         model: name, folder or hub id of the environment's model.
+        model_kwargs: of the environment: `revision` and `variant`.
         sampler: the environment's `SamplerConfig`, as a mapping.
+        fingerprint: of the environment's model, which the one that is loaded must have; None for any.
         dtype: type of the model's weights.
         device: where to load the model; SB3's own `device` has the last word.
         trainable: `lora` or `full`; see `DenoisingPolicy`.
@@ -92,6 +94,8 @@ class CFGUNetPolicy(ActorCriticPolicy):
         use_sde: bool = False,
         *,
         model: str | UnsavedModel | None = None,
+        model_kwargs: Mapping[str, str | None] | None = None,
+        fingerprint: str | None = None,
         sampler: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         device: str = "auto",
@@ -131,7 +135,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
             normalize_images=False,
         )
         self.micro_batch_size = micro_batch_size
-        self._source: dict[str, Any] = {"model": model, "dtype": dtype}
+        self._source: dict[str, Any] = {"model": model, "model_kwargs": dict(model_kwargs or {}), "dtype": dtype}
         self._options: dict[str, Any] = {"trainable": trainable, "lora_rank": lora_rank}
         self._training_options: dict[str, Any] = {
             "cfg_training": cfg_training,
@@ -142,6 +146,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         self._with_values, self._last_timesteps = value_network, None
         self._make(get_device(device), lr_schedule(1))
         require_spaces_of(self.actor.model, observation_space, action_space)
+        require_fingerprint(fingerprint, self.identity(), "policy_kwargs")
 
     def _build(self, lr_schedule: Schedule) -> None:
         """SB3 makes its networks here; `_make` makes ours once the options are known."""
@@ -150,18 +155,15 @@ class CFGUNetPolicy(ActorCriticPolicy):
         """The networks on a device, and their optimiser."""
         source = self._source["model"]
         named = source if isinstance(source, str) else source.model
-        model = load_model(named, device, self._source["dtype"])
+        options = self._source["model_kwargs"] if isinstance(named, str) else None
+        model = load_model(named, device, self._source["dtype"], options)
         if not same_device(model.device, device):
             raise ValueError(
                 f"device={str(device)!r}: policy_kwargs['model'] is an object on {model.device}; pass "
                 f"device={str(model.device)!r}"
             )
         self.actor = DenoisingPolicy(model, self._config, **self._options)
-        if len(self.actor.stochastic_steps) == 0:
-            raise ValueError(
-                f"eta={self._config.eta} makes every denoising step deterministic, so that a policy gradient does not "
-                "exist; use eta=1 (ancestral sampling) or sigma_min > 0"
-            )
+        self.actor.require_noise()
         self.actor.set_training(**self._training_options)
         self.value_net = None
         if self._with_values:
@@ -179,6 +181,10 @@ class CFGUNetPolicy(ActorCriticPolicy):
     def device(self) -> torch.device:
         """Where the model is."""
         return self.actor.device
+
+    def identity(self) -> Identity:
+        """Model and sampler, as `diffusion_gym.agents.identity` compares them."""
+        return identity(self.actor.model, self._source["model_kwargs"], self._config)
 
     def to(self, device: torch.device | str) -> Self:  # type: ignore[override]
         """This policy on another device, for which the model is loaded there; the environment's own stays."""
@@ -291,7 +297,8 @@ class CFGUNetPolicy(ActorCriticPolicy):
         named = getattr(torch.optim, kind.__name__, None) is kind
         return {
             **{**self._source, **self._options, **self._training_options},
-            **{"sampler": dict(vars(self._config)), "value_network": self._with_values},
+            **{"sampler": dict(vars(self._config)), "fingerprint": self.identity()["fingerprint"]},
+            **{"value_network": self._with_values},
             **{"micro_batch_size": self.micro_batch_size},
             **{"optimizer_class": kind.__name__ if named else kind, "optimizer_kwargs": self.optimizer_kwargs},
         }
@@ -304,7 +311,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         arguments = {name: value for name, value in self.arguments().items() if not name.startswith("optimizer")}
         if isinstance(arguments["model"], UnsavedModel):
             arguments["model"] = None
-        save_tensors(path, self.state_dict(), {"format": _FORMAT, "arguments": json.dumps(arguments)})
+        save_tensors(path, self.state_dict(), {"format": _FORMAT, "arguments": exact_json(arguments)})
 
     @classmethod
     def load(  # type: ignore[override]
@@ -323,13 +330,13 @@ class CFGUNetPolicy(ActorCriticPolicy):
         tensors, metadata = load_tensors(path), tensors_metadata(path)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"path={str(path)!r} is no file of CFGUNetPolicy.save")
-        arguments = json.loads(metadata["arguments"])
+        arguments = parse_json(metadata["arguments"])
         if model is not None:
             arguments["model"] = UnsavedModel(model)
         if arguments["model"] is None:
             raise ValueError(f"path={str(path)!r} was saved with a model object; pass it: load(path, model=...)")
         place = get_device(device)
-        known = model or load_model(arguments["model"], place, arguments["dtype"])
+        known = model or load_model(arguments["model"], place, arguments["dtype"], arguments.get("model_kwargs"))
         policy = cls(*make_spaces(known), lr_schedule=cls._dummy_schedule, device=str(place), **arguments)
         policy.load_state_dict(tensors)
         return policy

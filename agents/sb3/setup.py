@@ -12,6 +12,7 @@ from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
 from diffusion_gym.agents.adapters import chosen_steps
+from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.checks import UnsavedModel, require_finite
 from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv
@@ -23,7 +24,7 @@ _POLICY_OPTIONS = [
     *("trainable", "lora_rank", "value_network", "micro_batch_size", "cfg_training", "mixed_precision"),
     *("gradient_checkpointing", "optimizer_class", "optimizer_kwargs", "device"),
 ]
-_FROM_ENV = ["model", "sampler", "dtype"]
+FROM_ENV = ["model", "model_kwargs", "sampler", "dtype", "fingerprint"]
 
 
 def policy_kwargs(env: Any, **options: Any) -> dict[str, Any]:
@@ -41,19 +42,26 @@ def policy_kwargs(env: Any, **options: Any) -> dict[str, Any]:
         ValueError: `env` is no denoising environment, or an option does not exist.
     """
     for name in options:
-        if name not in _POLICY_OPTIONS + _FROM_ENV:
+        if name not in _POLICY_OPTIONS + FROM_ENV:
             raise ValueError(unknown_name("policy_kwargs", name, _POLICY_OPTIONS))
     inner, spec = _denoising(env)
     model = inner.model
     # An object that was passed to the environment may share its name with a model that it is not.
     named = spec is not None and isinstance(spec.kwargs.get("model", model.name), str)
+    found = env_identity(inner)
     return {
+        **{name: found[name] for name in ("model_kwargs", "dtype", "fingerprint")},
         "model": model.name if named else UnsavedModel(model),
         "sampler": dict(vars(inner.sampler_config)),
-        "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         **options,
     }
+
+
+def env_identity(env: Any) -> Identity:
+    """The identity of a denoising environment, whatever is around it."""
+    inner, _ = _denoising(env)
+    return identity(inner.model, inner.model_kwargs, inner.sampler_config)
 
 
 def as_vec_env(
@@ -186,6 +194,14 @@ def trained_buffer(env: Any, part: Sequence[float] | None) -> dict[str, Any]:
         "rollout_buffer_class": TrajectoryBuffer,
         "rollout_buffer_kwargs": {"horizon": inner.horizon, "steps": steps},
     }
+
+
+def is_denoising(env: Any) -> bool:
+    """Whether there is a denoising environment below `env` in this process."""
+    try:
+        return bool(_denoising(env))
+    except ValueError:
+        return False
 
 
 def _denoising(env: Any) -> tuple[DenoisingVectorEnv, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ except ImportError as error:
 import torch
 from tianshou.algorithm.optim import OptimizerFactory, ParamsType
 
+from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.tianshou.collector import TrajectoryCollector
 from diffusion_gym.agents.tianshou.ddpo import DDPOPPO, DDPOReinforce, TrajectoryRewards
 from diffusion_gym.agents.tianshou.env import TianshouVectorEnv
@@ -24,10 +24,13 @@ from diffusion_gym.agents.tianshou.policy import (
     ValueCritic,
     ZeroCritic,
     denoising_policy,
+    policy_identity,
 )
 from diffusion_gym.storage import (
+    exact_json,
     load_tensors,
     optimizer_tensors,
+    parse_json,
     restore_optimizer,
     save_tensors,
     tensors_metadata,
@@ -176,8 +179,8 @@ def save(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> str:
         The path, which Tianshou's `save_checkpoint_fn` has to return.
     """
     stored = {**_weights(algorithm), **_prefixed("optimizer", optimizer_tensors(_optimizer(algorithm)))}
-    statistics = json.dumps(algorithm.rewards.statistics.state())
-    save_tensors(path, stored, {"format": _FORMAT, "statistics": statistics})
+    own = {"statistics": algorithm.rewards.statistics.state(), "identity": policy_identity(algorithm.policy)}
+    save_tensors(path, stored, {"format": _FORMAT, **{name: exact_json(value) for name, value in own.items()}})
     return str(path)
 
 
@@ -196,6 +199,7 @@ def load(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> None:
     metadata = tensors_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path={str(path)!r} is no file of diffusion_gym.agents.tianshou.save")
+    require_same(parse_json(metadata.get("identity", "{}")), policy_identity(algorithm.policy), f"path={str(path)!r}")
     moments = {name.removeprefix("optimizer."): tensors.pop(name) for name in list(tensors) if name.startswith("optim")}
     weights = _weights(algorithm)
     if {name: value.shape for name, value in tensors.items()} != {k: v.shape for k, v in weights.items()}:
@@ -207,7 +211,7 @@ def load(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> None:
         for name, parameter in weights.items():
             parameter.copy_(tensors[name])
     restore_optimizer(_optimizer(algorithm), moments)
-    algorithm.rewards.statistics.load(json.loads(metadata["statistics"]))
+    algorithm.rewards.statistics.load(parse_json(metadata["statistics"]))
 
 
 def _weights(algorithm: DDPOReinforce | DDPOPPO) -> dict[str, torch.Tensor]:

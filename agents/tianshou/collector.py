@@ -7,8 +7,9 @@ from typing import Any
 from tianshou.algorithm.algorithm_base import Algorithm
 from tianshou.data import Collector, CollectStats, VectorReplayBuffer
 
+from diffusion_gym.agents.identity import identity, require_same
 from diffusion_gym.agents.tianshou.env import TianshouVectorEnv
-from diffusion_gym.agents.tianshou.policy import GuidedPolicy, denoising_policy
+from diffusion_gym.agents.tianshou.policy import GuidedPolicy, denoising_policy, policy_identity
 
 
 class TrajectoryCollector(Collector[CollectStats]):
@@ -32,12 +33,11 @@ class TrajectoryCollector(Collector[CollectStats]):
             raise ValueError(f"episodes={episodes!r} must be at least 1")
         envs = env if isinstance(env, TianshouVectorEnv) else TianshouVectorEnv(env)
         policy = denoising_policy(getattr(algorithm, "policy", algorithm))
-        for name, own, other in (
-            ("sampler", policy.config, envs.vector.sampler_config),
-            ("model", policy.model.name, envs.vector.model.name),
-        ):
-            if own != other:
-                raise ValueError(f"env has {name}={other!r}, the policy {own!r}; make both from one environment")
+        inner = envs.vector
+        require_same(
+            policy_identity(getattr(algorithm, "policy", algorithm)),
+            identity(inner.model, inner.model_kwargs, inner.sampler_config),
+        )
         self._horizon = len(policy.table)
         steps = -(-episodes // len(envs)) * len(envs) * self._horizon
         # The next observation of a step is the observation of the next step.

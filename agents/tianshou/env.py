@@ -131,7 +131,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         """Seed the next `reset` of each env: env i with `seed + i`, or `seed[i]`."""
         self._assert_is_not_closed()
         seeds: list[int | None] = [
-            None if seed is None or isinstance(seed, list) else seed + i for i in range(len(self))
+            None if seed is None or isinstance(seed, list) else int(seed) + i for i in range(len(self))
         ]
         if isinstance(seed, list):
             seeds = [*seed]

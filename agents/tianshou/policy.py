@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy, Precision, Trainable
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.envs.spaces import make_spaces
@@ -139,12 +140,7 @@ class GuidedPolicy(ProbabilisticActorPolicy):
         action_bound_method: Literal["clip", "tanh"] | None = None,
     ) -> None:
         _refuse_changed_actions(action_scaling, action_bound_method)
-        config = actor.policy.config
-        if len(actor.policy.stochastic_steps) == 0:
-            raise ValueError(
-                f"eta={config.eta} makes every denoising step deterministic, so that a policy gradient does not "
-                "exist; use eta=1 (ancestral sampling) or sigma_min > 0"
-            )
+        actor.policy.require_noise()
         observation_space, action_space = make_spaces(actor.policy.model)
         parts: dict[str, Any] = {"actor": actor, "dist_fn": GuidedGaussian}  # Tianshou's types know its own alone
         super().__init__(
@@ -268,6 +264,12 @@ def denoising_policy(policy: Any) -> DenoisingPolicy:
             "squashed nor of another width; use GuidedPolicy.from_env(env)"
         )
     return actor.policy
+
+
+def policy_identity(policy: Any) -> Identity:
+    """Model and sampler of a policy, as `diffusion_gym.agents.identity` compares them."""
+    own = denoising_policy(policy)
+    return identity(own.model, None, own.config)
 
 
 def _refuse_changed_actions(action_scaling: bool, action_bound_method: str | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,57 @@ def named_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     raise ValueError(f"{name}={value!r} must be one of {known}")
 
 
-def check_options(options: dict[str, Any] | None) -> dict[str, Any]:
-    """The options of a reset, all of them known."""
+def check_num_envs(num_envs: Any) -> int:
+    """N as a Python integer: NumPy's small ones wrap around."""
+    if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+        raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1")
+    return int(num_envs)
+
+
+def merged(name: str, mapping: Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
+    """The keywords in `mapping`, the argument `name`, with those that were `given` by themselves and are not None."""
+    found = dict(mapping or {})
+    for key, value in given.items():
+        if value is not None and found.setdefault(key, value) != value:
+            raise ValueError(f"{key}={value!r} contradicts {name}[{key!r}]={found[key]!r}; give one of them")
+    return found
+
+
+@dataclass(frozen=True)
+class ResetOptions:
+    """What a reset is to do, checked as a whole before anything changes.
+
+    Attributes:
+        mask: the envs to reset, bool `(N,)`.
+        prompts: one for each env, or None to draw them.
+        latents: x_T, float32 `(N, C, H, W)` on the environment's device, or None to draw it.
+    """
+
+    mask: np.ndarray
+    prompts: list[str] | None
+    latents: torch.Tensor | None
+
+
+def check_options(options: dict[str, Any] | None, shape: tuple[int, ...], device: torch.device) -> ResetOptions:
+    """The options of a reset.
+
+    Args:
+        options: by name, or None.
+        shape: `(N, C, H, W)`.
+        device: the environment's device.
+
+    Raises:
+        ValueError: an option that is unknown or of the wrong kind.
+    """
     for name in options or {}:
         if name not in _OPTIONS:
             raise ValueError(unknown_name("options", name, _OPTIONS))
-    return dict(options or {})
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    return ResetOptions(
+        check_reset_mask(given.get("reset_mask"), shape[0]),
+        check_prompts(given["prompt"], shape[0]) if "prompt" in given else None,
+        check_latents(given["latents"], shape, device) if "latents" in given else None,
+    )
 
 
 def check_seeds(seed: Any, num_envs: int) -> list[int | None]:
@@ -36,9 +82,9 @@ def check_seeds(seed: Any, num_envs: int) -> list[int | None]:
     if seed is None:
         return [None] * num_envs
     listed = not isinstance(seed, int | np.integer)
-    if listed and not isinstance(seed, Sequence | np.ndarray):
+    if listed and not (isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)):
         raise ValueError(f"seed={seed!r} must be None, a whole number, or a list with one for each of {num_envs} envs")
-    seeds = list(seed) if listed else [seed + index for index in range(num_envs)]
+    seeds = list(seed) if listed else [int(seed) + index for index in range(num_envs)]
     if len(seeds) != num_envs:
         raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for num_envs={num_envs}; give one each")
     for one in seeds:
@@ -52,7 +98,16 @@ def check_prompts(prompts: Any, num_envs: int) -> list[str]:
     given = [prompts] * num_envs if isinstance(prompts, str) else prompts
     listed = isinstance(given, Sequence | np.ndarray) and len(given) == num_envs
     if not listed or not all(isinstance(entry, str) for entry in given):
-        raise ValueError(f"options['prompt']={prompts!r} must be a string, or a list of {num_envs}, one for each env")
+        each = f", or a list of {num_envs}, one for each env" if num_envs > 1 else ""
+        raise ValueError(f"options['prompt']={prompts!r} must be a string{each}")
+    for entry in given:
+        try:
+            entry.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"options['prompt']={entry!r} holds half a character, which no tokenizer reads ({error.reason}); "
+                "write it as whole Unicode text"
+            ) from None
     return [str(entry) for entry in given]
 
 
@@ -68,12 +123,26 @@ def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
     return array
 
 
+def check_latents(latents: Any, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Finite x_T for each env, float32 `(N, C, H, W)`, from `options["latents"]`, one for all or one each."""
+    known = f"give {shape[1:]}" + (f" or {shape}" if shape[0] > 1 else "")
+    try:
+        given = torch.as_tensor(latents, dtype=torch.float32, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"options['latents'] is {type(latents).__name__}, no array of numbers; {known}") from error
+    if tuple(given.shape) not in (shape[1:], shape):
+        raise ValueError(f"options['latents'] has shape {tuple(given.shape)}; {known}")
+    if not bool(given.isfinite().all()):
+        raise ValueError("options['latents'] hold NaN or infinite values")
+    return given.expand(shape)
+
+
 def check_action(actions: Any, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The actions as a float32 tensor on `device`.
 
     Args:
         actions: a tensor on `device`, or a NumPy array.
-        shape: `(N, C, H, W)`.
+        shape: `(N, C, H, W)`, or `(C, H, W)` of a single environment.
         device: the environment's device.
 
     Raises:

@@ -8,7 +8,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from diffusion_gym.envs.checks import check_action
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.registry import WrongKeyword
 
 
 class DenoisingEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
@@ -27,7 +29,9 @@ class DenoisingEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         for name in ("num_envs", "autoreset_mode", "output"):
             if name in kwargs:
-                raise TypeError(f"{name}={kwargs[name]!r} belongs to gym.make_vec; gym.make gives a single environment")
+                raise WrongKeyword(
+                    f"{name}={kwargs[name]!r} belongs to gym.make_vec; gym.make gives a single environment"
+                )
         self.vector = DenoisingVectorEnv(
             1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, output="numpy", **kwargs
         )
@@ -39,15 +43,15 @@ class DenoisingEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start an episode; `options` may fix `prompt` (a string) and `latents` `(C, H, W)`."""
-        super().reset(seed=seed)
+        # Gymnasium's own reset seeds first, and a refused call would have changed that.
         observation, infos = self.vector.reset(seed=seed, options=options)
         self._np_random, self._np_random_seed = self.vector._np_random, self.vector._np_random_seed
         return _first(observation), _first(infos)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Take x_{t-1}, float32 `(C, H, W)`; see `DenoisingVectorEnv.step`."""
-        batch = action[None] if hasattr(action, "ndim") else action
-        observation, rewards, terminations, _, infos = self.vector.step(batch)
+        latents = check_action(action, self.vector.model.latent_shape, self.vector.device)
+        observation, rewards, terminations, _, infos = self.vector.step(latents[None])
         return _first(observation), float(rewards[0]), bool(terminations[0]), False, _first(infos)
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]

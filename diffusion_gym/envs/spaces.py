@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from diffusion_gym.models import DenoisingModel
+from diffusion_gym.scheduling import TERMINAL
 
 # Finite, because Stable-Baselines3 refuses infinite bounds; far beyond any latent, so that nothing is ever clipped.
 LATENT_BOUND: Final = 1e3
@@ -22,7 +23,7 @@ def make_spaces(model: DenoisingModel) -> tuple[spaces.Dict, spaces.Box]:
     """
     latents = spaces.Box(-LATENT_BOUND, LATENT_BOUND, model.latent_shape, np.float32)
     parts: dict[str, spaces.Space[Any]] = {
-        "timestep": spaces.Box(0, model.num_train_timesteps, (1,), np.int64),
+        "timestep": spaces.Box(TERMINAL, model.num_train_timesteps, (1,), np.int64),
         "latents": latents,
     }
     if model.prompt_length:

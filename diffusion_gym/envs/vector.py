@@ -7,6 +7,7 @@ the reward r(x_0, c) comes with the last of T steps. The network never runs in h
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,24 +22,26 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.devices import to_device
+from diffusion_gym.devices import device_called, require_memory, to_device
 from diffusion_gym.envs.checks import (
+    ResetOptions,
     check_action,
+    check_num_envs,
     check_options,
-    check_prompts,
-    check_reset_mask,
     check_seeds,
+    merged,
     named_choice,
 )
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
-from diffusion_gym.models import DenoisingModel, load_model
+from diffusion_gym.models import DenoisingModel, load_model, torch_dtype
+from diffusion_gym.models.cut_prompts import warn_of_cut_prompts
 from diffusion_gym.prompts import PromptSet, make_prompts
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.factory import Source
 from diffusion_gym.rewards.worker import RewardWorker
-from diffusion_gym.scheduling import StepTable
+from diffusion_gym.scheduling import TERMINAL, StepTable
 from diffusion_gym.timing import span
 
 Output = Literal["torch", "numpy"]
@@ -51,8 +54,11 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         num_envs: N.
         model: a registered name, a diffusers directory, a hub id, or a model object.
         model_kwargs: `revision` and `variant` of a directory or hub id; see `load_model`.
+        revision: the same as `model_kwargs={"revision": ...}`.
+        variant: the same as `model_kwargs={"variant": ...}`.
         reward: a name, a reward server's URL, `module:attribute`, a weighted sum or a callable; see `make_reward`.
         reward_kwargs: keywords of a reward that is not a callable.
+        strict: the same as `reward_kwargs={"strict": ...}`, of the Shapes rewards.
         prompts: a registered prompt set, a list, a file; by default the reward's, else the model's.
         device: where latents, decoding and rewards live.
         dtype: type of the model's weights; latents are always float32.
@@ -74,8 +80,11 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         *,
         model: str | DenoisingModel = "Shapes",
         model_kwargs: Mapping[str, str | None] | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
         reward: Source = "Compressibility",
         reward_kwargs: Mapping[str, Any] | None = None,
+        strict: bool | None = None,
         prompts: str | Sequence[str] | PromptSet | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
@@ -85,29 +94,35 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         **sampler: Any,
     ) -> None:
         super().__init__()
-        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1")
+        self.num_envs = check_num_envs(num_envs)
         self.autoreset_mode = AutoresetMode(named_choice("autoreset_mode", autoreset_mode, list(AutoresetMode)))
         self.output = named_choice("output", output, ["torch", "numpy"])
         self.render_mode = named_choice("render_mode", render_mode, [None, "rgb_array"])
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.num_envs = num_envs
-        # Everything cheap is checked before the weights are loaded.
+        # Everything cheap is checked before weights are looked for.
         _check_known(sampler)
         SamplerConfig.from_options(sampler, {})
-        self.reward: Reward = make_reward(reward, **(reward_kwargs or {}))
+        device_called(device)
+        torch_dtype(dtype)
+        of_model = merged("model_kwargs", model_kwargs, revision=revision, variant=variant)
+        self.reward: Reward = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
         chosen = make_prompts(prompts) if prompts is not None else None
-        self.model: DenoisingModel = load_model(model, device, dtype, model_kwargs)
+        self.model: DenoisingModel = load_model(model, device, dtype, of_model)
+        self.model_kwargs: dict[str, str | None] = dict(of_model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
+        warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
+        # The bounds of two spaces, and the latents.
+        numbers = 5 * self.num_envs * math.prod(self.model.latent_shape)
+        require_memory(f"num_envs={num_envs!r}", numbers, torch.device("cpu"), "make fewer at once")
         self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
-        self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), 0)  # t = 0 once x_0 is reached
+        self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), TERMINAL)
         self.single_observation_space, self.single_action_space = make_spaces(self.model)
         self._observed = list(self.single_observation_space)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._worker: RewardWorker | None = None
         self._deferred: list[Future[RewardOutput]] = []
         self._forget()
@@ -139,14 +154,15 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
                 drawn; `reset_mask` (bool `(N,)`) resets a part.
 
         Raises:
-            ValueError: an option or seed of the wrong kind.
+            ValueError: an option or seed of the wrong kind; nothing has changed then.
         """
         self._require_open()
-        options = check_options(options)
-        mask = check_reset_mask(options.get("reset_mask"), self.num_envs)
-        self._seed(check_seeds(seed, self.num_envs), mask)
-        self._begin(np.flatnonzero(mask), options)
-        return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, mask)
+        chosen = check_options(options, tuple(self._latents.shape), self.device)
+        self._seed(check_seeds(seed, self.num_envs), chosen.mask)
+        self._begin(chosen)
+        if chosen.prompts is not None:
+            warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")
+        return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, chosen.mask)
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Carry x_{t-1} over; decode and score the pictures of the episodes that end.
@@ -159,16 +175,17 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
         Raises:
             gymnasium.error.ResetNeeded: before `reset`, or after the end with autoreset disabled.
-            ValueError: an action of wrong shape, dtype or device, or with NaN.
+            ValueError: an action of wrong shape, dtype or device, or with NaN, which on a GPU is found at the end of an
+                episode. Nothing has been stepped then.
             RewardError: the reward raised or returned something else than one number a picture.
         """
         self._require_open()
         self._require_running()
         latents = check_action(actions, tuple(self._latents.shape), self.device)
-        moving = np.ones(self.num_envs, dtype=bool)
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP and self._done.any():
-            moving = ~self._done
-            self._begin(np.flatnonzero(self._done), {})
+        moving = ~self._done  # with NEXT_STEP the others are reset, whatever their action
+        self._require_finite(latents, moving)
+        if not moving.all():
+            self._begin(ResetOptions(~moving, None, None))
         self._carry_over(latents, moving)
         ended = moving & (self._step == self.horizon)
         rewards = torch.zeros(self.num_envs, device=self.device)
@@ -211,8 +228,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             worker.close()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The decoded preview of every x_t: N uint8 pictures `(H, W, 3)`, or None without a render mode."""
+        """The decoded preview of every x_t: N uint8 pictures `(H, W, 3)`; without a render mode a warning, and None."""
         if self.render_mode is None:
+            gym.logger.warn("render() without a render mode gives None; make the env with render_mode='rgb_array'")
             return None
         self._require_open()
         self._require_started()
@@ -231,29 +249,43 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
                 if index == 0:
                     self._np_random, self._np_random_seed = self._rngs[0], used
 
-    def _begin(self, indices: np.ndarray, options: Mapping[str, Any]) -> None:
-        """Draw (or take from `options`) prompt and noise of the episodes at `indices`."""
-        shape = self.model.latent_shape
-        noise = np.empty((len(indices), *shape), np.float32)
+    def _begin(self, options: ResetOptions) -> None:
+        """Draw (or take from `options`) prompt and noise of the episodes in its mask."""
+        indices, prompts = np.flatnonzero(options.mask), self._prompts.copy()
+        noise = np.empty((len(indices), *self.model.latent_shape), np.float32)
         for row, index in enumerate(indices):
             rng = self._rngs[index]
             assert rng is not None
             # Both are always drawn, so that a fixed prompt leaves the noise of a seed as it was.
-            self._prompts[index] = self.prompt_set.draw(rng)
-            noise[row] = rng.standard_normal(shape, dtype=np.float32)
-        if (prompt := options.get("prompt")) is not None:
-            self._prompts[indices] = np.array(check_prompts(prompt, self.num_envs), dtype=object)[indices]
-        start, rows = to_device(noise, self.device), to_device(indices, self.device)
-        if (latents := options.get("latents")) is not None:
-            given = torch.as_tensor(latents, dtype=torch.float32, device=self.device)
-            start = self._latents_given(given)[rows]
-        # New tensors, not writes into the old ones: those are in the observations that users keep.
-        self._latents = self._latents.index_copy(0, rows, start)
+            prompts[index] = self.prompt_set.draw(rng)
+            noise[row] = rng.standard_normal(self.model.latent_shape, dtype=np.float32)
+        if options.prompts is not None:
+            prompts[indices] = np.array(options.prompts, dtype=object)[indices]
+        rows = to_device(indices, self.device)
+        start = to_device(noise, self.device) if options.latents is None else options.latents[rows]
         if self.model.prompt_length:
-            tokens = to_device(self.model.tokenize(list(self._prompts[indices])), self.device)
+            tokens = to_device(self.model.tokenize(list(prompts[indices])), self.device)
             self._tokens = self._tokens.index_copy(0, rows, tokens)
+        # New tensors, not writes into the old ones: those are in the observations that users keep.
+        self._latents, self._prompts = self._latents.index_copy(0, rows, start), prompts
         self._finite = self._finite.index_fill(0, rows, True)
         self._step[indices], self._done[indices], self._started[indices] = 0, False, True
+
+    def _require_finite(self, latents: torch.Tensor, moving: np.ndarray) -> None:
+        """Refuse actions that are not finite, before anything is carried over."""
+        finite = latents.isfinite().flatten(1).all(1)
+        if not moving.all():
+            finite = finite | to_device(~moving, self.device)
+        so_far = self._finite & finite
+        # On a GPU the check waits for the end of an episode, where the device is waited for anyway.
+        if self.device.type == "cpu" or (self._step[moving] == self.horizon - 1).any():
+            if not bool(so_far.all()):
+                before = np.flatnonzero(~self._finite.cpu().numpy()).tolist()
+                self._started[before] = False
+                bad = np.flatnonzero(~so_far.cpu().numpy()).tolist()
+                remedy = f"reset env {before}, whose earlier actions did" if before else "step again with finite ones"
+                raise ValueError(f"actions hold NaN or infinite values in env {bad}; no env was stepped: {remedy}")
+        self._finite = so_far
 
     def _carry_over(self, latents: torch.Tensor, moving: np.ndarray) -> None:
         self._step[moving] += 1
@@ -261,19 +293,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             keep = to_device(moving, self.device)[:, None, None, None]
             latents = torch.where(keep, latents, self._latents)
         self._latents = latents.clone()
-        self._finite = self._finite & latents.isfinite().flatten(1).all(1)
-        # On a GPU the check waits for the end of an episode, where the device is waited for anyway.
-        if self.device.type == "cpu" or (self._step == self.horizon).any():
-            if not bool(self._finite.all()):
-                bad = np.flatnonzero(~self._finite.cpu().numpy()).tolist()
-                self._started[bad] = False
-                raise ValueError(f"actions hold NaN or infinite values in env {bad}; reset before going on")
 
     def _score(self, ended: np.ndarray, rewards: torch.Tensor) -> dict[str, Any]:
         """Decode and score the pictures of `ended` in one batch; fills `rewards`, returns their infos."""
         rows = to_device(np.flatnonzero(ended), self.device)
         with span("decode"):
             images = self.model.decode(self._latents[rows])
+            pictures = to_uint8(images)
         prompts = list(self._prompts[ended])
         if self._worker is None:
             with span("reward"):
@@ -288,7 +314,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             return self._out(full.index_copy(0, rows, part.to(self.device)))
 
         components = {name: spread(value) for name, value in result.info.items()}
-        found = {"image": spread(to_uint8(images)), "reward_components": self._with_masks(components, ended)}
+        found = {"image": spread(pictures), "reward_components": self._with_masks(components, ended)}
         return self._with_masks(found, ended)
 
     def _restart(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +324,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         for index in np.flatnonzero(ended):
             final_obs[index] = {key: value[index] for key, value in last.items()}
         final_info = {**infos, "_prompt": ended.copy()}
-        self._begin(np.flatnonzero(ended), {})
+        self._begin(ResetOptions(ended, None, None))
         every = np.ones(self.num_envs, dtype=bool)
         fresh = self._with_masks({"prompt": self._prompts.copy()}, every)
         return {**fresh, **self._with_masks({"final_obs": final_obs, "final_info": final_info}, ended)}
@@ -322,16 +348,6 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _with_masks(self, infos: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
         """Gymnasium's convention: `_key` says for which envs `key` holds something."""
         return {**infos, **{f"_{key}": mask.copy() for key in infos}}
-
-    def _latents_given(self, latents: torch.Tensor) -> torch.Tensor:
-        shape = self.model.latent_shape
-        if tuple(latents.shape) not in (shape, (self.num_envs, *shape)):
-            raise ValueError(
-                f"options['latents'] has shape {tuple(latents.shape)}; give {shape} or {(self.num_envs, *shape)}"
-            )
-        if not bool(latents.isfinite().all()):
-            raise ValueError("options['latents'] hold NaN or infinite values")
-        return latents.expand(self.num_envs, *shape)
 
     # --- order of calls ------------------------------------------------------------------------------------
 
@@ -359,4 +375,4 @@ def _check_known(keywords: Mapping[str, Any]) -> None:
     sampler = [entry.name for entry in fields(SamplerConfig)]
     for name in keywords:
         if name not in sampler:
-            raise TypeError(unknown_name("keyword argument", name, own + sampler))
+            raise WrongKeyword(unknown_name("keyword argument", name, own + sampler))

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from diffusion_gym.devices import device_called
+from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import MODELS, DenoisingModel
+from diffusion_gym.models.base import MODELS, DenoisingModel, null_embedding
+from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
-_HEAVY: Final = {"latent", "lora", "pixel", "repeated_token", "sampling", "sd3", "sdxl"}
+_HEAVY: Final = {
+    *("checkpoint", "initial", "latent", "lora", "pixel", "repeated_token", "sampling", "schedulers", "sd3", "sdxl")
+}
 _PIPELINES: Final = {
     "StableDiffusionPipeline": "latent:LatentModel",
     "StableDiffusionXLPipeline": "sdxl:SDXLModel",
@@ -28,6 +31,7 @@ _PIPELINES: Final = {
     "DDIMPipeline": "pixel:PixelModel",
 }
 _OPTIONS: Final = ["revision", "variant"]
+_CACHE: Final = ModelCache()
 
 for _module in pkgutil.iter_modules(__path__):
     if _module.name not in _HEAVY and not _module.name.startswith("random_"):
@@ -40,7 +44,9 @@ def load_model(
     dtype: str,
     model_kwargs: Mapping[str, str | None] | None = None,
 ) -> DenoisingModel:
-    """The model of a name, directory or hub id; the same object for the same arguments.
+    """The model of a name, directory or hub id.
+
+    It is the same object for the same arguments while somebody holds it and its files stay as they are.
 
     The class of a directory or hub id is that of its `model_index.json`.
 
@@ -52,7 +58,8 @@ def load_model(
             to take where there are several.
 
     Raises:
-        ValueError: an unknown name, device, dtype or pipeline class; or an option that is unknown or not the model's.
+        ValueError: an unknown name, device, dtype or pipeline class; an option that is unknown or not the model's; or
+            a field of the model's configs that changes the samples and is not followed.
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
     options = _checked_options(model_kwargs or {})
@@ -62,9 +69,22 @@ def load_model(
         if options:
             raise ValueError(f"model_kwargs={options!r} go with a name, directory or hub id, not with a model object")
         return model
+    place, type_ = numbered(device_called(device)), torch_dtype(dtype)
+    # A relative path means another folder once the process has moved.
+    key = (str(model), os.path.abspath(model), place, type_, *sorted(options.items()))
+    return _CACHE.get(key, lambda: _load(str(model), place, type_, options))
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """The type that a model's weights may have, by its name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} must be one of float32, bfloat16, float16")
-    return _load(str(model), device_called(device), getattr(torch, dtype), tuple(options.items()))
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
 def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
@@ -76,9 +96,7 @@ def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in model_kwargs.items() if value is not None}
 
 
-@lru_cache(maxsize=8)
-def _load(model: str, device: torch.device, dtype: torch.dtype, options: tuple[tuple[str, str], ...]) -> DenoisingModel:
-    chosen: dict[str, Any] = dict(options)
+def _load(model: str, device: torch.device, dtype: torch.dtype, chosen: Mapping[str, Any]) -> DenoisingModel:
     if model in MODELS:
         loader = MODELS[model]
         parameters = inspect.signature(loader).parameters
@@ -93,11 +111,22 @@ def _load(model: str, device: torch.device, dtype: torch.dtype, options: tuple[t
 
 def _model_class(model: str, revision: str | None) -> Any:
     """The class that loads a pipeline directory or hub id."""
-    pipeline = read_json(located_file(model, "model_index.json", argument="model", revision=revision))["_class_name"]
+    if Path(model).is_file():
+        raise ValueError(
+            f"model={model!r} is a single file; make a directory of it once with diffusers: "
+            f"StableDiffusionPipeline.from_single_file({model!r}).save_pretrained('DIR'), and pass model='DIR'"
+        )
+    path = located_file(model, "model_index.json", argument="model", revision=revision)
+    index = read_json(path)
+    pipeline = index.get("_class_name") if isinstance(index, dict) else None
+    if pipeline is None:
+        raise ValueError(
+            f"{path} names no pipeline in _class_name; pass a directory that diffusers' save_pretrained wrote"
+        )
     if pipeline not in _PIPELINES:
         raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(_PIPELINES)}")
     module, _, name = _PIPELINES[pipeline].partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
-__all__ = ["MODELS", "DenoisingModel", "load_model"]
+__all__ = ["MODELS", "DenoisingModel", "load_model", "null_embedding", "torch_dtype"]

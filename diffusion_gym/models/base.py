@@ -21,6 +21,10 @@ class DenoisingModel(Protocol):
     A model whose diffusers pipeline has `load_lora_weights` also has a method `save_lora(folder, unet)`, which writes
     the adapters of `unet`; of any other model, a run with adapters is saved as a full pipeline, merged.
 
+    A model that guidance pushes away from something other than the empty prompt also has a method `embed_null()`, its
+    embedding `(1, L, D)`. A model whose network takes the guidance scale itself, so that one prediction is the guided
+    one, has an attribute `embeds_guidance`, which is true; its `predict` has a keyword `guidance_scale`.
+
     Attributes:
         name: the name or path that it was loaded by.
         unet: the frozen network.
@@ -83,6 +87,12 @@ class DenoisingModel(Protocol):
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a pipeline directory that plain diffusers loads, with `unet` in place of this model's."""
         ...
+
+
+def null_embedding(model: DenoisingModel) -> torch.Tensor:
+    """The text embedding `(1, L, D)` that guidance pushes away from."""
+    embed_null = getattr(model, "embed_null", None)
+    return model.embed(model.tokenize([""])) if embed_null is None else embed_null()
 
 
 class ModelLoader(Protocol):

@@ -2,91 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
+from diffusion_gym.images import to_unit
+from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
+from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
+from diffusion_gym.models.saving import export_pipeline
+from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
+from diffusion_gym.pretrained import fingerprint
 from diffusion_gym.quiet import quiet
-from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
-from diffusion_gym.storage import read_json
+from diffusion_gym.scheduling import StepTable
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE
 
 
-def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> StepTable:
-    """Step table of a diffusers scheduler config, float64.
+def guidance_embedding(scale: float, width: int) -> torch.Tensor:
+    """What a network that takes the guidance scale itself is told of it, `(1, width)`: sines and cosines of w - 1.
+
+    That of diffusers' pipelines, for networks distilled as in arXiv:2210.03142 and arXiv:2310.04378.
 
     Args:
-        scheduler_config: `scheduler_config.json` of any diffusers scheduler with betas.
-        config: the sampler.
-
-    Raises:
-        ValueError: T is larger than the schedule; or the scheduler has no betas, or uses dynamic thresholding.
+        scale: w.
+        width: the network's `time_cond_proj_dim`.
     """
-    if "beta_schedule" not in scheduler_config:
-        kind = scheduler_config.get("_class_name", "of unknown class")
-        raise ValueError(f"the model's scheduler, {kind}, has no betas; use a model whose scheduler has")
-    scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
-    total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
-    most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
-    if steps > most:
-        raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {most}")
-    if scheduler.config.thresholding:
-        raise ValueError("the model's scheduler has thresholding=True, which has no Gaussian step; switch it off")
-    scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps.to(torch.int64).cpu()[:steps]  # `trailing` can round to one more
-    schedule = NoiseSchedule(
-        alpha_bar=scheduler.alphas_cumprod.double(),
-        final_alpha_bar=float(getattr(scheduler, "final_alpha_cumprod", 1.0)),
-        prediction=scheduler.config.prediction_type,
-        clip_x0=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
-        variance="fixed_large" if scheduler.config.get("variance_type") == "fixed_large" else "fixed_small",
-    )
-    if config.sampler == "ddpm":
-        previous = torch.cat([timesteps[1:], torch.tensor([-1])])
-        return ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
-    return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A pipeline directory, and how its networks are loaded.
-
-    Attributes:
-        folder: the directory.
-        device: where the weights go.
-        dtype: type of the weights.
-        variant: such as `fp16`: the weight files to take where a part has them.
-    """
-
-    folder: str
-    device: torch.device
-    dtype: torch.dtype
-    variant: str | None = None
-
-    @property
-    def index(self) -> dict[str, Any]:
-        """What `model_index.json` says: the classes of the parts, and the pipeline's own options."""
-        return read_json(Path(self.folder, "model_index.json"))
-
-    def network(self, kind: Any, part: str) -> Any:
-        """The network in sub-folder `part`, of a class of diffusers or transformers, frozen and in eval mode."""
-        option = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
-        has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
-        options = {option: self.dtype, "variant": self.variant if has_variant else None}
-        network = kind.from_pretrained(self.folder, subfolder=part, **options)
-        # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
-        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
-        return network.to(self.device, memory_format=layout).requires_grad_(False).eval()
+    half = width // 2
+    rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = (torch.tensor(scale - 1.0) * 1000.0)[None, None] * rates
+    return pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
 
 
 def pack_pooled(hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
@@ -125,9 +78,13 @@ class LatentModel:
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
+        ValueError: a config asks for what changes the samples and is not followed here; a part is of another class, its
+            files do not hold its weights, or the parts do not fit each other.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    FIELDS: ClassVar[Mapping[str, Allowed]] = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
+    INDEX: ClassVar[Allowed] = INDEX
     SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
 
     unet: nn.Module
@@ -148,35 +105,53 @@ class LatentModel:
         variant: str | None = None,
     ) -> None:
         folder = located(str(source), self._parts(str(source), revision), revision=revision, variant=variant)
+        self.files = folder, fingerprint(folder)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self._load(Checkpoint(folder, device, dtype, variant))
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
+            check_index(self.name, checkpoint.index, self.INDEX)
+            check_parts(self.name, folder, self.FIELDS)
+            scheduler = self._scheduler(read_scheduler(self.name, folder, "scheduler", checkpoint.index))
+            self._load(checkpoint)
+            self.tokenizer_files = checkpoint.tokenizer_files()
+            # The constructor corrects outdated configs, of the scheduler and of the network, in place.
+            self.scheduler_config = stated(self._pipeline(self.unet, scheduler).scheduler)
         self._describe()
 
     def _parts(self, source: str, revision: str | None) -> Sequence[str]:
         """The sub-folders that the pipeline needs."""
         return self.PARTS
 
+    def _scheduler(self, config: Mapping[str, Any]) -> Any:
+        """The scheduler of our sampler, in the place of the folder's own."""
+        return ddim_scheduler(self.name, config)
+
     def _load(self, checkpoint: Checkpoint) -> None:
         self.unet = checkpoint.network(UNet2DConditionModel, "unet")
         self.vae = checkpoint.network(AutoencoderKL, "vae")
         self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizers = [(self.tokenizer, self.tokenizer.model_max_length)]
-        self.scheduler_config = DDIMScheduler.load_config(checkpoint.folder, subfolder="scheduler")
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizers = [(self.tokenizer, token_limit(self.tokenizer, self.text_encoder, self.name))]
 
     def _describe(self) -> None:
         unet: Any = self.unet.config
-        vae, side = self.vae.config, int(unet.sample_size)
-        self.latent_shape: tuple[int, int, int] = (unet.in_channels, side, side)
-        pixels = side * 2 ** (len(vae.block_out_channels) - 1)
-        self.image_shape: tuple[int, int, int] = (pixels, pixels, 3)
+        vae, (height, width) = self.vae.config, sides(unet.sample_size, self.name)
+        if not unet.in_channels == unet.out_channels == vae.latent_channels:
+            raise ValueError(
+                f"model={self.name!r}: its network has {unet.in_channels} channels in and {unet.out_channels} out, its "
+                f"autoencoder {vae.latent_channels}; use a text-to-image model, where they are equal"
+            )
+        self.latent_shape: tuple[int, int, int] = (unet.in_channels, height, width)
+        scale = 2 ** (len(vae.block_out_channels) - 1)
+        self.image_shape: tuple[int, int, int] = (height * scale, width * scale, 3)
         self.prompt_length = sum(length for _, length in self.tokenizers)
         self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
         self.num_train_timesteps = self.scheduler_config["num_train_timesteps"]
+        self._guidance_width: int | None = unet.get("time_cond_proj_dim")
+        self.embeds_guidance = self._guidance_width is not None
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table`."""
@@ -201,36 +176,73 @@ class LatentModel:
         """Last hidden states of the text encoder for tokens `(N, L)`: `(N, L, D)`."""
         return self.text_encoder(tokens.to(self.device))[0]
 
+    @torch.no_grad()
+    def embed_null(self) -> torch.Tensor:
+        """Embedding `(1, L, D)` that guidance pushes away from: that of the empty prompt."""
+        return self.embed(self.tokenize([""]))
+
+    def guidance_condition(self, guidance_scale: float, number: int) -> torch.Tensor | None:
+        """What the network is told of the guidance scale, `(number, width)`; None where it is not told."""
+        if self._guidance_width is None:
+            return None
+        embedding = guidance_embedding(guidance_scale, self._guidance_width)
+        return embedding.to(self.device, self.dtype).expand(number, -1)
+
     def predict(
-        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+        self,
+        unet: nn.Module,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        embeddings: torch.Tensor | None,
+        *,
+        guidance_scale: float = 1.0,
     ) -> torch.Tensor:
         """Output `(N, C, H, W)` of `unet`, in the dtype of the weights; see `DenoisingModel.predict`."""
-        return unet(latents.to(self.dtype), timesteps, encoder_hidden_states=embeddings, return_dict=False)[0]
+        return unet(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=embeddings,
+            timestep_cond=self.guidance_condition(guidance_scale, len(latents)),
+            return_dict=False,
+        )[0]
+
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder made them, as the family's pipeline in diffusers scales them back."""
+        return latents / self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
-        shift = self.vae.config.get("shift_factor") or 0.0
-        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor + shift
+        scaled = self._unscaled(latents.to(self.device, self.vae.dtype))
         count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
         parts = [self.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(count)]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        return to_unit(torch.cat(parts))
 
-    def save_pipeline(self, folder: str, unet: nn.Module) -> None:
-        """Write a `StableDiffusionPipeline` directory with `unet` in it, in the dtype of its weights."""
-        with quiet():
-            from diffusers import StableDiffusionPipeline
+    def _pipeline(self, unet: nn.Module, scheduler: Any) -> Any:
+        """Diffusers' pipeline of the model's parts with `unet`."""
+        from diffusers import StableDiffusionPipeline
 
-            StableDiffusionPipeline(
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that a config is outdated, and is corrected
+            return StableDiffusionPipeline(
                 vae=self.vae,
                 text_encoder=self.text_encoder,
                 tokenizer=self.tokenizer,
                 unet=unet,
-                scheduler=DDIMScheduler.from_config(self.scheduler_config),
+                scheduler=scheduler,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
-            ).save_pretrained(folder)
+            )
+
+    def save_pipeline(self, folder: str, unet: nn.Module) -> None:
+        """Write a directory of the model's pipeline class with `unet` in it, in the dtype of its weights.
+
+        Its scheduler is that of the model's step tables.
+        """
+        with quiet():
+            pipeline = self._pipeline(unet, self._scheduler(self.scheduler_config))
+        export_pipeline(folder, pipeline, self.tokenizer_files)
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.quiet import quiet
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
@@ -74,7 +74,15 @@ def _autocasts(device_type: str) -> bool:
 
 
 def with_lora(unet: nn.Module, rank: int) -> nn.Module:
-    """A UNet that shares `unet`'s weights and adds trainable adapters of `rank`; `unet` stays as it was."""
+    """A UNet that shares `unet`'s weights and adds trainable adapters of `rank`; `unet` stays as it was.
+
+    Raises:
+        ValueError: a rank that no layer can have.
+    """
+    adapted = [m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and name.endswith(TARGETS)]
+    most = max((min(layer.weight.shape) for layer in adapted), default=rank)
+    if rank > most:
+        raise ValueError(f"lora_rank={rank!r} is above {most}, the largest rank of a layer here; give at most that")
     weights: list[torch.Tensor] = [*unet.parameters(), *unet.buffers()]
     shared = copy.deepcopy(unet, {id(tensor): tensor for tensor in weights})
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
@@ -109,5 +117,4 @@ def save_lora(folder: str | Path, unet: nn.Module) -> None:
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import convert_state_dict_to_diffusers
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-        StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers, safe_serialization=True)
+    export_adapters(folder, StableDiffusionPipeline, "unet", unet, convert_state_dict_to_diffusers)

@@ -12,7 +12,12 @@ from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
-from diffusion_gym.models.latent import Checkpoint, step_table
+from diffusion_gym.images import to_unit
+from diffusion_gym.models.checkpoint import Checkpoint, sides
+from diffusion_gym.models.fields import PLAIN_INDEX, check_index
+from diffusion_gym.models.saving import export_pipeline
+from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
+from diffusion_gym.pretrained import fingerprint
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 
@@ -36,7 +41,7 @@ class PixelModel:
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
-        ValueError: the network is conditional, or predicts its variance too.
+        ValueError: the network is conditional, or predicts its variance too; or its files do not hold its weights.
     """
 
     # DDIM with 40 steps is the thesis's. It gives no eta, and its policy gradient needs noise. No prompt, no guidance.
@@ -58,15 +63,26 @@ class PixelModel:
         variant: str | None = None,
     ) -> None:
         folder = located(str(source), optional=_PARTS, revision=revision, variant=variant)
+        self.files = folder, fingerprint(folder)
         unet_part, scheduler_part = (part if Path(folder, part).is_dir() else "" for part in _PARTS)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
         self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
         self.default_prompts = default_prompts
         with quiet():
-            self.unet: nn.Module = Checkpoint(folder, device, dtype, variant).network(UNet2DModel, unet_part)
-            self.scheduler_config: dict[str, Any] = DDPMScheduler.load_config(folder, subfolder=scheduler_part)
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
+            self.scheduler_config = self._scheduler(checkpoint, scheduler_part)
+            self.unet: nn.Module = checkpoint.network(UNet2DModel, unet_part)
         self._describe()
+
+    def _scheduler(self, checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+        """The scheduler's config after what diffusers' `DDIMPipeline` makes of it: a `DDIMScheduler`, which clamps."""
+        check_index(self.name, checkpoint.index, PLAIN_INDEX)
+        config = read_scheduler(self.name, checkpoint.folder, part, checkpoint.index)
+        converts = checkpoint.index["_class_name"] == "DDIMPipeline"
+        ours = stated(ddim_scheduler(self.name, config, clamps=converts))
+        is_ddim = converts or config["_class_name"] == "DDIMScheduler"
+        return {**ours, "_class_name": "DDIMScheduler" if is_ddim else "DDPMScheduler"}
 
     def _describe(self) -> None:
         unet: Any = self.unet.config
@@ -77,11 +93,10 @@ class PixelModel:
                 f"model={self.name!r} has {unet.in_channels} channels in and {unet.out_channels} out; use a model of "
                 "RGB pixels with a fixed variance, 3 in and 3 out"
             )
-        size = unet.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(unet.sample_size, self.name)
         self.latent_shape: tuple[int, int, int] = (3, height, width)
         self.image_shape: tuple[int, int, int] = (height, width, 3)
-        self.num_train_timesteps: int = self.scheduler_config["num_train_timesteps"]
+        self.num_train_timesteps: int = int(self.scheduler_config.get("num_train_timesteps", 1000))  # as diffusers
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table` of the latent models."""
@@ -103,7 +118,7 @@ class PixelModel:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of pixels `(N, 3, H, W)` in [-1, 1]: float32 `(N, 3, H, W)` in [0, 1]."""
-        return (latents.float() / 2 + 0.5).clamp(0, 1)
+        return to_unit(latents)
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a pipeline directory with `unet` in it, in the dtype of its weights.
@@ -115,4 +130,5 @@ class PixelModel:
 
             ddim = self.scheduler_config.get("_class_name") == "DDIMScheduler"
             pipeline, scheduler = (DDIMPipeline, DDIMScheduler) if ddim else (DDPMPipeline, DDPMScheduler)
-            pipeline(unet=unet, scheduler=scheduler.from_config(self.scheduler_config)).save_pretrained(folder)
+            whole = pipeline(unet=unet, scheduler=scheduler.from_config(self.scheduler_config))
+        export_pipeline(folder, whole)

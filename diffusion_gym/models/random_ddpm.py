@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
+from diffusion_gym.storage import write_folder
 
 
 def tiny_ddpm() -> Any:
@@ -77,10 +79,14 @@ def write_random_ddpm(
         kind = diffusers.DDIMScheduler if pipeline == "DDIMPipeline" else diffusers.DDPMScheduler
         noise = kind(**{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", **scheduler})
         whole = getattr(diffusers, pipeline)(unet=unet, scheduler=noise)
-        if flat:
+
+        def write_flat(place: Path) -> None:
             for part in (unet, noise):
-                part.save_pretrained(folder)
-            whole.save_config(folder)
+                part.save_pretrained(place)
+            whole.save_config(place)
+
+        if flat:
+            write_folder(folder, write_flat)
         else:
-            whole.save_pretrained(folder)
+            export_pipeline(folder, whole)
     return folder

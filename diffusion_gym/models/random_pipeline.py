@@ -1,6 +1,6 @@
 """Writes pipeline directories with random weights, for tests and benchmarks; downloads nothing.
 
-Run `python -m diffusion_gym.models.random_pipeline OUT --size tiny|small|sd14|tiny-ddpm|celebahq|tiny-sdxl|tiny-sd3`.
+Run `python -m diffusion_gym.models.random_pipeline --help`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-Size = Literal["tiny", "small", "sd14", "tiny-ddpm", "celebahq", "tiny-sdxl", "tiny-sd3"]
+Size = Literal["tiny", "small", "sd14", "tiny-ddpm", "celebahq", "tiny-sdxl", "sdxl", "tiny-sd3", "sd35-medium"]
 
 
 def write_random_pipeline(
@@ -37,6 +37,7 @@ def write_random_pipeline(
     Returns:
         The folder.
     """
+    from diffusion_gym.models.saving import export_pipeline
     from diffusion_gym.quiet import quiet
 
     folder = Path(folder)
@@ -56,7 +57,7 @@ def write_random_pipeline(
             set_alpha_to_one=set_alpha_to_one,
             steps_offset=1,
         )
-        StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             vae=_autoencoder(),
             text_encoder=_text_encoder(tokenizer),
             tokenizer=tokenizer,
@@ -65,7 +66,8 @@ def write_random_pipeline(
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(folder)
+        )
+        export_pipeline(folder, pipeline)
         # The pipeline's constructor has switched clip_sample off.
         DDIMScheduler.from_config({**scheduler.config, "clip_sample": clip_sample}).save_pretrained(
             folder / "scheduler"
@@ -137,12 +139,12 @@ def write_pipeline(folder: Path, size: Size, seed: int, dtype: torch.dtype) -> P
         from diffusion_gym.models.random_ddpm import write_random_ddpm
 
         return write_random_ddpm(folder, seed, size="tiny" if size == "tiny-ddpm" else "celebahq", dtype=dtype)
-    if size == "tiny":
-        write_random_pipeline(folder, seed=seed)
-    else:
+    if size != "tiny":
         from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
 
-        (write_random_sdxl if size == "tiny-sdxl" else write_random_sd3)(folder, seed)
+        write = write_random_sdxl if size in ("sdxl", "tiny-sdxl") else write_random_sd3
+        return write(folder, seed, exact=not size.startswith("tiny"), dtype=dtype)
+    write_random_pipeline(folder, seed=seed)
     if dtype != torch.float32:
         _convert(folder, dtype)
     return folder
@@ -165,8 +167,9 @@ class RandomPipelineOptions:
     """Where to: a folder that is new or empty."""
     size: Size = "tiny"
     """`sd14` and `celebahq` are the exact shapes of CompVis/stable-diffusion-v1-4 (4.3 GB in float32) and
-    google/ddpm-celebahq-256 (0.5 GB); `small` is a narrow `sd14` for measurements on a CPU (16x16 latents, 64x64
-    pictures); the others are tiny ones of the same classes."""
+    google/ddpm-celebahq-256 (0.5 GB); `sdxl` and `sd35-medium` those of the networks that sample and decode of SDXL and
+    Stable Diffusion 3.5 medium at 512x512 pictures, with text encoders of one layer; `small` is a narrow `sd14` for
+    measurements on a CPU (16x16 latents, 64x64 pictures); the others are tiny ones of the same classes."""
     seed: int = 0
     """Seed of the weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

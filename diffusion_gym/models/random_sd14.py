@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
 from diffusion_gym.storage import read_json, write_json
 
@@ -116,7 +117,7 @@ def write_random_sd14(
         from diffusers import PNDMScheduler, StableDiffusionPipeline
 
         torch.manual_seed(seed)
-        StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             **{part: build().to(dtype) for part, build in sd14_networks(widths).items()},
             tokenizer=_spelling_tokenizer(folder / "tokenizer"),
             scheduler=PNDMScheduler(
@@ -130,7 +131,8 @@ def write_random_sd14(
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     scheduler = folder / "scheduler" / "scheduler_config.json"  # the published one has this, which PNDM itself ignores
     write_json(scheduler, {**read_json(scheduler), "clip_sample": False})
     return folder

@@ -1,4 +1,9 @@
-"""Writes SDXL and Stable Diffusion 3 pipeline directories with random weights, for tests; downloads nothing."""
+"""Writes SDXL and Stable Diffusion 3 pipeline directories with random weights; downloads nothing.
+
+Tiny ones for tests; or exact ones for measurements, whose networks that sample and decode have the published shapes of
+`stabilityai/stable-diffusion-xl-base-1.0` and `stabilityai/stable-diffusion-3.5-medium` at 512x512 pictures. Their text
+encoders have the published widths and one layer, and there is no T5: a prompt is encoded once and costs nothing after.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +12,70 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.quiet import quiet
 
 
-def write_random_sdxl(folder: str | Path, seed: int = 0, *, force_zeros_for_empty_prompt: bool = True) -> Path:
-    """Write a tiny pipeline of the same classes as Stable Diffusion XL: 4x4 latents, 8x8 pictures.
+def write_random_sdxl(
+    folder: str | Path,
+    seed: int = 0,
+    *,
+    force_zeros_for_empty_prompt: bool = True,
+    exact: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a pipeline of Stable Diffusion XL's classes: 4x4 latents and 8x8 pictures, or the exact shape.
 
     Args:
         folder: where to.
         seed: seed of the weights.
         force_zeros_for_empty_prompt: whether zeros stand for the embedding of the empty prompt, as in the base model.
+        exact: the published shapes, at 512x512 pictures, in place of tiny ones.
+        dtype: type of the weights.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
+    widths = (768, 1280) if exact else (16, 24)
     with quiet():
         from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         tokenizer, tokenizer_2 = _tokenizers(folder)
         torch.manual_seed(seed)
-        StableDiffusionXLPipeline(
-            vae=_autoencoder(4, scaling_factor=0.13025, force_upcast=True),
-            text_encoder=CLIPTextModel(_clip_config(tokenizer, width=16)),
-            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, width=24)),
+        pipeline = StableDiffusionXLPipeline(
+            vae=_autoencoder(4, exact, scaling_factor=0.13025, force_upcast=True).to(dtype),
+            text_encoder=CLIPTextModel(_clip_config(tokenizer, widths[0])).to(dtype),
+            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, widths[1])).to(dtype),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
-            unet=_unet(cross_attention_dim=16 + 24, pooled_width=24),
+            unet=_unet(sum(widths), widths[1], exact).to(dtype),
             scheduler=EulerDiscreteScheduler.from_config(_SDXL_SCHEDULER),
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=False,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     return folder
 
 
-def write_random_sd3(folder: str | Path, seed: int = 0, *, t5: bool = True) -> Path:
-    """Write a tiny pipeline of the same classes as Stable Diffusion 3: 16x4x4 latents, 8x8 pictures.
+def write_random_sd3(
+    folder: str | Path, seed: int = 0, *, t5: bool = True, exact: bool = False, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write a pipeline of Stable Diffusion 3's classes: 16x4x4 latents and 8x8 pictures, or 3.5 medium's exact shape.
 
     Args:
         folder: where to.
         seed: seed of the weights.
-        t5: with the third text encoder, or without.
+        t5: with the third text encoder, or without; an exact one is always without.
+        exact: the published shapes, at 512x512 pictures, in place of tiny ones.
+        dtype: type of the weights.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
+    t5, widths = t5 and not exact, (768, 1280) if exact else (16, 24)
     with quiet():
         from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
         from transformers import CLIPTextModelWithProjection
@@ -61,17 +83,18 @@ def write_random_sd3(folder: str | Path, seed: int = 0, *, t5: bool = True) -> P
         tokenizer, tokenizer_2 = _tokenizers(folder)
         tokenizer_3 = _t5_tokenizer(folder / "tokenizer_3") if t5 else None
         torch.manual_seed(seed)
-        StableDiffusion3Pipeline(
-            transformer=_transformer(pooled_width=16 + 24),
+        pipeline = StableDiffusion3Pipeline(
+            transformer=_transformer(sum(widths), exact).to(dtype),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
-            text_encoder=CLIPTextModelWithProjection(_clip_config(tokenizer, width=16)),
+            vae=_autoencoder(16, exact, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False).to(dtype),
+            text_encoder=CLIPTextModelWithProjection(_clip_config(tokenizer, widths[0])).to(dtype),
             tokenizer=tokenizer,
-            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, width=24)),
+            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, widths[1])).to(dtype),
             tokenizer_2=tokenizer_2,
-            text_encoder_3=_t5_encoder(tokenizer_3) if t5 else None,
+            text_encoder_3=_t5_encoder(tokenizer_3).to(dtype) if t5 else None,
             tokenizer_3=tokenizer_3,
-        ).save_pretrained(folder)
+        )
+    export_pipeline(folder, pipeline)
     return folder
 
 
@@ -111,58 +134,82 @@ def _clip_config(tokenizer: Any, width: int) -> Any:
     )
 
 
-def _unet(cross_attention_dim: int, pooled_width: int) -> Any:
+def _unet(cross_attention_dim: int, pooled_width: int, exact: bool) -> Any:
     from diffusers import UNet2DConditionModel
 
+    sizes: dict[str, Any] = {
+        "sample_size": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 2),
+        "attention_head_dim": (2, 4),
+        "norm_num_groups": 4,
+        "addition_time_embed_dim": 8,
+    }
+    if exact:
+        sizes = {
+            "sample_size": 64,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (320, 640, 1280),
+            "layers_per_block": 2,
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "addition_time_embed_dim": 256,
+        }
     return UNet2DConditionModel(
-        sample_size=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        transformer_layers_per_block=(1, 2),
+        **sizes,
         use_linear_projection=True,
         cross_attention_dim=cross_attention_dim,
-        attention_head_dim=(2, 4),
-        norm_num_groups=4,
         addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=pooled_width + 6 * 8,
+        projection_class_embeddings_input_dim=pooled_width + 6 * sizes["addition_time_embed_dim"],
     )
 
 
-def _transformer(pooled_width: int) -> Any:
+def _transformer(pooled_width: int, exact: bool) -> Any:
     from diffusers import SD3Transformer2DModel
 
+    sizes: dict[str, Any] = {
+        "sample_size": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "joint_attention_dim": _JOINT_WIDTH,
+        "pos_embed_max_size": 4,
+        "dual_attention_layers": (0,),
+    }
+    if exact:
+        sizes = {
+            "sample_size": 64,
+            "num_layers": 24,
+            "attention_head_dim": 64,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "joint_attention_dim": 4096,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+        }
     return SD3Transformer2DModel(
-        sample_size=4,
-        patch_size=2,
-        in_channels=16,
-        out_channels=16,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=_JOINT_WIDTH,
-        pooled_projection_dim=pooled_width,
-        pos_embed_max_size=4,
-        qk_norm="rms_norm",
-        dual_attention_layers=(0,),
+        **sizes, patch_size=2, in_channels=16, out_channels=16, pooled_projection_dim=pooled_width, qk_norm="rms_norm"
     )
 
 
-def _autoencoder(latent_channels: int, **config: Any) -> Any:
+def _autoencoder(latent_channels: int, exact: bool, **config: Any) -> Any:
     from diffusers import AutoencoderKL
 
+    widths = (128, 256, 512, 512) if exact else (8, 8)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
         latent_channels=latent_channels,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=8,
-        mid_block_add_attention=False,
+        layers_per_block=2 if exact else 1,
+        norm_num_groups=32 if exact else 4,
+        sample_size=512 if exact else 8,
+        mid_block_add_attention=exact,
         **config,
     )
 

@@ -8,15 +8,18 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.checkpoint import Checkpoint, token_limit
+from diffusion_gym.models.fields import PLAIN_INDEX, SD3_VAE, Allowed
+from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
 from diffusion_gym.models.repeated_token import RepeatedTokenAttention
+from diffusion_gym.models.saving import export_adapters
+from diffusion_gym.models.schedulers import flow_scheduler
 from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable, flow_table
 from diffusion_gym.storage import read_json
@@ -28,22 +31,18 @@ def flow_step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig, 
     """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level.
 
     Args:
-        scheduler_config: `scheduler_config.json` of diffusers' `FlowMatchEulerDiscreteScheduler`.
+        scheduler_config: of diffusers' `FlowMatchEulerDiscreteScheduler`.
         config: the sampler.
         tokens: patches of a latent, by which a scheduler with dynamic shifting moves its timesteps.
 
     Raises:
-        ValueError: an ancestral sampler, or more steps than the schedule keeps apart; or the scheduler is stochastic
-            by itself, or inverted.
+        ValueError: an ancestral sampler, or more steps than the schedule keeps apart.
     """
     if config.sampler != "ddim":
         raise ValueError(
             f"sampler={config.sampler!r} is no sampler of a flow-matching model; use 'ddim', where eta is the noise "
             "level of the model's SDE"
         )
-    for name in ("invert_sigmas", "stochastic_sampling"):
-        if scheduler_config.get(name):
-            raise ValueError(f"the model's scheduler has {name}=True, which the SDE sampler has not; switch it off")
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     if steps > total:
@@ -60,6 +59,11 @@ def _shift(config: Any, tokens: int) -> float | None:
         return None
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
+def _repeats(network: Any) -> bool:
+    """Whether a transformer takes its last context token for many."""
+    return isinstance(network.transformer_blocks[0].attn.processor, RepeatedTokenAttention)
 
 
 def _has_t5(index: Mapping[str, Any]) -> bool:
@@ -85,11 +89,16 @@ class SD3Model(LatentModel):
         "tokenizer_2",
         "scheduler",
     )
+    FIELDS: ClassVar[Mapping[str, Allowed]] = {"vae": SD3_VAE}
+    INDEX: ClassVar[Allowed] = PLAIN_INDEX
     SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {"num_inference_steps": 10, "guidance_scale": 4.5, "eta": 0.7}
 
     def _parts(self, source: str, revision: str | None) -> Sequence[str]:
         index = located_file(source, "model_index.json", argument="model", revision=revision)
         return [*self.PARTS, *(("text_encoder_3", "tokenizer_3") if _has_t5(read_json(index)) else ())]
+
+    def _scheduler(self, config: Mapping[str, Any]) -> Any:
+        return flow_scheduler(self.name, config)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         # The trained network is called `unet` in `DenoisingModel`; here it is a transformer.
@@ -97,20 +106,21 @@ class SD3Model(LatentModel):
         self.vae = checkpoint.network(AutoencoderKL, "vae")
         self.text_encoder = checkpoint.network(CLIPTextModelWithProjection, "text_encoder")
         self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizer_2 = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer_2")
-        self.tokenizers = [(each, self.tokenizer.model_max_length) for each in (self.tokenizer, self.tokenizer_2)]
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
+        limit = token_limit(self.tokenizer, self.text_encoder, self.name)  # diffusers' for both
+        self.tokenizers = [(each, limit) for each in (self.tokenizer, self.tokenizer_2)]
         self.text_encoder_3: Any = None
         self.tokenizer_3: Any = None
         if _has_t5(checkpoint.index):
             self.text_encoder_3 = checkpoint.network(T5EncoderModel, "text_encoder_3")
-            self.tokenizer_3 = T5TokenizerFast.from_pretrained(checkpoint.folder, subfolder="tokenizer_3")
+            self.tokenizer_3 = checkpoint.tokenizer(T5TokenizerFast, "tokenizer_3")
         self.has_t5 = self.text_encoder_3 is not None and bool(self.text_encoder_3.shared.weight.any())
         if self.has_t5:
             self.tokenizers.append((self.tokenizer_3, _T5_TOKENS))
         else:  # T5 has no biases: from zeros it makes zeros
-            self.unet.set_attn_processor(RepeatedTokenAttention(_T5_TOKENS))
-        self.scheduler_config = FlowMatchEulerDiscreteScheduler.load_config(checkpoint.folder, subfolder="scheduler")
+            transformer: Any = self.unet
+            transformer.set_attn_processor(RepeatedTokenAttention(_T5_TOKENS))
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `flow_step_table`."""
@@ -131,12 +141,20 @@ class SD3Model(LatentModel):
         return pack_pooled(hidden, torch.cat([one.text_embeds, two.text_embeds], dim=-1))
 
     def predict(
-        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+        self,
+        unet: nn.Module,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        embeddings: torch.Tensor | None,
+        *,
+        guidance_scale: float = 1.0,
     ) -> torch.Tensor:
         """Velocity `(N, C, H, W)` that `unet` predicts, in the dtype of the weights; see `DenoisingModel.predict`."""
         assert embeddings is not None
         config: Any = self.unet.config
         hidden, pooled = unpack_pooled(embeddings, config.pooled_projection_dim)
+        if not self.has_t5 and not _repeats(unet):  # a network of somebody else's, which is to see all zeros
+            hidden = torch.cat([hidden, hidden[:, -1:].expand(-1, _T5_TOKENS - 1, -1)], dim=1)
         return unet(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps,
@@ -145,28 +163,29 @@ class SD3Model(LatentModel):
             return_dict=False,
         )[0]
 
-    def save_pipeline(self, folder: str, unet: nn.Module) -> None:
-        """Write a `StableDiffusion3Pipeline` directory with `unet` as its transformer, in the dtype of its weights."""
-        with quiet():
-            from diffusers import StableDiffusion3Pipeline
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder made them: shifted as well as scaled."""
+        return super()._unscaled(latents) + (self.vae.config.get("shift_factor") or 0.0)
 
-            StableDiffusion3Pipeline(
-                transformer=unet,
-                scheduler=FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config),
-                vae=self.vae,
-                text_encoder=self.text_encoder,
-                tokenizer=self.tokenizer,
-                text_encoder_2=self.text_encoder_2,
-                tokenizer_2=self.tokenizer_2,
-                text_encoder_3=self.text_encoder_3,
-                tokenizer_3=self.tokenizer_3,
-            ).save_pretrained(folder)
+    def _pipeline(self, unet: nn.Module, scheduler: Any) -> Any:
+        """Diffusers' pipeline of the model's parts with `unet` as its transformer."""
+        from diffusers import StableDiffusion3Pipeline
+
+        return StableDiffusion3Pipeline(
+            transformer=unet,
+            scheduler=scheduler,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer_2,
+            text_encoder_3=self.text_encoder_3,
+            tokenizer_3=self.tokenizer_3,
+        )
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `StableDiffusion3Pipeline.load_lora_weights` reads them."""
         with quiet():
             from diffusers import StableDiffusion3Pipeline
 
-            StableDiffusion3Pipeline.save_lora_weights(
-                str(folder), transformer_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True
-            )
+        export_adapters(folder, StableDiffusion3Pipeline, "transformer", unet)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from peft.utils import get_peft_model_state_dict
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusion_gym.models.latent import Checkpoint, LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.checkpoint import Checkpoint, token_limit
+from diffusion_gym.models.fields import XL_INDEX, XL_UNET, XL_VAE, Allowed
+from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.quiet import quiet
 
 
@@ -33,6 +35,8 @@ class SDXLModel(LatentModel):
         "tokenizer_2",
         "scheduler",
     )
+    FIELDS: ClassVar[Mapping[str, Allowed]] = {"unet": XL_UNET, "vae": XL_VAE}
+    INDEX: ClassVar[Allowed] = XL_INDEX
 
     def _load(self, checkpoint: Checkpoint) -> None:
         self.unet = checkpoint.network(UNet2DConditionModel, "unet")
@@ -41,38 +45,50 @@ class SDXLModel(LatentModel):
             self.vae.float()  # it overflows in float16; diffusers' pipeline upcasts it to decode
         self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
         self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer")
-        self.tokenizer_2 = CLIPTokenizer.from_pretrained(checkpoint.folder, subfolder="tokenizer_2")
-        self.tokenizers = [(each, each.model_max_length) for each in (self.tokenizer, self.tokenizer_2)]
-        config: Mapping[str, Any] = DDIMScheduler.load_config(checkpoint.folder, subfolder="scheduler")
-        # SDXL is published with an Euler scheduler, which clamps nothing: DDIM's own default would clamp x0.
-        self.scheduler_config = {"clip_sample": False, **config}
+        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
+        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
+        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        self.tokenizers = [(each, token_limit(each, encoder, self.name)) for each, encoder in pairs]
         self.zeros_for_empty_prompt = bool(checkpoint.index.get("force_zeros_for_empty_prompt", True))
 
     def _describe(self) -> None:
         super()._describe()
         size = self.image_shape[:2]
         self._time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
-        self._empty = self.tokenize([""]).to(self.device)
+        self._check_condition()
+
+    def _check_condition(self) -> None:
+        unet: Any = self.unet.config
+        pooled, width = self.text_encoder_2.config.projection_dim, unet.projection_class_embeddings_input_dim
+        if unet.addition_embed_type == "text_time" and pooled + 6 * unet.addition_time_embed_dim != width:
+            raise ValueError(
+                f"model={self.name!r}: its network takes {width} numbers of added conditions, but six of sizes and "
+                f"crop with the pooled text are {pooled + 6 * unet.addition_time_embed_dim}; a refiner, which takes "
+                "an aesthetic score, is no text-to-image model: use the base model"
+            )
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The last but one hidden states of both encoders `(N, L, D)`, packed with the pooled output of the second.
-
-        The empty prompt, which guidance pushes away from, is all zeros where the pipeline says
-        `force_zeros_for_empty_prompt`.
-        """
+        """The last but one hidden states of both encoders `(N, L, D)`, packed with the pooled output of the second."""
         first, second = self.token_ids(tokens)
         one = self.text_encoder(first, output_hidden_states=True)
         two = self.text_encoder_2(second, output_hidden_states=True)
-        packed = pack_pooled(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds)
-        if not self.zeros_for_empty_prompt:
-            return packed
-        empty = (tokens.to(self.device) == self._empty).all(dim=1)
-        return packed.masked_fill(empty[:, None, None], 0.0)
+        return pack_pooled(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds)
+
+    @torch.no_grad()
+    def embed_null(self) -> torch.Tensor:
+        """Embedding that guidance pushes away from: zeros where the pipeline says `force_zeros_for_empty_prompt`."""
+        null = super().embed_null()
+        return torch.zeros_like(null) if self.zeros_for_empty_prompt else null
 
     def predict(
-        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+        self,
+        unet: nn.Module,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        embeddings: torch.Tensor | None,
+        *,
+        guidance_scale: float = 1.0,
     ) -> torch.Tensor:
         """Output `(N, C, H, W)` of `unet`, in the dtype of the weights; see `DenoisingModel.predict`."""
         assert embeddings is not None
@@ -82,32 +98,39 @@ class SDXLModel(LatentModel):
             latents.to(self.dtype),
             timesteps,
             encoder_hidden_states=hidden,
+            timestep_cond=self.guidance_condition(guidance_scale, len(latents)),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": times},
             return_dict=False,
         )[0]
 
-    def save_pipeline(self, folder: str, unet: nn.Module) -> None:
-        """Write a `StableDiffusionXLPipeline` directory with `unet` in it, in the dtype of its weights."""
-        with quiet():
-            from diffusers import StableDiffusionXLPipeline
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder made them, each channel with its mean and deviation where it names them."""
+        vae = self.vae.config
+        mean, std = (vae.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return super()._unscaled(latents)
+        mean, std = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+        return latents * std / vae.scaling_factor + mean
 
-            StableDiffusionXLPipeline(
-                vae=self.vae,
-                text_encoder=self.text_encoder,
-                text_encoder_2=self.text_encoder_2,
-                tokenizer=self.tokenizer,
-                tokenizer_2=self.tokenizer_2,
-                unet=unet,
-                scheduler=DDIMScheduler.from_config(self.scheduler_config),
-                force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
-                add_watermarker=False,
-            ).save_pretrained(folder)
+    def _pipeline(self, unet: nn.Module, scheduler: Any) -> Any:
+        """Diffusers' pipeline of the model's parts with `unet`."""
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2,
+            unet=unet,
+            scheduler=scheduler,
+            force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
+            add_watermarker=False,
+        )
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `StableDiffusionXLPipeline.load_lora_weights` reads them."""
         with quiet():
             from diffusers import StableDiffusionXLPipeline
 
-            StableDiffusionXLPipeline.save_lora_weights(
-                str(folder), unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True
-            )
+        export_adapters(folder, StableDiffusionXLPipeline, "unet", unet)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from diffusion_gym.prompts.base import HELD_OUT, PromptSet
 from diffusion_gym.prompts.templates import template_set
-from diffusion_gym.storage import read_json
+from diffusion_gym.storage import parse_json, read_json
 
 _FORMS: Final = (
     'a list of prompts, a list of {"prompt": "...", "category": "..."}, {"prompts": [...], "held_out": [...]}, '
@@ -69,6 +69,8 @@ def read_prompt_file(name: str) -> PromptSet:
         raise FileNotFoundError(f"prompts={name!r} is no file; mend the path, or write {form}; see docs/prompts.md")
     try:
         content = _READERS[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts={name!r} is not UTF-8 from byte {error.start} on; save it as UTF-8") from error
     except ValueError as error:
         raise ValueError(f"prompts={name!r}: {error}") from error
     prompts = tuple(entry.prompt for entry in content.entries)
@@ -119,7 +121,7 @@ def _json_lines(path: Path) -> _Content:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if line.strip():
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"line {number} is not JSON ({error}); write one object a line") from error
             entries += _entries([value], "line", number)
@@ -128,8 +130,15 @@ def _json_lines(path: Path) -> _Content:
 
 def _table(path: Path) -> _Content:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restkey=_SURPLUS)
-        rows = [_whole(row, reader.line_num) for row in reader]
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(file, delimiter=delimiter, restkey=_SURPLUS, strict=True)
+        try:
+            rows = [_whole(row, reader.line_num) for row in reader]
+        except csv.Error as error:
+            raise ValueError(
+                f"the table cannot be read at line {reader.line_num} ({error}); a cell that begins with a quote ends "
+                f'with one, has "" for each one inside, and holds at most {csv.field_size_limit()} characters'
+            ) from error
     columns = {str(column).strip().lower(): column for column in (rows[0] if rows else {})}
     prompt = columns.get("prompts", columns.get("prompt"))
     if not rows:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from string import Formatter
+from typing import Final
 
 from diffusion_gym.prompts.base import PromptSet
 from diffusion_gym.prompts.english import article, plural
 
 Words = Mapping[str, Sequence[str]]
+
+_MOST_PROMPTS: Final = 1_000_000
 
 
 class _Word(str):
@@ -42,6 +46,12 @@ def fill(template: str, words: Words) -> tuple[str, ...]:
             raise ValueError(
                 f"template={template!r} has no gap for the list {name!r}; write {{{name}}} or drop the list"
             )
+    number = math.prod(len(words[name]) for name in gaps)
+    if number > _MOST_PROMPTS:
+        lengths = " * ".join(str(len(words[name])) for name in gaps)
+        raise ValueError(
+            f"template={template!r} makes {lengths} = {number} prompts, more than {_MOST_PROMPTS}; shorten the lists"
+        )
     rows = itertools.product(*(words[name] for name in gaps))
     return tuple(_sentence(template, dict(zip(gaps, map(_Word, row), strict=True))) for row in rows)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sysconfig
+import threading
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from diffusion_gym.registry import Registry
@@ -25,7 +29,7 @@ class RewardOutput:
 
     Attributes:
         scores: float32 `(N,)`, larger is better; NaN or infinite marks a sample that could not be scored.
-        info: the reward's components by name, each `(N,)`.
+        info: the reward's components by name, each `(N,)`. `evaluate` takes arrays, lists and single numbers as well.
     """
 
     scores: torch.Tensor
@@ -40,7 +44,8 @@ class Reward(Protocol):
     - `name`: what errors and metrics call it.
     - `background = True`: it mostly waits for another process, so that native agents sample the next batch meanwhile.
       It is then called from a thread of its own, by one thread at a time.
-    - `cancel()`: called from another thread when nobody wants its answer any more; a call that waits should end.
+    - `cancel()`: called from another thread, maybe several times, when nobody wants its answer any more; a call that
+      waits should end.
     - `default_prompts`: the prompt set to use with it; None for the model's.
     """
 
@@ -121,6 +126,9 @@ def evaluate(
 ) -> RewardOutput:
     """Call `reward` once on the whole batch and check its answer.
 
+    The reward gets a copy of the pictures, without those that are not finite: these have NaN for a score and all
+    components, with a warning. It is called by one thread at a time; another one waits for its turn.
+
     Args:
         reward: the reward.
         images: float `(N, 3, H, W)` in [0, 1].
@@ -128,31 +136,106 @@ def evaluate(
         metadata: N mappings; empty ones where None.
 
     Returns:
-        The reward's output with float32 `scores` on the images' device. Non-finite scores pass: the caller
-        drops those samples.
+        The reward's output as float32 tensors on the images' device. Non-finite scores pass: the caller drops those
+        samples. Where no picture is finite there are no components.
 
     Raises:
-        RewardError: the reward raised, or returned no `(N,)` scores.
+        RewardError: the reward raised, returned no `(N,)` scores, or components that are not such or have a name that
+            is not theirs to have.
     """
-    name = reward_name(reward)
+    given = metadata if metadata is not None else [{} for _ in prompts]
+    rows = _finite_rows(images)
+    if len(rows) == len(images):
+        return _called(reward, images.clone(), list(prompts), list(given))
+    warnings.warn(
+        f"{len(images) - len(rows)} of {len(images)} pictures hold NaN or infinite values and score NaN; where the "
+        "model decodes in float16, its autoencoder may overflow: use dtype='float32' or 'bfloat16'",
+        stacklevel=2,
+    )
+    if not rows:
+        return RewardOutput(images.new_full((len(images),), torch.nan, dtype=torch.float32))
+    output = _called(reward, images[rows], [prompts[row] for row in rows], [given[row] for row in rows])
+
+    def spread(part: torch.Tensor) -> torch.Tensor:
+        full = part.new_full((len(images),), torch.nan)
+        full[rows] = part
+        return full
+
+    return RewardOutput(spread(output.scores), {name: spread(part) for name, part in output.info.items()})
+
+
+def _finite_rows(images: torch.Tensor) -> list[int]:
+    return images.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+
+
+def _called(
+    reward: Reward, images: torch.Tensor, prompts: list[str], metadata: list[Mapping[str, Any]]
+) -> RewardOutput:
+    name, number = reward_name(reward), len(prompts)
     try:
-        output = reward(images, prompts, metadata if metadata is not None else [{} for _ in prompts])
+        with _turn(reward):
+            output: Any = reward(images, prompts, metadata)
     except RewardError:
         raise  # says already which reward
     except Exception as error:
         raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}{_where(error)}") from error
     if not isinstance(output, RewardOutput):
         output = RewardOutput(output)
-    try:
-        scores = torch.as_tensor(output.scores, dtype=torch.float32, device=images.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(
-            f"reward={name!r} returned {output.scores!r}; return one number an image, shape ({len(prompts)},)"
-        ) from error
-    for part, value in {"scores": scores, **output.info}.items():
-        if tuple(value.shape) != (len(prompts),):
+    scores = _numbers(name, "", output.scores, number, images.device)
+    if not isinstance(output.info, Mapping):
+        raise RewardError(f"reward={name!r} returned info={output.info!r}; return components by name")
+    for part in output.info:
+        if not isinstance(part, str) or part == "scores" or part.startswith("_"):
             raise RewardError(
-                f"reward={name!r} returned {part} of shape {tuple(value.shape)} for {len(prompts)} images; "
-                f"return one number an image, shape ({len(prompts)},)"
+                f"reward={name!r} returned a component named {part!r}; name it by a string other than 'scores', "
+                "without an underscore in front"
             )
-    return RewardOutput(scores.detach(), {k: v.detach().to(images.device) for k, v in output.info.items()})
+    return RewardOutput(scores, {p: _numbers(name, p, v, number, images.device) for p, v in output.info.items()})
+
+
+def _numbers(name: str, part: str, value: Any, number: int, device: torch.device) -> torch.Tensor:
+    """A reward's scores, or its component `part`, as float32 `(N,)`; a single number is a component of each picture.
+
+    A copy: the reward may write into what it returned.
+    """
+    wanted = f"return one number an image, shape ({number},)"
+    try:
+        if isinstance(value, np.ndarray):
+            value = np.array(value, order="C")  # PyTorch takes no negative strides, and warns of what is read-only
+        if "complex" in str(getattr(value, "dtype", "")):
+            raise TypeError("PyTorch would drop the imaginary parts")
+        found = torch.as_tensor(value, dtype=torch.float32, device=device).detach().clone()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RewardError(f"reward={name!r} returned {part or 'scores'} {value!r}; {wanted}") from error
+    if part and found.ndim == 0:
+        return found.expand(number).clone()
+    if tuple(found.shape) != (number,):
+        raise RewardError(
+            f"reward={name!r} returned {part or 'scores'} of shape {tuple(found.shape)} for {number} images; {wanted}"
+        )
+    return found
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.lock, self.users = threading.RLock(), 0
+
+
+_TURNS: Final[dict[int, _Turn]] = {}
+_GUARD: Final = threading.Lock()
+
+
+@contextmanager
+def _turn(reward: Reward) -> Iterator[None]:
+    """Within this context no other thread is in here with the same reward; the same thread may be, as in a sum."""
+    with _GUARD:
+        turn = _TURNS.setdefault(id(reward), _Turn())  # an id is one reward's as long as somebody uses that reward
+        turn.users += 1
+    try:
+        with turn.lock:
+            yield
+    finally:
+        with _GUARD:
+            turn.users -= 1
+            if not turn.users:
+                del _TURNS[id(reward)]

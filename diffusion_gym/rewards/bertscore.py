@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffusion_gym.hub import located, located_file
 from diffusion_gym.hub_files import UnfitFiles
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
 # The layer whose embeddings agree best with human judgement on WMT16, as the bert-score package has it.
@@ -68,6 +69,7 @@ class BERTScore:
         self.layers = known if layers is None else layers
         self.batch_size = batch_size
         self.folder = _located(source)
+        self._files = fingerprint(self.folder)
 
     def __call__(
         self, candidates: Sequence[str], references: Sequence[str], device: torch.device | str = "cpu"
@@ -77,7 +79,7 @@ class BERTScore:
         Raises:
             ValueError: the encoder has fewer layers than asked for, or is no plain encoder.
         """
-        encoder = _load(self.folder, self.layers, torch.device(device))
+        encoder = _load(self.folder, self.layers, torch.device(device), self._files)
         sentences = {text: encoder.tokens(text) for text in dict.fromkeys([*candidates, *references])}
         scores = torch.zeros(3, len(candidates))
         scored = [
@@ -185,7 +187,16 @@ class _Encoder:
         if not 0 < layers <= config.num_hidden_layers:
             raise ValueError(f"bertscore_layers={layers} must be 1 to {config.num_hidden_layers} for {folder!r}")
         # The deeper layers are never built. A pytorch_model.bin is read as tensors only, so it can run no code.
-        model = AutoModel.from_pretrained(folder, num_hidden_layers=layers, dtype=torch.float32, weights_only=True)
+        model = load_network(
+            AutoModel,
+            folder,
+            argument=f"bertscore_model={folder!r}",
+            unused=".",  # deeper layers, and heads
+            absent="pooler",  # which BERTScore does not use
+            num_hidden_layers=layers,
+            dtype=torch.float32,
+            weights_only=True,
+        )
         self.model = model.to(device).requires_grad_(False).eval()
         # RoBERTa marks a word by the space before it; the first word of a sentence is to be a word like the others.
         space = {"add_prefix_space": True} if config.model_type == "roberta" else {}
@@ -217,6 +228,6 @@ class _Encoder:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, layers: int, device: torch.device) -> _Encoder:
+def _load(folder: str, layers: int, device: torch.device, files: Fingerprint) -> _Encoder:
     with quiet():
         return _Encoder(folder, layers, device)

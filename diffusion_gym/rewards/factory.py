@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from diffusion_gym.registry import imported, unknown_name
+from diffusion_gym.registry import WrongKeyword, imported, unknown_name
 from diffusion_gym.rewards.base import REWARDS, Reward, reward_name
 from diffusion_gym.rewards.remote import RemoteReward
 from diffusion_gym.rewards.weighted import WeightedSum, ZScores
@@ -75,11 +75,27 @@ def _named(name: str, kwargs: dict[str, Any]) -> Reward:
     return REWARDS[name](**kwargs)  # raises, with the closest name
 
 
+def reward_sources(reward: object) -> Iterator[str]:
+    """The names, addresses and `module:attribute` that `make_reward` would build `reward` of: those of each part.
+
+    Args:
+        reward: a text or a mapping, as for `make_reward`; other things name nothing.
+    """
+    if isinstance(reward, Mapping):
+        for part in reward:
+            yield from reward_sources(part)
+    elif isinstance(reward, str) and reward not in REWARDS and "=" in reward:
+        yield from reward_sources(_weights(reward))
+    elif isinstance(reward, str):
+        yield reward
+
+
 def _check_keywords(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any], hint: str = "") -> None:
-    """Check the names of keywords before anything is built.
+    """Check the names of keywords, and those that are true or false, before anything is built.
 
     Raises:
-        TypeError: a keyword that `factory` does not take; `hint` ends the message.
+        WrongKeyword: a keyword that `factory` does not take; `hint` ends the message.
+        ValueError: a keyword that is true or false by default has another value.
     """
     try:
         parameters = inspect.signature(factory).parameters.values()
@@ -95,7 +111,22 @@ def _check_keywords(name: str, factory: Callable[..., Any], kwargs: Mapping[str,
             told = (
                 unknown_name("reward_kwargs", key, known) if known else f"reward_kwargs={key!r}: it takes no keywords"
             )
-            raise TypeError(f"with reward={name!r}: {told}{hint}")
+            raise WrongKeyword(f"with reward={name!r}: {told}{hint}")
+    _check_switches(name, parameters, kwargs)
+
+
+def _check_switches(name: str, parameters: Iterable[inspect.Parameter], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what is neither true nor false for a keyword that is one of them by default: 'no' would count as true.
+
+    Raises:
+        ValueError: the keyword and its value.
+    """
+    for parameter in parameters:
+        value = kwargs.get(parameter.name, True)
+        if isinstance(parameter.default, bool) and not isinstance(value, bool):
+            raise ValueError(
+                f"reward={name!r}: {parameter.name}={value!r} must be True or False; on a command line true or false"
+            )
 
 
 def _sum(weights: Mapping[Any, float], kwargs: dict[str, Any]) -> Reward:
@@ -161,9 +192,11 @@ def _imported(name: str, kwargs: dict[str, Any]) -> Reward:
 
 def _bound(name: str, function: Callable[..., Any], kwargs: dict[str, Any]) -> Reward:
     try:
-        inspect.signature(function).bind(None, None, None, **kwargs)
+        signature = inspect.signature(function)
+        signature.bind(None, None, None, **kwargs)
     except TypeError as error:
-        raise TypeError(f"reward={name!r} called with reward_kwargs={kwargs!r}: {error}") from None
+        raise WrongKeyword(f"reward={name!r} called with reward_kwargs={kwargs!r}: {error}") from None
+    _check_switches(name, signature.parameters.values(), kwargs)
     bound: Any = partial(function, **kwargs)
     bound.name = reward_name(function)
     return bound

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import math
 import time
 import urllib.error
@@ -11,6 +10,8 @@ import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any, Final
+
+from diffusion_gym.storage import json_text, parse_json
 
 _MOST_BYTES: Final = 2**24  # an answer is a few kB; this bounds what a stray server can make us read
 _TRY_AGAIN: Final = frozenset({408, 409, 425, 429})
@@ -63,10 +64,10 @@ def request_json(
         headers["Content-Type"] = "application/json"
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    data = None if body is None else json.dumps(body).encode()
+    data = None if body is None else json_text(body).encode()
     try:
         with _OPENER.open(urllib.request.Request(url, data=data, headers=headers), timeout=timeout) as answer:
-            return json.loads(answer.read(_MOST_BYTES))
+            return parse_json(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         raise RequestFailed(
             f"HTTP {error.code} {error.reason}: {_message(error)}",
@@ -91,7 +92,7 @@ def _message(error: urllib.error.HTTPError) -> str:
     except (OSError, HTTPException):
         return ""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         found = found.get("error") or found.get("detail") or found.get("message") or found
         found = found.get("message", found) if isinstance(found, dict) else found
     except (ValueError, AttributeError):

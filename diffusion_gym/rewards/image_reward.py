@@ -16,6 +16,7 @@ from torch import nn
 
 from diffusion_gym.hub import REWARD_SOURCES, located, located_file
 from diffusion_gym.hub_sources import NAMED_FILES
+from diffusion_gym.pretrained import Fingerprint, fingerprint
 from diffusion_gym.rewards.base import REWARDS
 from diffusion_gym.rewards.clip import load_tokenizer
 from diffusion_gym.rewards.preprocessing import clip_preprocessing
@@ -66,7 +67,7 @@ def image_reward(
     type_ = checked_dtype(dtype)
     file = located_file(weights, _WEIGHTS_FILE, argument="reward_kwargs['weights']")
     tokens_of = load_tokenizer(located(tokenizer, argument="reward_kwargs['tokenizer']", weights=False))
-    shared, size = _loaded(file, type_)
+    shared, size = _loaded(file, type_, fingerprint(file))
 
     def score(pixels: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         tokens = tokens_of(
@@ -119,7 +120,7 @@ class ImageRewardNetwork(nn.Module):
 
 
 @lru_cache(maxsize=2)
-def _loaded(file: str, dtype: torch.dtype) -> tuple[SharedNetwork, int]:
+def _loaded(file: str, dtype: torch.dtype, files: Fingerprint) -> tuple[SharedNetwork, int]:
     """The network in `file` and the size of the pictures that it takes."""
     from diffusion_gym.quiet import quiet
 

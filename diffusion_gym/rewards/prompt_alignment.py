@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -14,6 +15,7 @@ from diffusion_gym.rewards.base import REWARDS, RewardOutput
 from diffusion_gym.rewards.bertscore import BERTScore
 from diffusion_gym.rewards.question_answer import Counting
 from diffusion_gym.rewards.vlm import VLM, VLMError, check_vlm_options, make_vlm
+from diffusion_gym.rewards.vlm.base import without_reasoning
 
 LLAVA, DEBERTA = REWARD_SOURCES["PromptAlignment"]
 QUESTION: Final = "what is happening in this image?"  # figure 5 of the paper
@@ -38,7 +40,8 @@ class PromptAlignment:
             `LocalVLM` (`device`, `dtype`, `batch_size`, ...), and `max_tokens` of both.
 
     Attributes:
-        descriptions: the answers to the last batch; None where there was none.
+        descriptions: the answers to the last batch, without what a model says in `<think>...</think>`; None where there
+            was none.
         default_prompts: the prompt set of the mode: `animal-activities`, or `counting` with `count`.
 
     Raises:
@@ -89,7 +92,14 @@ class PromptAlignment:
             VLMError: the model gave no answer at all.
             ValueError: with `count`, a prompt that is not "n things".
         """
-        self.descriptions = self.vlm.describe(to_uint8(images), self._judge.questions(prompts))
+        said = self.vlm.describe(to_uint8(images), self._judge.questions(prompts))
+        self.descriptions = [without_reasoning(answer) for answer in said]
+        if cut := sum(answer is None for answer in self.descriptions) - sum(answer is None for answer in said):
+            warnings.warn(
+                f"vlm={self.vlm.name!r} came to no answer after its <think> for {cut} of {len(said)} pictures, which "
+                "score NaN; give it more max_tokens, or switch its reasoning off",
+                stacklevel=2,
+            )
         answered = [index for index, answer in enumerate(self.descriptions) if answer is not None]
         if not answered:
             raise VLMError(f"vlm={self.vlm.name!r} described none of {len(prompts)} pictures")

@@ -45,6 +45,7 @@ def clip_config(tokenizer: Any, *, published: bool = False) -> Any:
 def _write_clip(folder: Path, published: bool = False) -> str:
     """Write a `CLIPModel` with its tokenizer and image processor to `folder`; returns the folder."""
     from diffusion_gym.quiet import quiet
+    from diffusion_gym.storage import write_folder
 
     with quiet():
         from transformers import CLIPModel
@@ -52,7 +53,7 @@ def _write_clip(folder: Path, published: bool = False) -> str:
         from diffusion_gym.models.shapes.vocabulary import write_tokenizer
 
         config = clip_config(write_tokenizer(folder), published=published)
-        _randomised(CLIPModel(config)).save_pretrained(folder)
+        write_folder(folder, _randomised(CLIPModel(config)).save_pretrained)
     size = config.vision_config.image_size
     _write_image_processor(
         folder,
@@ -67,6 +68,7 @@ def _age(folder: Path) -> dict[str, Any]:
     """A tiny `ViTForImageClassification` of the nine age classes."""
     from diffusion_gym.quiet import quiet
     from diffusion_gym.rewards.age import AGES
+    from diffusion_gym.storage import write_folder
 
     with quiet():
         from transformers import ViTConfig, ViTForImageClassification
@@ -78,7 +80,7 @@ def _age(folder: Path) -> dict[str, Any]:
             id2label=dict(enumerate(AGES)),
             label2id={label: index for index, label in enumerate(AGES)},
         )
-        _randomised(ViTForImageClassification(config)).save_pretrained(folder)
+        write_folder(folder, _randomised(ViTForImageClassification(config)).save_pretrained)
     _write_image_processor(
         folder,
         image_processor_type="ViTImageProcessor",

@@ -30,6 +30,7 @@ def write_random_llava(folder: str | Path, *, seed: int = 0) -> Path:
         The folder.
     """
     from diffusion_gym.quiet import quiet
+    from diffusion_gym.storage import write_folder
 
     with quiet():
         from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -45,7 +46,7 @@ def write_random_llava(folder: str | Path, *, seed: int = 0) -> Path:
             chat_template=_CHAT_TEMPLATE,
         )
         torch.manual_seed(seed)
-        LlavaForConditionalGeneration(_llava_config(tokenizer)).eval().save_pretrained(folder)
+        write_folder(folder, LlavaForConditionalGeneration(_llava_config(tokenizer)).eval().save_pretrained)
         processor.save_pretrained(folder)
     return Path(folder)
 
@@ -62,6 +63,7 @@ def write_random_bert(folder: str | Path, *, seed: int = 0, max_length: int | No
         The folder.
     """
     from diffusion_gym.quiet import quiet
+    from diffusion_gym.storage import write_folder
 
     with quiet():
         from transformers import BertConfig, BertModel, BertTokenizer
@@ -80,7 +82,7 @@ def write_random_bert(folder: str | Path, *, seed: int = 0, max_length: int | No
             max_position_embeddings=64,
             initializer_range=1.0,  # so that contexts differ by more than rounding
         )
-        BertModel(config).eval().save_pretrained(folder)
+        write_folder(folder, BertModel(config).eval().save_pretrained)
         tokenizer.save_pretrained(folder)
     return Path(folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import threading
 import time
 import warnings
@@ -15,7 +15,8 @@ import torch
 
 from diffusion_gym.rewards.base import REWARDS, RewardError, RewardOutput
 from diffusion_gym.rewards.http import RequestFailed, request_json
-from diffusion_gym.rewards.server.wire import TOKEN, encode_images, read_output
+from diffusion_gym.rewards.server.wire import TOKEN, check_token, encode_images, read_output
+from diffusion_gym.rewards.tokens import token_for
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries
 _REWARD_RAISED: Final = 500  # the server answers, and would raise again
@@ -49,10 +50,13 @@ class RemoteReward:
         if timeout <= 0 or patience < 0:
             raise ValueError(f"timeout={timeout!r} must be larger than 0 and patience={patience!r} at least 0")
         self.url, self.timeout, self.patience = url.rstrip("/"), timeout, patience
-        self._token = token or os.environ.get(TOKEN) or None
+        self._token = token if token is not None else token_for(self.url, TOKEN)
+        if self._token is not None:
+            check_token(self._token, f"the token, an argument or {TOKEN},")
         self._cancelled = threading.Event()
         health = self._health()
         self.name, self.max_batch, self.max_bytes = str(health["name"]), health["max_batch"], health["max_bytes"]
+        self.max_unpacked: float = health.get("max_unpacked", math.inf)
         self.default_prompts = REWARDS.default_prompts(self.name) if self.name in REWARDS else None
 
     def __call__(
@@ -89,6 +93,9 @@ class RemoteReward:
         wanted = ("name", "max_batch", "max_bytes")
         if not isinstance(health, dict) or any(key not in health for key in wanted):
             raise RewardError(f"reward={self.url!r} is no reward server: {self.url}/health lacks {', '.join(wanted)}")
+        for key in ("max_batch", "max_bytes", "max_unpacked"):
+            if type(value := health.get(key, 1)) is not int or value < 1:
+                raise RewardError(f"reward={self.url!r} is no reward server: {self.url}/health has {key}={value!r}")
         if not health.get("authorized", True):
             raise RewardError(self._refused_token())
         return health
@@ -98,7 +105,13 @@ class RemoteReward:
     ) -> Iterator[tuple[dict[str, Any], int]]:
         """Bodies within the server's limits, and how many pictures each holds."""
         rows: list[tuple[str, str, Mapping[str, Any]]] = []
-        size = 0
+        size, unpacked = 0, images[0].numel()
+        if unpacked > self.max_unpacked:
+            raise RewardError(
+                f"reward={self.url!r} takes max_unpacked={self.max_unpacked} bytes of pictures, a single one has "
+                f"{unpacked}; start the server with a larger --max-memory"
+            )
+        most = min(self.max_batch, self.max_unpacked // unpacked)
         for row in zip(encode_images(images), prompts, metadata, strict=True):
             own = len(row[0]) + len(json.dumps(row[1:])) + 64  # the keys and commas around it
             if own > self.max_bytes:
@@ -106,7 +119,7 @@ class RemoteReward:
                     f"reward={self.url!r} takes requests of max_bytes={self.max_bytes}, a single picture has {own}; "
                     "start the server with a larger --max-bytes"
                 )
-            if rows and (len(rows) == self.max_batch or size + own > self.max_bytes):
+            if rows and (len(rows) == most or size + own > self.max_bytes):
                 yield _body(rows), len(rows)
                 rows, size = [], 0
             rows.append(row)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from diffusion_gym.hub import located
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.rewards.base import RewardOutput
 from diffusion_gym.rewards.preprocessing import Preprocessing
 
@@ -118,22 +119,14 @@ def pretrained(network_class: str, source: str, dtype: str, *, argument: str) ->
             raise FileNotFoundError(
                 f"{argument}={source!r} lacks {needed}; pass what transformers' save_pretrained wrote"
             )
-    return _loaded(network_class, folder, type_), folder
+    return _loaded(network_class, folder, type_, fingerprint(folder)), folder
 
 
 @lru_cache(maxsize=8)
-def _loaded(network_class: str, folder: str, dtype: torch.dtype) -> SharedNetwork:
-    from diffusion_gym.quiet import quiet
+def _loaded(network_class: str, folder: str, dtype: torch.dtype, files: Fingerprint) -> SharedNetwork:
+    import transformers
 
-    with quiet():
-        import transformers
-
-        network, report = getattr(transformers, network_class).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would go on with random values in their place
-        raise ValueError(f"{folder!r} lacks {len(missing)} weights of {network_class} ({missing[0]}, ...)")
+    network = load_network(getattr(transformers, network_class), folder, argument=repr(folder), use_safetensors=True)
     scales = {name: value.detach().clone() for name, value in network.named_parameters() if value.ndim == 0}
     network.to(dtype)
     for name, value in scales.items():  # a factor of all scores, such as CLIP's, keeps its digits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.images import to_float
 from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, evaluate, reward_name
 
 
@@ -29,10 +31,12 @@ class RewardWorker:
         reward: called by this thread only.
         max_batch: batches in line whose pictures have one size are scored together, up to this many pictures; 0 scores
             each batch by itself.
+        max_bytes: also up to this many bytes of their pictures; None for any number.
     """
 
-    def __init__(self, reward: Reward, max_batch: int = 0) -> None:
-        self.reward, self.max_batch = reward, max_batch
+    def __init__(self, reward: Reward, max_batch: int = 0, max_bytes: int | None = None) -> None:
+        self.reward, self.max_batch, self.max_bytes = reward, max_batch, max_bytes
+        self._since: float | None = None  # when the reward was called
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -50,13 +54,21 @@ class RewardWorker:
         """Batches in line."""
         return len(self._jobs)
 
+    @property
+    def seconds(self) -> float:
+        """How long the reward has been at what it does now; 0 when it has nothing to do."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
     def submit(
         self,
         images: torch.Tensor,
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> Future[RewardOutput]:
-        """Put a batch in line; arguments as `evaluate`.
+        """Put a batch in line; arguments as `evaluate`, and `images` may be uint8 `(N, H, W, 3)`.
+
+        Pictures of 8 bits become float when their turn comes: in line they take a quarter of the memory.
 
         Returns:
             What `evaluate` will return, or the error that it will raise.
@@ -72,6 +84,12 @@ class RewardWorker:
             self._changed.notify()
         return job.future
 
+    def withdraw(self, future: Future[RewardOutput]) -> None:
+        """Take a batch out of the line; one whose turn has come goes on."""
+        with self._changed:
+            if future.cancel():
+                self._jobs = deque(job for job in self._jobs if job.future is not future)
+
     def close(self) -> None:
         """Cancel what is in line, ask the reward to give up what it is at, and end the thread."""
         with self._changed:
@@ -80,15 +98,23 @@ class RewardWorker:
                 job.future.cancel()
             self._jobs.clear()
             self._changed.notify()
-        if callable(cancel := getattr(self.reward, "cancel", None)):
-            cancel()
-        self._thread.join(timeout=1.0)
+        cancel, pause = getattr(self.reward, "cancel", None), 0.01
+        while self._thread.is_alive() and pause < 1.0:
+            if callable(cancel):
+                cancel()  # again and again: a call that begins only now may forget what came before it
+            self._thread.join(pause)
+            pause *= 2
 
     def _work(self) -> None:
-        while jobs := self._next():
-            running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            if running:
-                self._score(running)
+        while self._work_once():
+            pass
+
+    def _work_once(self) -> bool:
+        """Score what is next; False at the end. Its own function, lest a thread that waits holds the last pictures."""
+        jobs = self._next()
+        if running := [job for job in jobs if job.future.set_running_or_notify_cancel()]:
+            self._score(running)
+        return bool(jobs)
 
     def _next(self) -> list[_Job]:
         with self._changed:
@@ -96,15 +122,16 @@ class RewardWorker:
             if self._closed:
                 return []
             jobs = [self._jobs.popleft()]
-            number = len(jobs[0].prompts)
+            number, size = len(jobs[0].prompts), jobs[0].images.nbytes
             while self._jobs and self._jobs[0].images.shape[1:] == jobs[0].images.shape[1:]:
-                number += len(self._jobs[0].prompts)
-                if number > self.max_batch:
+                number, size = number + len(self._jobs[0].prompts), size + self._jobs[0].images.nbytes
+                if number > self.max_batch or (self.max_bytes is not None and size > self.max_bytes):
                     break
                 jobs.append(self._jobs.popleft())
         return jobs
 
     def _score(self, jobs: list[_Job]) -> None:
+        self._since = time.monotonic()
         try:
             outputs = _evaluate(self.reward, jobs)
         except BaseException as error:  # whoever waits must hear of it, even of a sys.exit() in the reward
@@ -114,6 +141,8 @@ class RewardWorker:
                 for job in jobs:
                     self._score([job])
             return
+        finally:
+            self._since = None
         for job, output in zip(jobs, outputs, strict=True):
             job.future.set_result(output)
 
@@ -125,6 +154,8 @@ def _told(reward: Reward, error: BaseException) -> Exception:
 def _evaluate(reward: Reward, jobs: list[_Job]) -> list[RewardOutput]:
     """The jobs' scores, from one call of the reward."""
     images = torch.cat([job.images for job in jobs]) if len(jobs) > 1 else jobs[0].images
+    if images.dtype == torch.uint8:
+        images = to_float(images)
     prompts = [prompt for job in jobs for prompt in job.prompts]
     metadata = [entry for job in jobs for entry in job.metadata]
     # A thread begins with gradients switched on, and on the first GPU.

@@ -9,6 +9,7 @@ import torch
 
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
+from diffusion_gym.models.random_pipeline import write_random_pipeline
 from diffusion_gym.storage import save_tensors
 from run_folders import file_names
 
@@ -85,3 +86,15 @@ def test_a_checkpoint_of_another_policy_is_named(make_policy, tmp_path, trainabl
 def test_an_empty_folder_holds_no_checkpoint(make_agent, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         Checkpoints(tmp_path / "nothing").load(make_agent())
+
+
+def test_another_model_is_refused_and_changes_nothing(make_env, make_agent, perturb, tmp_path):
+    checkpoints, agent = Checkpoints(tmp_path / "run"), make_agent(make_env())
+    perturb(agent.policy)
+    checkpoints.save(agent, Progress(1, 8))
+    other = make_agent(make_env(model=str(write_random_pipeline(tmp_path / "model", seed=1))))
+    before = {name: value.clone() for name, value in other.tensors().items()}
+    with pytest.raises(ValueError, match=r"does not fit this run: model='.*model' is not as it was: .*train anew"):
+        checkpoints.load(other)
+    assert all(torch.equal(value, before[name]) for name, value in other.tensors().items())
+    assert checkpoints.load(make_agent(make_env())) == Progress(1, 8)

@@ -8,32 +8,8 @@ import sys
 
 import pytest
 
+from command_line import failure, train_arguments
 from diffusion_gym.agents.cli import main
-
-
-def train_arguments(tiny_pipeline, out, **extra):
-    options = {
-        "--env": "DiffusionDenoise-v0",
-        "--env.model": str(tiny_pipeline),
-        "--env.reward": "Compressibility",
-        "--env.num-inference-steps": 3,
-        "--env.guidance-scale": 2.0,
-        "--out": out,
-        "--total-reward-queries": 16,
-        "--samples-per-iteration": 8,
-        "--rollout-batch": 4,
-        "--agent.batch-size": 4,
-        **extra,
-    }
-    arguments = ["train", "--env.prompts", "a red circle", "two blue stars"]
-    return arguments + [str(part) for pair in options.items() for part in pair]
-
-
-def failure(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_train_eval_and_report(tiny_pipeline, tmp_path, capsys):
@@ -133,3 +109,21 @@ def test_help_explains_every_option(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "--agent.clip-range" in text and "--env.guidance-scale" in text and "--total-reward-queries" in text
+
+
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        (["--agent.lr", "1e-3"], "--agent.learning-rate"),
+        (["--lr=1e-3"], "--agent.learning-rate"),
+        (["--learning_rate", "1e-3"], "--agent.learning-rate"),
+        (["--agent.learning-rat", "1e-3"], "--agent.learning-rate"),
+        (["--guidance-scale", "3"], "--env.guidance-scale"),
+        (["--agent.guidance-scale", "3"], "--env.guidance-scale"),
+        (["--envv", "x"], "--env"),
+        (["--agent.no-cfg-training", "--agent.no-cfg-trainin"], "--agent.cfg-training"),
+    ],
+)
+def test_a_wrong_option_is_told_which_one_may_be_meant(capsys, words, meant):
+    error = failure(["train", "--env", "DiffusionDenoise-Shapes-Color", "--out", "unused", *words], capsys)
+    assert "is no option of train; did you mean" in error and re.search(rf" {re.escape(meant)}(\?| or )", error), error

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -316,7 +316,7 @@ def test_a_run_folder_from_before_these_options_is_read(tmp_path):
     settings = replace(starting_point("DiffusionDenoise-Shapes-Color-v0", "ddpo_is", None, None), out=tmp_path)
     stored = settings.to_json()
     old = {key: value for key, value in stored.items() if not key.startswith("development") and key != "track"}
-    assert len(old) == len(fields(settings)) - 4
+    assert len(old) == len(stored) - 4
     assert RunSettings.from_json(old, tmp_path) == settings
     assert RunSettings.from_json({**stored, "development_every": 7}, tmp_path).development_every == 7
 

@@ -1,5 +1,6 @@
 """What a run saves must work in plain diffusers."""
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ def states(policy):
 def load_pipeline(path):
     from diffusers import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=torch.float32)
+    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None, torch_dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -51,3 +52,16 @@ def test_a_full_pipeline_loads_in_diffusers(env, perturb, tmp_path):
     inputs = states(policy)
     torch.testing.assert_close(output(pipe.unet, inputs), output(policy.unet, inputs))
     assert len(pipe(["a red circle"], num_inference_steps=2, output_type="np").images) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_line_that_loads_a_pipeline_says_its_dtype_in_half_precision(dtype, tmp_path):
+    import diffusers
+
+    from diffusion_gym.models.random_ddpm import write_random_ddpm
+
+    env = gym.make_vec("DiffusionDenoise-v0", num_envs=1, model=str(write_random_ddpm(tmp_path / "base")), dtype=dtype)
+    line = export_policy(DenoisingPolicy.from_env(env, trainable="lora"), tmp_path / "model")
+    assert line.startswith("DDPMPipeline.from_pretrained(") and ("torch_dtype" in line) == (dtype != "float32")
+    pipe = eval(f"diffusers.{line}", {"diffusers": diffusers, "torch": torch})
+    assert pipe.unet.dtype == getattr(torch, dtype)

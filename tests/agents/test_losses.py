@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_gym.agents.losses import clipped_surrogate, kl_penalty, score_function_loss
+from diffusion_gym.agents.losses import clipped_surrogate, kl_penalty, score_function_loss, with_kl_penalty
 from diffusion_gym.agents.policy import DenoisingDistribution
+from diffusion_gym.wrappers.kl_penalty import divergence
 
 
 def surrogate(ratios, advantages, clip_range=0.1, old=-1.3):
@@ -131,7 +132,8 @@ def by_torch(gaussians, form, reduction):
         return value.flatten(1).sum(1) / (math.prod(SHAPE) if reduction == "mean" else 1)
 
     if form == "squared_log_ratio":
-        return 0.5 * (reduced(policy.log_prob(action)) - reduced(reference.log_prob(action))) ** 2
+        nats = (policy.log_prob(action) - reference.log_prob(action)).flatten(1).sum(1)
+        return reduced(0.5 * nats[:, None] ** 2)
     divergence = kl_divergence(policy, reference)
     return reduced(divergence if form == "closed_form" else divergence * 2 * std**2)
 
@@ -152,6 +154,45 @@ def test_the_divergence_per_dimension_is_the_whole_one_divided_by_their_number(g
     whole = kl_divergence(Normal(mean, std), Normal(other, std)).flatten(1).sum(1)
     torch.testing.assert_close(penalty(gaussians, "closed_form", "sum"), whole, rtol=1e-9, atol=0)
     torch.testing.assert_close(penalty(gaussians, "closed_form", "mean"), whole / 24, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(1, 2, 2), (4, 64, 64)])
+def test_the_weight_of_the_divergence_is_in_advantages_a_nat_everywhere(shape, reduction):
+    """In the loss of each form and in the reward of the wrapper, for any number of dimensions."""
+    weight, generator = 0.3, torch.Generator().manual_seed(0)
+    mean, other, noise = torch.randn(3, NUMBER, *shape, generator=generator, dtype=torch.float64)
+    std = torch.linspace(0.05, 3, NUMBER, dtype=torch.float64).view(-1, 1, 1, 1)
+    mean = (other + 1e-2 * std * mean).requires_grad_()
+    action = mean.detach() + std * noise
+    policy, reference = (DenoisingDistribution(value, std, reduction) for value in (mean, other))
+
+    class Referenced:
+        def distribution(self, observation):
+            return policy
+
+        def reference_distribution(self, observation):
+            return reference
+
+    def slope(loss):
+        return torch.autograd.grad(loss.sum(), mean, retain_graph=True)[0]
+
+    def in_the_loss(form):
+        nothing = {"loss": torch.zeros(NUMBER, dtype=torch.float64)}
+        rows = with_kl_penalty(nothing, policy, reference, action, form, weight)
+        return slope(rows["loss"]), rows["kl_penalty"]
+
+    penalties = {name: divergence(Referenced(), {}, action, name) for name in ("sampled", "exact")}
+    # Sample by sample, the score function of the wrapper's reward is the gradient of the replication's penalty.
+    of_the_reward = slope(score_function_loss(policy.log_prob(action), -weight * penalties["sampled"]))
+    of_the_loss, measured = in_the_loss("squared_log_ratio")
+    torch.testing.assert_close(of_the_loss, of_the_reward, rtol=1e-6, atol=0)
+    torch.testing.assert_close(measured, penalties["sampled"] ** 2 / 2, rtol=1e-6, atol=0)
+    # The closed form is its expectation, (mean - other) / std^2 a dimension, scaled as log-probabilities are.
+    size = math.prod(shape) if reduction == "mean" else 1
+    of_the_loss, measured = in_the_loss("closed_form")
+    torch.testing.assert_close(of_the_loss, weight * ((mean - other) / std**2).detach() / size, rtol=1e-9, atol=0)
+    torch.testing.assert_close(measured, penalties["exact"], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ def test_trained_model_loads_and_samples_in_plain_diffusers(trainable, folder, t
     result = evaluate_run(tmp_path / "run", 4, seed=1)
     assert result["kl_to_base"] > 0 and result["reward_mean"] != result["base_reward_mean"]
     assert list(result["prompts"]) == [""]
+    with pytest.raises(ValueError, match="samples=0 must be at least 1"):
+        evaluate_run(tmp_path / "run", 0, seed=1)
 
 
 @pytest.mark.parametrize("agent", ["ddpo_sf", "ddpo_iskl", "dpok", "rwr", "rwr_sparse"])

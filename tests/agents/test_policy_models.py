@@ -7,6 +7,7 @@ import torch
 
 from diffusion_gym.agents.algorithms import DDPOIS, RWR
 from diffusion_gym.envs.conformance import check_vector_env
+from diffusion_gym.models import null_embedding
 from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
 from diffusion_gym.scheduling import guide
 
@@ -80,8 +81,8 @@ def test_the_mean_is_the_guided_one_of_two_calls_of_the_network(make, make_polic
     states = rolled.states(samples, torch.full_like(samples, 1))
     x, t = states["latents"], table.network_timesteps[1].expand(NUMBER)
     calls = [
-        model.predict(policy.unet, x, t, model.embed(model.tokenize(prompts)))
-        for prompts in (rolled.prompts, [""] * NUMBER)
+        model.predict(policy.unet, x, t, embeddings)
+        for embeddings in (model.embed(model.tokenize(rolled.prompts)), null_embedding(model).expand(NUMBER, -1, -1))
     ]
     output = guide(*calls, 3.0)
     signal, noise = table.signal[1], table.noise[1]

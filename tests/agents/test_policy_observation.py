@@ -1,5 +1,8 @@
 """How the policy reads an observation: guidance, prompts, timesteps; and what it refuses."""
 
+import json
+import shutil
+
 import gymnasium as gym
 import pytest
 import torch
@@ -8,6 +11,20 @@ from diffusers import DDIMScheduler
 from diffusion_gym.agents import DenoisingPolicy
 
 TRAINABLE = ["lora", "full"]
+
+
+@pytest.fixture
+def pipeline_that_ends_at(tiny_pipeline, tmp_path):
+    """`pipeline_that_ends_at(t)`: the tiny pipeline, whose sampler visits t = 0 or 1 last."""
+
+    def written(timestep):
+        folder = shutil.copytree(tiny_pipeline, tmp_path / str(timestep))
+        config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        config |= {"timestep_spacing": ("linspace", "leading")[timestep], "set_alpha_to_one": True}
+        (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+        return folder
+
+    return written
 
 
 def observe(rolled, step=1):
@@ -104,8 +121,12 @@ def test_a_single_environment_can_be_played(make_policy, tiny_pipeline):
     ended = False
     for _ in range(3):
         assert not ended
-        batch = {key: value[None] for key, value in observation.items()}
-        observation, _, ended, _, info = env.step(policy.distribution(batch).sample()[0].numpy())
+        alone, batched = (
+            policy.distribution(states)
+            for states in (observation, {key: value[None] for key, value in observation.items()})
+        )
+        assert torch.equal(alone.mean, batched.mean) and alone.mean.shape == (1, 4, 4, 4)
+        observation, _, ended, _, info = env.step(alone.sample()[0].numpy())
     assert ended and info["image"].shape == (8, 8, 3)
 
 
@@ -118,11 +139,12 @@ def test_numpy_observations_are_read_as_tensors_are(make_env, make_policy, roll)
     assert torch.equal(found.mean, expected.mean)
 
 
-@pytest.mark.parametrize("strange", [0, 2, 999, 1000])
+@pytest.mark.parametrize("strange", [0, 2, 999, 1000, 1001, -2, -250, 10**9])
 def test_a_timestep_that_the_sampler_does_not_visit_is_named(make_env, make_policy, roll, strange):
     env = make_env()
     policy = make_policy(env)
     states = observe(roll(env, policy))
+    del states["step"]
     states["timestep"] = torch.tensor([[751], [strange], [501], [1]])
     with pytest.raises(
         ValueError, match=rf"\['timestep'\] holds \[{strange}\]; the sampler visits \[751, 501, 251, 1\]"
@@ -130,14 +152,49 @@ def test_a_timestep_that_the_sampler_does_not_visit_is_named(make_env, make_poli
         policy.distribution(states)
 
 
-def test_the_observation_of_a_finished_episode_is_refused(make_env, make_policy, roll):
-    env = make_env(autoreset_mode="Disabled")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("mode", ["Disabled", "NextStep"])
+@pytest.mark.parametrize("last_timestep", [0, 1])
+def test_a_terminal_state_is_refused_and_told_apart(
+    make_env, make_policy, pipeline_that_ends_at, mode, last_timestep, device
+):
+    env = make_env(model=str(pipeline_that_ends_at(last_timestep)), autoreset_mode=mode, device=device)
     policy = make_policy(env)
     observation, _ = env.reset(seed=0)
     for _ in range(4):
+        last = observation["timestep"]
         observation, *_ = env.step(policy.distribution(observation).sample())
-    with pytest.raises(ValueError, match="timestep"):
+    assert (last == last_timestep).all() and (observation["timestep"] == -1).all()
+    assert env.unwrapped.single_observation_space["timestep"].contains(observation["timestep"][0].cpu().numpy())
+    with pytest.raises(ValueError, match=r"holds \[-1\]; .*the episode is over"):
         policy.distribution(observation)
+
+
+def test_a_terminal_state_among_others_is_refused(make_env, make_policy):
+    env = make_env(autoreset_mode="NextStep")
+    policy = make_policy(env)
+    observation, _ = env.reset(seed=0)
+    observation, *_ = env.step(policy.distribution(observation).sample())
+    observation, _ = env.reset(options={"reset_mask": [True, False, False, False]})
+    for _ in range(3):
+        observation, *_ = env.step(policy.distribution(observation).sample())
+    assert observation["timestep"].flatten().tolist() == [1, -1, -1, -1]
+    with pytest.raises(ValueError, match=r"holds \[-1\]"):
+        policy.distribution(observation)
+    going_on = {key: value[:1] for key, value in observation.items()}
+    actions = observation["latents"].index_copy(0, torch.tensor([0]), policy.distribution(going_on).sample())
+    observation, *_ = env.step(actions)
+    assert observation["timestep"].flatten().tolist() == [-1, 751, 751, 751]
+    assert torch.equal(observation["latents"][0], actions[0])
+
+
+def test_a_step_that_is_given_takes_the_place_of_the_timestep(make_env, make_policy, roll):
+    env = make_env()
+    policy = make_policy(env)
+    states = observe(roll(env, policy))
+    assert states["step"].tolist() == [1] * 4
+    looked_up = policy.distribution({key: value for key, value in states.items() if key != "step"})
+    assert torch.equal(policy.distribution(states).mean, looked_up.mean)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.checkpoint import checksum
 from diffusion_gym.agents.trainer import Schedule, Trainer, read_metrics
 from diffusion_gym.rewards import RewardOutput
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
@@ -120,7 +121,7 @@ def test_each_part_of_a_checkpoint_matters(build, whole, tmp_path, name):
     assert {"policy", "average", "optimizer"} <= parts
     for part in sorted(parts):
         changed = {k: v * 0.5 if k.startswith(f"{part}.") and v.is_floating_point() else v for k, v in tensors.items()}
-        save_tensors(path, changed, metadata)
+        save_tensors(path, changed, metadata | {"sha256": checksum(changed, metadata["state"])})
         resumed = build(tmp_path, name)
         resumed.checkpoints.save = lambda *_: None  # the next part begins from the same checkpoint
         resumed.run(resume=True)

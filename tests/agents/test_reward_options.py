@@ -44,10 +44,11 @@ def test_values_are_json_where_they_are_json():
 
 
 def test_strict_is_the_short_form():
-    assert parse("--env.strict", "True").env_options.keywords()["reward_kwargs"] == {"strict": True}
+    others = parse().env_options.keywords()
+    assert not {"strict", "reward_kwargs"} & others.keys()
+    assert parse("--env.strict", "True").env_options.keywords() == {**others, "strict": True}  # gym.make's own
     both = parse("--env.strict", "True", "--env.reward-kwargs", "other", "1").env_options
-    assert both.keywords()["reward_kwargs"] == {"strict": True, "other": 1}
-    assert "reward_kwargs" not in parse().env_options.keywords()
+    assert both.keywords() == {**others, "strict": True, "reward_kwargs": {"other": 1}}
 
 
 def test_they_survive_config_json(tmp_path):
@@ -121,6 +122,13 @@ def test_an_option_that_is_no_more_is_named(part, name, tmp_path):
         (["Compressibility", "--host", "0.0.0.0"], "give a token with --token or DIFFUSION_GYM_REWARD_TOKEN"),
         (["Compressibility", "--max-batch", "0"], "max_batch=0 must be at least 1"),
         (["Color", "--reward-kwargs", "strickt", "true"], "strickt"),
+        (["Compressibility", "--max-memory", "1000"], "max_memory=1000 must be at least 16 * max_bytes=1073741824"),
+        (["Compressibility", "--token", ""], "the token, from --token or DIFFUSION_GYM_REWARD_TOKEN, is empty"),
+        (
+            ["not:there", "--port", "-1"],
+            "port=-1 must be 1 to 65535, or 0 for a free one",
+        ),  # before the reward is built
+        (["not:there", "--port", "70000"], "port=70000 must be 1 to 65535, or 0 for a free one"),
     ],
 )
 def test_a_mistake_in_serving_is_one_line(arguments, words, capsys, monkeypatch):
@@ -129,3 +137,11 @@ def test_a_mistake_in_serving_is_one_line(arguments, words, capsys, monkeypatch)
         main(["serve-reward", *arguments])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_an_empty_token_in_the_environment_is_refused(capsys, monkeypatch):
+    """Such as of `export DIFFUSION_GYM_REWARD_TOKEN=$(cat gone)`: everybody would be let in."""
+    monkeypatch.setenv("DIFFUSION_GYM_REWARD_TOKEN", "")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve-reward", "Compressibility"])
+    assert ended.value.code == 2 and "DIFFUSION_GYM_REWARD_TOKEN, is empty" in capsys.readouterr().err

@@ -78,7 +78,8 @@ def test_a_rollout_is_what_a_user_gets_from_the_environment(make_env, make_polic
     for step in range(4):
         assert torch.equal(observation["latents"], rolled.latents[step])
         assert observation["timestep"].flatten().tolist() == [rolled.timesteps[step]] * 3
-        distribution = policy.distribution(observation)
+        with torch.no_grad():
+            distribution = policy.distribution(observation)
         action = distribution.sample(generator)
         assert torch.equal(action, rolled.latents[step + 1])
         assert torch.equal(distribution.log_prob(action), rolled.log_probs[step])
@@ -260,6 +261,31 @@ def test_many_are_joined_in_order(make_env, make_policy):
     for sample in range(9):  # the parts of a sample stay together
         assert torch.equal(many.tokens[sample], policy.model.tokenize([many.prompts[sample]])[0])
     assert torch.equal(many.images, to_uint8(torch.cat([policy.model.decode(x) for x in many.latents[-1].split(3)])))
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_batch_of_pictures_that_are_not_finite_is_nan_among_the_others(
+    make_env, make_policy, monkeypatch, lost, background
+):
+    class Reward:
+        def __call__(self, *batch):
+            return with_components(*batch)
+
+    Reward.background = background
+    env = make_env(3, reward=Reward(), autoreset_mode="Disabled")
+    decode, calls = env.unwrapped.model.decode, []
+
+    def overflowing(latents):
+        calls.append(len(latents))
+        return decode(latents) * (torch.nan if len(calls) == lost + 1 else 1.0)
+
+    monkeypatch.setattr(env.unwrapped.model, "decode", overflowing)
+    with pytest.warns(UserWarning, match="3 of 3 pictures hold NaN"):
+        many = collect_many(env, make_policy(env), 6, (0, 1))
+    mine = torch.arange(6) // 3 == lost
+    for values in (many.rewards, many.components["red"]):
+        assert torch.equal(values.isnan(), mine)
 
 
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])

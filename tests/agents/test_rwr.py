@@ -344,10 +344,10 @@ def test_without_a_stochastic_step_only_regression_works(make_env, make, name):
         (RWR, "updates", 0, "must be larger than 0"),
         (RWR, "batch_size", 0, "must be larger than 0"),
         (RWR, "inverse_temperature", -0.1, "must be a number of at least 0"),
-        (RWR, "inverse_temperature", NAN, "must be a number of at least 0"),
+        (RWR, "inverse_temperature", NAN, "must be finite"),
         (SparseRWR, "percentile", 1.0, "must be at least 0 and less than 1"),
         (SparseRWR, "percentile", 90, "must be at least 0 and less than 1"),
-        (SparseRWR, "percentile", NAN, "must be at least 0 and less than 1"),
+        (SparseRWR, "percentile", NAN, "must be finite"),
     ],
 )
 def test_an_option_out_of_range_is_named(agent_class, name, value, message):

@@ -1,5 +1,7 @@
 """`deferred_rewards`: the scores come later, in a future."""
 
+import threading
+
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
@@ -79,3 +81,68 @@ def test_environments_that_reset_by_themselves_refuse(make_env, mode):
     with pytest.raises(ValueError, match=f"autoreset_mode='{mode.value}' gives the reward with the last step"):
         with env.deferred_rewards():
             pass
+
+
+def test_a_reward_that_still_runs_when_the_context_is_left_is_waited_for(make_env, actions):
+    """Then a second context, and a step without one: never two threads in the reward."""
+    entered, gate, inside, most = threading.Event(), threading.Event(), [], []
+
+    def slow(images, prompts, metadata):
+        inside.append(1)
+        most.append(len(inside))
+        entered.set()
+        assert gate.wait(30)
+        inside.pop()
+        return images.mean((1, 2, 3))
+
+    env = make_env(3, reward=slow, num_inference_steps=2, autoreset_mode="Disabled")
+    with env.deferred_rewards():
+        env.reset(seed=0)
+        play(env, actions)
+        assert entered.wait(30)
+    with env.deferred_rewards() as scores:
+        env.reset(seed=0)
+        play(env, actions)
+        threading.Timer(0.2, gate.set).start()
+        assert scores[0].result(30).scores.all()
+    env.reset(seed=0)
+    assert play(env, actions)[1].all()
+    assert most == [1, 1, 1]
+
+
+def test_a_reward_that_writes_into_its_pictures_leaves_the_recorded_ones(make_env, actions):
+    def writing(images, prompts, metadata):
+        images.zero_()
+        return torch.ones(len(images))
+
+    recorded = []
+    for reward in (scored, writing):
+        env = make_env(3, reward=reward, num_inference_steps=2, autoreset_mode="Disabled")
+        env.reset(seed=0)
+        recorded.append(play(env, actions)[-1]["image"])
+        with env.deferred_rewards() as scores:
+            env.reset(seed=0)
+            recorded.append(play(env, actions)[-1]["image"])
+            scores[0].result(30)
+    assert recorded[0].any() and all(torch.equal(images, recorded[0]) for images in recorded[1:])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_autoencoder_that_overflows_pays_nan(make_env, actions, monkeypatch, value):
+    env = make_env(3, reward=scored, num_inference_steps=2, autoreset_mode="Disabled")
+    env.reset(seed=0)
+    _, wanted, *_ = play(env, actions)
+    decode = env.unwrapped.model.vae.decode
+
+    def overflowing(latents, return_dict):
+        (images,) = decode(latents, return_dict=return_dict)
+        images = images.clone()
+        images[1, :, 2, 2] = value
+        return (images,)
+
+    monkeypatch.setattr(env.unwrapped.model.vae, "decode", overflowing)
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="1 of 3 pictures hold NaN"):
+        _, rewards, _, _, infos = play(env, actions)
+    assert rewards[1].isnan() and infos["reward_components"]["red"][1].isnan()
+    assert torch.equal(rewards[[0, 2]], wanted[[0, 2]])

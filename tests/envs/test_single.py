@@ -100,8 +100,22 @@ def test_step_before_reset_and_after_the_end_is_refused(make, play):
 def test_bad_action_is_refused(make, action):
     env = make().unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="action"):
+    with pytest.raises(ValueError, match="action") as caught:
         env.step(action)
+    assert "(1, 4, 4, 4)" not in str(caught.value).partition(";")[2]
+
+
+@pytest.mark.parametrize(
+    "options", [{"latents": np.zeros((1, 4, 4))}, {"latents": "noise"}, {"prompt": ["a", "b"]}, {"prompt": 5}], ids=str
+)
+def test_a_refused_reset_speaks_of_one_env_and_changes_nothing(make, play, options):
+    env, plain = make(), make()
+    for each in (env, plain):
+        each.reset(seed=3)
+    with pytest.raises(ValueError, match=r"options\[.* (give \(4, 4, 4\)|must be a string)$"):
+        env.reset(seed=9, options=options)
+    assert env.unwrapped.np_random_seed == 3
+    np.testing.assert_array_equal(env.reset()[0]["latents"], plain.reset()[0]["latents"])
 
 
 def test_action_may_be_a_tensor(make):
@@ -132,10 +146,11 @@ def test_render_gives_the_picture_of_the_present_latents(make, play):
     assert (first != info["image"]).any()
 
 
-def test_render_without_a_mode_is_none(make):
+def test_render_without_a_mode_is_none_and_says_so(make):
     env = make().unwrapped
     env.reset(seed=0)
-    assert env.render() is None
+    with pytest.warns(UserWarning, match="render_mode='rgb_array'"):
+        assert env.render() is None
 
 
 def test_closed_env_is_refused(make):

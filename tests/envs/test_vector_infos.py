@@ -63,7 +63,8 @@ def test_render_decodes_the_present_latents(make_env):
 
 
 def test_render_needs_a_mode_and_a_reset(make_env):
-    assert make_env(2).render() is None
+    with pytest.warns(UserWarning, match="without a render mode gives None"):
+        assert make_env(2).render() is None
     with pytest.raises(gym.error.ResetNeeded, match="reset"):
         make_env(2, render_mode="rgb_array").render()
 

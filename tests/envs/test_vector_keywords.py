@@ -1,9 +1,15 @@
 """Keywords of the vector environment: what they are by default, where they go, and which are refused."""
 
+import inspect
+from dataclasses import fields
+
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from diffusion_gym.agents.settings import EnvOptions
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models.random_pipeline import write_random_pipeline
 
 BAD_KEYWORDS = {
@@ -70,6 +76,28 @@ def test_steps_may_be_nearly_as_many_as_the_schedule_has(make_env):
 def test_cheap_checks_come_before_the_model(make_env):
     with pytest.raises(ValueError, match="eta=2"):
         make_env(model="no-one/has-this", eta=2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("dtype", "fp16"), ("output", "jax")])
+def test_they_come_before_any_weights_the_rewards_included(make_env, name, value):
+    with pytest.raises(ValueError, match=f"{name}='{value}'"):
+        make_env(model="no-one/has-this", reward="Aesthetic", **{name: value})
+
+
+def test_what_the_command_line_calls_env_is_a_keyword():
+    known = inspect.signature(DenoisingVectorEnv.__init__).parameters.keys() | {e.name for e in fields(SamplerConfig)}
+    assert {entry.name for entry in fields(EnvOptions)} <= known
+
+
+def test_strict_is_the_rewards_keyword(make_env):
+    assert make_env(1, model="Shapes", reward="Color", strict=True).unwrapped.reward.strict
+    given = {"model": "Shapes", "reward": "Color", "reward_kwargs": {"strict": True}}
+    assert make_env(1, strict=True, **given).unwrapped.reward.strict
+    with pytest.raises(ValueError, match=r"strict=False contradicts reward_kwargs\['strict'\]=True"):
+        make_env(1, strict=False, **given)
+    with pytest.raises(TypeError, match="reward='Compressibility': reward_kwargs='strict'"):
+        make_env(1, reward="Compressibility", strict=True)
 
 
 def test_keywords_reach_the_sampler(make_env):

@@ -45,6 +45,50 @@ def test_prompts_given_one_each_follow_the_reset_mask(env):
     assert list(info["prompt"]) == [before["prompt"][0], "two circles", before["prompt"][2]]
 
 
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"options": {"latents": np.zeros((4, 4, 5))}},
+        {"options": {"latents": np.full(SHAPE, np.nan)}},
+        {"options": {"latents": "noise"}},
+        {"options": {"latents": [[1.0], [1.0, 2.0]]}},
+        {"options": {"prompt": ["one"]}},
+        {"options": {"prompt": ["one", "two", 3]}},
+        {"options": {"prompt": "half a character \ud800"}},
+        {"options": {"reset_mask": np.zeros(3, bool)}},
+        {"options": {"prompt": "a red star", "promt": "a star"}},
+        {"options": {"prompt": "a red star", "latents": np.zeros(3)}},
+        {"options": {"prompt": "a red star"}, "seed": [1, 2]},
+        {"seed": [1, -2, 3]},
+    ],
+    ids=str,
+)
+def test_a_refused_reset_changes_nothing(make_env, play, refused, output):
+    """The episode, its prompts, the reward that sees them, and what is drawn after it."""
+    seen = []
+
+    def reward(images, prompts, metadata):
+        seen.append(list(prompts))
+        return images.mean((1, 2, 3))
+
+    env, plain = (make_env(3, reward=reward, output=output, autoreset_mode="SameStep") for _ in range(2))
+    play(env, steps=1), play(plain, steps=1)
+    with pytest.raises(ValueError, match="options|seed"):
+        env.reset(**{"seed": 9, **refused})
+    for _ in range(5):
+        actions = np.zeros((3, *SHAPE), np.float32)
+        (observation, rewards, *_, infos), (wanted, wanted_rewards, *_, wanted_infos) = (
+            env.step(actions),
+            plain.step(actions),
+        )
+        for key in wanted:
+            np.testing.assert_array_equal(observation[key], wanted[key])
+        np.testing.assert_array_equal(rewards, wanted_rewards)
+        assert list(infos["prompt"]) == list(wanted_infos["prompt"])
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
 @pytest.mark.parametrize("prompt", [5, ["a", "b"], ["a"], ["a", "b", 3], []])
 def test_prompts_of_wrong_kind_or_number_are_refused(env, prompt):
     with pytest.raises(ValueError, match=r"options\['prompt'\]="):
@@ -104,7 +148,7 @@ def test_reset_mask_may_be_a_tensor(env):
     assert info["_prompt"].tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("seed", [1.5, "abc", -1, [1, 2], [1, 2, "3"], [1, 2, -3], {1, 2, 3}])
+@pytest.mark.parametrize("seed", [1.5, "abc", -1, [1, 2], [1, 2, "3"], [1, 2, -3], {1, 2, 3}, np.array(4)])
 def test_bad_seed_is_refused(env, seed):
     with pytest.raises(ValueError, match="seed="):
         env.reset(seed=seed)
@@ -114,6 +158,19 @@ def test_seeds_may_be_numpy_integers(env):
     wanted, _ = env.reset(seed=4)
     for seed in (np.int64(4), np.array([4, 5, 6])):
         np.testing.assert_array_equal(env.reset(seed=seed)[0]["latents"], wanted["latents"])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int64])
+def test_numpy_integers_do_not_wrap(env, kind):
+    most = np.iinfo(kind).max
+    wanted, _ = env.reset(seed=int(most))
+    np.testing.assert_array_equal(env.reset(seed=kind(most))[0]["latents"], wanted["latents"])
+    assert (env.reset(seed=[0] * 3)[0]["latents"][1] != wanted["latents"][1]).any()
+
+
+def test_the_number_of_envs_may_be_a_small_numpy_integer(make_env):
+    env = make_env(np.uint8(200))
+    assert type(env.num_envs) is int and env.reset(seed=0)[0]["latents"].shape == (200, *SHAPE)
 
 
 def test_a_seed_of_none_in_a_list_goes_on(env):

@@ -20,11 +20,11 @@ def env(make_env):
 # --- actions ---------------------------------------------------------------------------------------------------------
 
 
-def test_timesteps_descend_to_zero(env):
+def test_timesteps_descend_and_the_last_state_has_one_of_its_own(env):
     seen = [env.reset(seed=0)[0]["timestep"]]
     seen += [env.step(zeros(env))[0]["timestep"] for _ in range(4)]
     table = env.unwrapped.step_table.timesteps.tolist()
-    np.testing.assert_array_equal(np.stack(seen), np.tile(np.reshape([*table, 0], (5, 1, 1)), (3, 1)))
+    np.testing.assert_array_equal(np.stack(seen), np.tile(np.reshape([*table, -1], (5, 1, 1)), (3, 1)))
     assert table == sorted(table, reverse=True)
 
 
@@ -69,16 +69,55 @@ def test_refused_actions_leave_the_episode_as_it_was(env, actions, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_actions_that_are_not_finite_name_their_env_and_need_a_reset(env, value):
-    env.reset(seed=0)
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("taken", range(5))
+def test_actions_that_are_not_finite_name_their_env_and_change_nothing(make_env, play, mode, value, taken):
+    """At every step, the last and the one that resets included: the same episode goes on as if never refused."""
+    env, plain = (make_env(3, output="numpy", autoreset_mode=mode) for _ in range(2))
+    taken = min(taken, 3) if mode is AutoresetMode.DISABLED else taken
+    play(env, steps=taken), play(plain, steps=taken)
     actions = zeros(env)
     actions[1, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=r"NaN or infinite values in env \[1\]; reset before going on"):
+    if mode is AutoresetMode.NEXT_STEP and taken == 4:  # a reset, whatever the actions
+        env.step(actions), plain.step(zeros(env))
+    with pytest.raises(ValueError, match=r"NaN or infinite values in env \[1\]; no env was stepped"):
+        env.step(actions)
+    for _ in range(4 - taken if mode is AutoresetMode.DISABLED else 5):
+        (observation, rewards, *_), (wanted, wanted_rewards, *_) = env.step(zeros(env)), plain.step(zeros(env))
+        for key in wanted:
+            np.testing.assert_array_equal(observation[key], wanted[key])
+        np.testing.assert_array_equal(rewards, wanted_rewards)
+
+
+def test_a_refused_last_action_and_a_masked_reset_leave_the_others_their_step(env):
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(zeros(env))
+    actions = zeros(env)
+    actions[0] = np.nan
+    with pytest.raises(ValueError, match=r"in env \[0\]"):
+        env.step(actions)
+    env.reset(options={"reset_mask": np.array([True, False, False])})
+    _, rewards, terminations, *_ = env.step(zeros(env))
+    assert terminations.tolist() == [False, True, True] and (rewards[1:] != 0).all()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_actions_that_are_not_finite_are_refused_at_the_end_and_need_a_reset(make_env):
+    env = make_env(2, device="cuda", autoreset_mode="Disabled")
+    env.reset(seed=0)
+    actions = torch.zeros(2, *SHAPE, device="cuda")
+    env.step(torch.full_like(actions, torch.nan).index_fill(0, torch.tensor([0], device="cuda"), 0.0))
+    for _ in range(2):
+        env.step(actions)
+    with pytest.raises(
+        ValueError, match=r"in env \[1\]; no env was stepped: reset env \[1\], whose earlier actions did"
+    ):
         env.step(actions)
     with pytest.raises(gym.error.ResetNeeded):
-        env.step(zeros(env))
-    env.reset(options={"reset_mask": np.array([False, True, False])})
-    env.step(zeros(env))
+        env.step(actions)
+    env.reset(options={"reset_mask": np.array([False, True])})
+    assert env.step(actions)[2].tolist() == [True, False]
 
 
 def test_gradients_do_not_enter_the_environment(make_env):

@@ -103,13 +103,13 @@ def ascent(agent, rolled, advantages, pairs=None, reduction="mean"):
 
 
 def penalties(policy, pretrained, states, actions, form):
-    """The KL penalty of each transition, `(M,)`; log-probabilities are means over dimensions."""
+    """The KL penalty of each transition, `(M,)`, in nats a dimension."""
     ours = policy.distribution(states)
     with torch.no_grad():
         reference = pretrained.distribution(states)
     ours, reference = Normal(ours.mean, ours.std), Normal(reference.mean, reference.std)
     if form == "squared_log_ratio":
-        ratio = ours.log_prob(actions).flatten(1).mean(1) - reference.log_prob(actions).flatten(1).mean(1)
-        return ratio**2 / 2
+        ratio = ours.log_prob(actions).flatten(1).sum(1) - reference.log_prob(actions).flatten(1).sum(1)
+        return ratio**2 / 2 / actions[0].numel()
     divergence = kl_divergence(ours, reference)
     return (divergence if form == "closed_form" else divergence * 2 * ours.stddev**2).flatten(1).mean(1)

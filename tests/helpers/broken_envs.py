@@ -301,7 +301,9 @@ class ReusesItsBuffer(DenoisingVectorEnv):
 class ReusesItsInfo(DenoisingVectorEnv):
     def _with_masks(self, infos, mask):
         if "prompt" in infos:
-            infos = {**infos, "prompt": self._prompts}
+            self._told = getattr(self, "_told", infos["prompt"])
+            self._told[:] = infos["prompt"]
+            infos = {**infos, "prompt": self._told}
         return super()._with_masks(infos, mask)
 
 

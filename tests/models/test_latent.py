@@ -21,7 +21,7 @@ def mean_brightness(images, prompts, metadata):
 def pipeline_pictures(path, start, guidance, eta, steps, seed):
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         PROMPTS,

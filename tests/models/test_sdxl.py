@@ -88,14 +88,17 @@ def test_embeddings_are_those_of_the_pipeline(model, pipe):
 @pytest.mark.parametrize("zeros", [True, False])
 @torch.no_grad()
 def test_the_empty_prompt_is_that_of_the_pipeline(tmp_path, zeros):
-    """Among other prompts as well, each of which stays what it is."""
+    """What guidance pushes away from is; a prompt that is empty stays what the encoders make of it."""
     folder = write_random_sdxl(tmp_path, force_zeros_for_empty_prompt=zeros)
     model, pipe = load_model(str(folder), "cpu", "float32"), load_pipeline(folder)
     hidden, empty, pooled, empty_pooled = pipe.encode_prompt(PROMPTS[:1])
     assert bool((empty == 0).all()) is zeros
-    found = unpack_pooled(model.embed(model.tokenize([PROMPTS[0], ""])), pooled.shape[1])
+    found = unpack_pooled(torch.cat([model.embed(model.tokenize(PROMPTS[:1])), model.embed_null()]), pooled.shape[1])
     torch.testing.assert_close(found[0], torch.cat([hidden, empty]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1], torch.cat([pooled, empty_pooled]), rtol=1e-5, atol=1e-5)
+    hidden, _, pooled, _ = pipe.encode_prompt([""])
+    found = unpack_pooled(model.embed(model.tokenize([""])), pooled.shape[1])
+    torch.testing.assert_close(found, (hidden, pooled), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

@@ -24,7 +24,7 @@ def model():
 def test_plain_diffusers_loads_and_samples_it():
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pictures = pipe(["a red circle"] * 8, num_inference_steps=10, guidance_scale=3.0, eta=1.0, output_type="np").images
     assert pictures.shape == (8, 32, 32, 3)

@@ -10,6 +10,7 @@ import torch
 from diffusion_gym.rewards import REWARDS, RewardError, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.remote import RemoteReward
 from diffusion_gym.rewards.server.wire import TOKEN
+from diffusion_gym.rewards.worker import RewardWorker
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c"]
@@ -71,6 +72,43 @@ def scored(*scores, **more):
     return 200, {"scores": list(scores), "info": {}, **more}, {}
 
 
+# --- pictures that are not finite ------------------------------------------------------------------------------
+
+
+def test_pictures_that_are_not_finite_are_not_sent_and_score_nan(stub):
+    server = stub()
+    reward, images = make_reward(server.url), IMAGES.clone()
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.warns(UserWarning, match="1 of 3 pictures hold NaN"):
+        scores = evaluate(reward, images, ["a", "bb", "ccc"]).scores
+    assert [request["prompts"] for request in server.requests] == [["a", "ccc"]]
+    assert scores.isnan().tolist() == [False, True, False] and scores[[0, 2]].tolist() == [1, 3]
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        reward(images, PROMPTS, [{}] * 3)
+
+
+def test_a_worker_that_is_closed_just_before_the_call_ends_it(stub, monkeypatch):
+    """`cancel` comes between the worker taking the batch and the call's first line."""
+    server = stub(answers=[(503, {"detail": "busy"}, {})])
+    reward, entered, cancelled = RemoteReward(server.url, patience=600.0), threading.Event(), threading.Event()
+    clear = reward._cancelled.clear
+
+    def late():
+        entered.set()
+        assert cancelled.wait(30)
+        clear()
+
+    monkeypatch.setattr(reward._cancelled, "clear", late)
+    cancel = reward.cancel
+    monkeypatch.setattr(reward, "cancel", lambda: (cancel(), cancelled.set()))
+    worker = RewardWorker(reward)
+    future = worker.submit(IMAGES, PROMPTS)
+    assert entered.wait(30)
+    worker.close()
+    with pytest.raises(RewardError, match="given up before it answered"):
+        future.result(1.5)
+
+
 # --- finding the server ----------------------------------------------------------------------------------------
 
 
@@ -95,6 +133,19 @@ def test_nobody_there_names_the_command():
 def test_another_service_there_is_named(stub, health):
     with pytest.raises(RewardError, match="is no reward server"):
         RemoteReward(stub(health).url)
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_batch", "64"), ("max_bytes", 0), ("max_unpacked", True)])
+def test_limits_that_are_none_are_named(stub, key, value):
+    with pytest.raises(RewardError, match=f"is no reward server: .*/health has {key}={value!r}"):
+        RemoteReward(stub({**HEALTH, key: value}).url)
+
+
+@pytest.mark.parametrize(("token", "words"), [("", "is empty"), ("a\nb", "cannot carry"), ("€", "cannot carry")])
+def test_a_token_that_cannot_be_sent_is_refused(stub, token, words):
+    with pytest.raises(ValueError, match=f"the token, an argument or {TOKEN}, .*{words}") as refused:
+        RemoteReward(stub().url, token=token)
+    assert not token or token not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://user:secret@host:80"])
@@ -152,6 +203,15 @@ def test_requests_are_no_larger_than_the_server_takes(stub):
     assert max(sizes) <= 1000 and len(sizes) > 1
     with pytest.raises(RewardError, match=r"max_bytes=1000, a single picture has \d+; .* --max-bytes"):
         evaluate(RemoteReward(server.url), torch.rand(1, 3, 32, 32), ["a"])
+
+
+def test_requests_unpack_to_no_more_than_the_server_takes(stub):
+    server = stub({**HEALTH, "max_unpacked": 2 * 3 * 8 * 8 + 1})
+    output = evaluate(RemoteReward(server.url), IMAGES[:1].repeat(5, 1, 1, 1), ["1", "22", "333", "4444", "55555"])
+    assert output.scores.tolist() == [1, 2, 3, 4, 5]
+    assert [len(request["images"]) for request in server.requests] == [2, 2, 1]
+    with pytest.raises(RewardError, match=r"max_unpacked=385 .*a single one has 768; .* --max-memory"):
+        evaluate(RemoteReward(server.url), torch.rand(1, 3, 16, 16), ["a"])
 
 
 @pytest.mark.parametrize("answer", [{}, {"scores": [1], "info": {}}, "text"])

@@ -1,6 +1,8 @@
 """The thread that owns a reward: order, merging, errors and its end."""
 
 import threading
+import time
+import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -111,6 +113,29 @@ def test_closing_cancels_what_waits_and_what_runs(start, reward):
         worker.submit(images(1, 2), ["third"])
 
 
+def test_closing_reaches_a_call_that_begins_only_then_and_forgets_what_came_before():
+    entered, first, cancelled = threading.Event(), threading.Event(), threading.Event()
+
+    class Forgetful:
+        def __call__(self, images, prompts, metadata):
+            entered.set()
+            assert first.wait(30)  # `cancel` comes just before the call's first line, as it were
+            cancelled.clear()
+            assert cancelled.wait(30)
+            raise RuntimeError("given up")
+
+        def cancel(self):
+            cancelled.set()
+            first.set()
+
+    worker = RewardWorker(Forgetful())
+    future = worker.submit(images(1, 0), ["first"])
+    assert entered.wait(30)
+    worker.close()
+    with pytest.raises(RewardError, match="given up"):
+        future.result(1.5)
+
+
 def test_a_cancelled_batch_is_not_scored(start, reward):
     worker, _ = start()
     second, third = (worker.submit(images(1, seed), [str(seed)]) for seed in (1, 2))
@@ -118,3 +143,53 @@ def test_a_cancelled_batch_is_not_scored(start, reward):
     reward.gate.set()
     third.result(30)
     assert reward.calls == [["first"], ["2"]]
+
+
+def test_a_batch_that_is_withdrawn_leaves_the_line(start, reward):
+    worker, first = start()
+    second, third = (worker.submit(images(1, seed), [str(seed)]) for seed in (1, 2))
+    worker.withdraw(second)
+    assert second.cancelled() and worker.waiting == 1
+    worker.withdraw(first)  # its turn has come
+    reward.gate.set()
+    assert first.result(30) and third.result(30)
+    assert reward.calls == [["first"], ["2"]]
+
+
+def test_waiting_batches_are_merged_up_to_the_most_bytes(reward):
+    worker = RewardWorker(reward, max_batch=8, max_bytes=2 * 3 * 4 * 4)
+    pictures = [torch.full((1, 4, 4, 3), 51 * seed, dtype=torch.uint8) for seed in range(4)]
+    first = worker.submit(pictures[0], ["first"])
+    assert reward.entered.wait(30)
+    futures = [worker.submit(picture, [str(seed)]) for seed, picture in enumerate(pictures)]
+    reward.gate.set()
+    scores = [future.result(30).scores.item() for future in futures]
+    worker.close()
+    assert scores == pytest.approx([0, 0.2, 0.4, 0.6]) and first.done()  # pictures of 8 bits are scored as float
+    assert reward.calls == [["first"], ["0", "1"], ["2", "3"]]
+
+
+def test_it_says_how_long_the_reward_has_been_at_it(start, reward):
+    worker, first = start()
+    while worker.seconds < 0.05:
+        assert not first.done()
+    reward.gate.set()
+    first.result(30)
+    deadline = time.monotonic() + 30
+    while worker.seconds and time.monotonic() < deadline:
+        pass
+    assert worker.seconds == 0
+
+
+def test_a_thread_that_waits_holds_no_pictures(start, reward):
+    worker, first = start()
+    given = images(1, 1)
+    gone = weakref.ref(given)
+    second = worker.submit(given, ["second"])
+    del given
+    reward.gate.set()
+    second.result(30)
+    deadline = time.monotonic() + 30
+    while gone() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gone() is None

@@ -56,7 +56,8 @@ def _verdicts(comparisons: Sequence[Mapping[str, Any]], figures: Figures) -> Htm
     rows = [("", _verdict_cells(entry)) for entry in comparisons]
     text = (
         "Better or worse is said only where the interval of the paired differences excludes 0 and p, by sign flips "
-        "and adjusted for the number of pairs, is at most 0.05. Runs are paired by their seed, which sets the noise."
+        "and adjusted for the number of pairs, is at most 0.05. Runs are paired by their seed, which sets the noise. "
+        "The interval of few runs is too narrow, which p is not; of tied differences it may even end at its estimate."
     )
     flat = [
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.results import Record, Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, mean
 from diffusion_gym.agents.benchmark.summary import summary_json
-from diffusion_gym.storage import tensors_metadata
+from diffusion_gym.storage import parse_json, tensors_metadata
 
 _SERIES = 8  # colours of the page's style
 
@@ -36,7 +35,7 @@ class Samples:
     @property
     def prompts(self) -> list[str]:
         """The prompts of the samples."""
-        found: list[str] = json.loads(tensors_metadata(self.path)["prompts"])
+        found: list[str] = parse_json(tensors_metadata(self.path)["prompts"])
         return found
 
     def tensor(self, name: str) -> torch.Tensor | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from diffusion_gym.agents.benchmark.cells import file_name as agent_name
+from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.reporting.drawing import Drawing
 from diffusion_gym.agents.reporting.markup import Html, element, join
 from diffusion_gym.storage import write_bytes, write_text
@@ -73,5 +75,12 @@ def links(*names: str) -> Html:
 
 
 def file_name(name: str) -> str:
-    """A name without what separates folders or drives, as the run folders write it."""
-    return name.replace(":", ".").replace("/", ".").replace("\\", ".")
+    """A name that was made of those of agents and tasks, as the run folders write it.
+
+    Raises:
+        ValueError: it could name a file elsewhere.
+    """
+    found = agent_name(name)
+    for part in found.split("--"):
+        check_name("figure", part)
+    return found

@@ -5,6 +5,7 @@ Run `python -m diffusion_gym.models.shapes.build --help`. Stopped at any point, 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.latent import LatentModel
+from diffusion_gym.models.saving import export_pipeline, rename_weights
 from diffusion_gym.models.shapes import SAMPLER_DEFAULTS, WEIGHTS
 from diffusion_gym.models.shapes.autoencoder import encode, reconstruct, train_autoencoder
 from diffusion_gym.models.shapes.data import make_pictures
@@ -24,6 +26,7 @@ from diffusion_gym.models.shapes.measure import rate_table, success_rates, write
 from diffusion_gym.models.shapes.networks import make_scheduler
 from diffusion_gym.models.shapes.vocabulary import write_tokenizer
 from diffusion_gym.rewards import evaluate, make_reward
+from diffusion_gym.storage import load_tensors, read_json, save_tensors, tensors_metadata, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class BuildConfig:
     """Steps of the denoiser between two quick looks at the success rates."""
     samples: int = 256
     """Samples a family behind each number of the model card."""
+    convert: bool = False
+    """Train nothing: store the text encoder that is in `out` as an export of today does."""
 
 
 def export(
@@ -61,11 +66,14 @@ def export(
     weights: dict[str, torch.Tensor],
     tokenizer: CLIPTokenizer,
 ) -> None:
-    """Write a `StableDiffusionPipeline` directory in float16, the UNet and text encoder taken from `weights`."""
+    """Write a `StableDiffusionPipeline` directory in float16, the UNet and text encoder taken from `weights`.
+
+    The text encoder is rounded to float16 too, and stored as `store_text_encoder` says.
+    """
     now = {key: value.clone() for key, value in networks.state_dict().items()}
     networks.load_state_dict(weights)
     half = nn.ModuleDict({"vae": vae, **networks}).to(torch.float16)
-    StableDiffusionPipeline(
+    pipeline = StableDiffusionPipeline(
         vae=half["vae"],
         text_encoder=half["text"],
         tokenizer=tokenizer,
@@ -74,10 +82,26 @@ def export(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    export_pipeline(folder, pipeline)
     write_tokenizer(folder / "tokenizer")
+    store_text_encoder(folder)
     half.to(torch.float32)
     networks.load_state_dict(now)
+
+
+def store_text_encoder(folder: Path) -> None:
+    """Rewrite the text encoder of a pipeline as float32, under the names that all versions of transformers read.
+
+    Diffusers loads its own networks as float32 whatever their files hold; transformers keeps the files' type, and a
+    text encoder in float16 would then not fit the UNet in a plain `from_pretrained`.
+    """
+    part = folder / "text_encoder"
+    path, config = part / "model.safetensors", part / "config.json"
+    tensors = {name: tensor.float() for name, tensor in load_tensors(path).items()}
+    save_tensors(path, tensors, tensors_metadata(path))
+    write_json(config, {**read_json(config), "dtype": "float32"})
+    rename_weights(part)
 
 
 def load(folder: Path, device: torch.device) -> LatentModel:
@@ -87,6 +111,11 @@ def load(folder: Path, device: torch.device) -> LatentModel:
 
 def main(config: BuildConfig) -> None:
     """Run all stages."""
+    if config.convert:
+        store_text_encoder(config.out)
+        card = config.out / "README.md"
+        write_text(card, re.sub(r"(?m)^\| size \|.*$", f"| size | {_size(config.out)} |", card.read_text("utf-8")))
+        return
     torch.set_num_threads(config.threads)
     device = torch.device(config.device)
     captions, pictures = make_pictures(config.pictures, config.seed)
@@ -132,15 +161,19 @@ def _autoencoder_quality(vae: AutoencoderKL, config: BuildConfig, device: torch.
     )
 
 
+def _size(folder: Path) -> str:
+    megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    return f"{megabytes:.1f} MB of safetensors: float16, the text encoder float32"
+
+
 def _write_card(config: BuildConfig, device: torch.device, quality: str) -> None:
     model = load(config.out, device)
     settings = [(1.0, 20), (3.0, 10), (3.0, 20), (3.0, 50), (5.0, 20)]
     sizes = {"UNet": model.unet, "text encoder": model.text_encoder, "autoencoder": model.vae}
     parts = [f"{name} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for name, net in sizes.items()]
-    megabytes = sum(file.stat().st_size for file in config.out.rglob("*.safetensors")) / 1e6
     facts = {
         "parameters": ", ".join(parts),
-        "size": f"{megabytes:.1f} MB, float16 safetensors",
+        "size": _size(config.out),
         "training set": f"{config.pictures} pictures of 32x32, seed {config.seed}",
         "autoencoder": f"{config.autoencoder_steps} steps of 16; reconstructions of 1,024 fresh pictures: {quality}",
         "denoiser": f"{config.denoiser_steps} steps of 32, in the phases of `denoiser.py`; averaged weights",

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diffusion_gym.registry import unknown_name
+from diffusion_gym.registry import WrongKeyword, unknown_name
 from diffusion_gym.rewards.vlm.base import VLM, VLMError
 from diffusion_gym.rewards.vlm.cache import CachedVLM
 from diffusion_gym.rewards.vlm.chat import ChatVLM
@@ -43,12 +43,12 @@ def check_vlm_options(source: str | VLM, options: Mapping[str, Any], others: Ite
     """
     if not isinstance(source, str):
         if options:
-            raise TypeError(f"reward_kwargs={options!r} go with the vlm's name or URL, not with a VLM object")
+            raise WrongKeyword(f"reward_kwargs={options!r} go with the vlm's name or URL, not with a VLM object")
         return
     own = list(inspect.signature(_kind(source)).parameters)[1:]
     for option in options:
         if option not in own:
-            raise TypeError(f"with vlm={source!r}: " + unknown_name("reward_kwargs", option, [*others, *own]))
+            raise WrongKeyword(f"with vlm={source!r}: " + unknown_name("reward_kwargs", option, [*others, *own]))
 
 
 def _kind(source: str) -> type[ChatVLM] | type[LocalVLM]:

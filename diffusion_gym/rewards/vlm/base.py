@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
@@ -12,6 +13,20 @@ from diffusion_gym.rewards.base import RewardError
 
 class VLMError(RewardError):
     """A vision-language model gave no answer."""
+
+
+_REASONING: Final = re.compile(r"<think>.*?</think>|\A(?:(?!<think>).)*</think>|<think>.*", re.DOTALL | re.IGNORECASE)
+
+
+def without_reasoning(answer: str | None) -> str | None:
+    """What a model answered after it has thought aloud; None where it came to no answer.
+
+    A chat template may hold the first `<think>`, so that the answer begins within; an answer that ends within was cut
+    off.
+    """
+    if answer is None or "think>" not in answer.lower():
+        return answer
+    return _REASONING.sub("", answer).strip() or None
 
 
 class VLM(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import random
 import threading
 import warnings
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_gym.rewards.http import RequestFailed, request_json
+from diffusion_gym.rewards.tokens import token_for
 from diffusion_gym.rewards.vlm.base import VLMError
 
 API_KEY: Final = "DIFFUSION_GYM_VLM_API_KEY"
@@ -70,7 +70,7 @@ class ChatVLM:
         if image_format not in ("png", "jpeg"):
             raise ValueError(f"image_format={image_format!r} must be png or jpeg")
         self.url = url.rstrip("/") if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
-        self._key = api_key or os.environ.get(API_KEY) or None
+        self._key = api_key or token_for(self.url, API_KEY)
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.max_tokens, self.image_format = max_tokens, image_format
         self.concurrency = concurrency

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.devices import device_called
 from diffusion_gym.hub import located
+from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,7 +30,7 @@ class LocalVLM:
 
     Raises:
         FileNotFoundError: the model's files are not here and cannot be fetched.
-        ValueError: an unknown dtype, or a number below 1.
+        ValueError: an unknown dtype, a device that is not here, or a number below 1.
     """
 
     remote = False
@@ -46,16 +48,19 @@ class LocalVLM:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
         if batch_size < 1 or max_tokens < 1:
             raise ValueError(f"batch_size={batch_size!r} and max_tokens={max_tokens!r} must be at least 1")
+        if device is not None:
+            device_called(device)
         self.device, self.dtype = device, dtype
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.name = f"{source} ({dtype}, {max_tokens} tokens)"
         self.folder = located(source, argument="vlm")
+        self._files = fingerprint(self.folder)
 
     def describe(self, pictures: torch.Tensor, questions: Sequence[str]) -> list[str | None]:
         """Answer one question a picture; see `VLM.describe`."""
         device = torch.device(self.device or pictures.device)
         dtype = self.dtype or ("float32" if device.type == "cpu" else "float16")
-        model = _load(self.folder, device, dtype)
+        model = _load(self.folder, device, dtype, self._files)
         answers: list[str | None] = []
         for start in range(0, len(questions), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -78,7 +83,8 @@ class _Loaded:
         self.processor.tokenizer.padding_side = "left"  # the answer follows the question's last token
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=_DTYPES[dtype])
+        kind = AutoModelForImageTextToText
+        model = load_network(kind, folder, argument=f"vlm={folder!r}", dtype=_DTYPES[dtype])
         self.model: Any = model.to(device).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -103,6 +109,6 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, device: torch.device, dtype: str) -> _Loaded:
+def _load(folder: str, device: torch.device, dtype: str, files: Fingerprint) -> _Loaded:
     with quiet():
         return _Loaded(folder, device, dtype)

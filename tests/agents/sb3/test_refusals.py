@@ -18,6 +18,7 @@ from diffusion_gym.agents.sb3 import (
     ddpo_sf,
     policy_kwargs,
 )
+from diffusion_gym.envs.spaces import make_spaces
 
 T = 3
 
@@ -33,7 +34,7 @@ def test_policy_needs_a_denoising_environment(make_env, ddpo):
     with pytest.raises(ValueError, match="is not that of a denoising environment, which CFGUNetPolicy needs"):
         PPO("CFGUNetPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="policy_kwargs has no 'model'; pass policy_kwargs="):
-        PPO("CFGUNetPolicy", SB3VecEnv(make_env(2)))
+        CFGUNetPolicy(*make_spaces(make_env(2).unwrapped.model), lambda left: 1e-3)
     for make in (ddpo_is, ddpo_sf, ddpo):
         with pytest.raises(ValueError, match="is no denoising environment; make one with gym.make"):
             make(gym.make("Pendulum-v1"))

@@ -75,7 +75,7 @@ def test_accelerate_launch_equals_one_process(launch, arguments, alone, tmp_path
 @pytest.mark.slow
 def test_accelerate_launch_ends_when_one_process_fails(launch, arguments, alone, rewards_folder, tmp_path):
     code, output = ended(launch(arguments(tmp_path / "run", reward="Broken", checkpoint_every=10), 2))
-    assert time.time() - (rewards_folder / "failed").stat().st_mtime < 30
+    assert time.time() - (rewards_folder / "failed").stat().st_mtime < 120
     assert code != 0
     reason = "reward='reward' raised ConnectionError: reward server gone"
     assert output.count(f"error: process 1 of 2 failed: RewardError: {reason}") == 1
@@ -126,7 +126,7 @@ def test_a_launched_run_is_resumed(launch, arguments, alone, paired, tmp_path, a
 @pytest.mark.slow
 def test_a_killed_process_ends_all(launch, arguments, alone, rewards_folder, tmp_path):
     code, output = ended(launch(arguments(tmp_path / "run", reward="Killed"), 2))
-    assert time.time() - (rewards_folder / "failed").stat().st_mtime < 30
+    assert time.time() - (rewards_folder / "failed").stat().st_mtime < 120
     assert code != 0 and "Signal 9 (SIGKILL) received" in output
     assert_kept(tmp_path / "run", alone(agent="ddpo_is"))
 

@@ -42,7 +42,7 @@ def test_wrong_options(make):
     algorithm = ddpo_sf(env)
     with pytest.raises(ValueError, match="episodes=0"):
         TrajectoryCollector(algorithm, env, 0)
-    with pytest.raises(ValueError, match="env has sampler="):
+    with pytest.raises(ValueError, match=r"guidance_scale=2.0 of the environment is 5.0 in the policy"):
         TrajectoryCollector(algorithm, make(2, guidance_scale=2.0), 2)
     with pytest.raises(ValueError, match="autoreset_mode"):
         TrajectoryCollector(algorithm, make(2, autoreset_mode="SameStep"), 2)

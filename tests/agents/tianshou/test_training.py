@@ -148,3 +148,25 @@ def test_the_page_runs(tmp_path, monkeypatch):
     assert (tmp_path / "run.safetensors").exists() and (tmp_path / "model").is_dir()
     for target in re.findall(r"\]\(([^)#]+)", page):
         assert target.startswith("http") or (ROOT / "docs" / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"guidance_scale": 2.0}, "guidance_scale=2.0 of the environment is 5.0 in"),
+        ({"eta": 0.5}, "eta=0.5 of the environment is 1.0 in"),
+        ({"sampler": "ddpm"}, "sampler='ddpm' of the environment is 'ddim' in"),
+    ],
+)
+def test_a_file_is_not_loaded_for_another_model_or_sampler(make, exact_end_pipeline, tmp_path, other, message):
+    path = save(ddpo_sf(make(2)), tmp_path / "weights.safetensors")
+    for different, expected in ((other, message), ({"model": str(exact_end_pipeline)}, "another model")):
+        algorithm = ddpo_sf(make(2, **different))
+        before = {name: value.clone() for name, value in algorithm.policy.denoising.trainable_parameters().items()}
+        with pytest.raises(ValueError, match=expected):
+            load(algorithm, path)
+        with pytest.raises(ValueError, match=expected):
+            TrajectoryCollector(ddpo_sf(make(2)), make(2, **different), 2)
+        after = algorithm.policy.denoising.trainable_parameters()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+    load(ddpo_sf(make(2)), path)

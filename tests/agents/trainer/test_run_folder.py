@@ -30,7 +30,7 @@ def test_the_metrics(make_trainer):
     assert [record["reward_queries"] for record in records] == [8, 16, 24]
     expected = {"iteration", "reward_queries", "reward_mean", "reward_std", "red_mean", "seconds", "rollout_seconds"}
     expected |= {"images_per_second", "loss", "clip_fraction", "approx_kl", "grad_norm", "learning_rate"}
-    expected |= {"updates", "samples_dropped"}
+    expected |= {"updates", "updates_skipped", "samples_dropped"}
     for record in records:
         assert record.keys() == expected
         assert all(math.isfinite(value) for value in record.values())

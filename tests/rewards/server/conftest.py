@@ -20,7 +20,7 @@ STEERED = '''
 
 
     def steered(images, prompts, metadata):
-        """Brightness. "hold NAME" makes the file "at NAME" and waits for NAME; "raise", "nan" and "inf" do so."""
+        """Brightness. "hold NAME" makes the file "at NAME" and waits; "raise", "nan", "inf" and "open FILE" do so."""
         lives = Path("lives")  # the server kills itself at the call that this file counts down to
         if lives.exists():
             lives.write_text(str(int(lives.read_text()) - 1))
@@ -29,6 +29,8 @@ STEERED = '''
         for prompt in prompts:
             if prompt == "raise":
                 raise ValueError("this prompt is not to be scored")
+            if prompt.startswith("open "):
+                Path(prompt.removeprefix("open ")).open()
             if prompt.startswith("hold "):
                 Path(prompt.replace("hold ", "at ")).touch()
                 while not Path(prompt.removeprefix("hold ")).exists():

@@ -4,10 +4,13 @@ import base64
 import http.client
 import io
 import json
+import re
+import struct
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,8 +20,9 @@ from PIL import Image
 
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import REWARDS, RewardOutput
-from diffusion_gym.rewards.server.app import Limits, serve
-from diffusion_gym.rewards.server.wire import encode_images, read_output, read_request, write_output
+from diffusion_gym.rewards.server.app import make_app, serve
+from diffusion_gym.rewards.server.limits import Limits
+from diffusion_gym.rewards.server.wire import BadRequest, encode_images, read_output, read_request, write_output
 
 TOKEN = "a long secret"
 LIMITS = {"max_batch": 8, "max_queue": 4, "max_bytes": 100_000}
@@ -36,7 +40,9 @@ def ask(server):
 
     def send(path, body=None, token=TOKEN):
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         request = urllib.request.Request(server.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -116,6 +122,19 @@ def test_without_the_token_nothing_is_scored(ask, token):
     assert status == 401 and "DIFFUSION_GYM_REWARD_TOKEN" in found["detail"]
 
 
+def header(width, height, bits=8):
+    return struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+
+
+def raw_png(width=8, bits=8, more=()):
+    """A black PNG by hand, with more chunks after its first."""
+    pixels = zlib.compress(bytes(8 * (1 + 3 * width * bits // 8)))
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in [(b"IHDR", header(width, 8, bits)), *more, (b"IDAT", pixels), (b"IEND", b"")]:
+        data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return base64.b64encode(data).decode()
+
+
 GOOD = png(picture(0))
 GARBAGE = {
     "no json": (b"\x80\x04pickle", 400, "not JSON"),
@@ -133,11 +152,28 @@ GARBAGE = {
     "no png": ({"images": [base64.b64encode(b"GIF89a").decode()], "prompts": ["a"]}, 422, r"images\[0\] is no PNG"),
     "a jpeg": ({"images": [png(picture(0), format="JPEG")], "prompts": ["a"]}, 422, "is no PNG"),
     "half a png": (
-        {"images": [GOOD, png(picture(1, (64, 64)))[:4000]], "prompts": ["a", "b"]},
+        {"images": [png(picture(1, (64, 64))), png(picture(2, (64, 64)))[:4000]], "prompts": ["a", "b"]},
         422,
         r"images\[1\] is no intact PNG",
     ),
     "with alpha": ({"images": [png(picture(0), "RGBA")], "prompts": ["a"]}, 422, "mode RGBA; convert it to 8-bit RGB"),
+    "16 bits": (
+        {"images": [raw_png(bits=16)], "prompts": ["a"]},
+        422,
+        "16-bit PNG of mode RGB; convert it to 8-bit RGB",
+    ),
+    "gray": ({"images": [png(picture(0), "L")], "prompts": ["a"]}, 422, "mode L; convert it to 8-bit RGB"),
+    "two headers": ({"images": [raw_png(more=[(b"IHDR", header(9, 9))])], "prompts": ["a"]}, 422, "no intact PNG"),
+    "a transparent color": ({"images": [raw_png(more=[(b"tRNS", b"\0" * 6)])], "prompts": ["a"]}, 422, "a transparent"),
+    "animated": ({"images": [raw_png(more=[(b"acTL", b"\0" * 8)])], "prompts": ["a"]}, 422, "holds an animation"),
+    "many chunks": (
+        {"images": [raw_png(more=[(b"prVt", b"")] * 5000)], "prompts": ["a"]},
+        422,
+        "more than 4096 chunks",
+    ),
+    "no pixels": ({"images": [raw_png(width=0)], "prompts": ["a"]}, 422, "does not begin with its size"),
+    "no end": ({"images": [GOOD[:44]], "prompts": ["a"]}, 422, "no intact PNG"),
+    "other letters": ({"images": ["é" * 60], "prompts": ["a"]}, 422, "is not base64"),
     "two sizes": ({"images": [GOOD, png(picture(0, (8, 16)))], "prompts": ["a", "b"]}, 422, "one size"),
     "a bomb": (
         {"images": [png(np.zeros((3000, 3000, 3), np.uint8))], "prompts": ["a"]},
@@ -149,12 +185,29 @@ GARBAGE = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 def test_garbage_is_refused_in_words(ask, name):
-    import re
-
     body, status, words = GARBAGE[name]
     got, found, _ = ask("/score", body)
     assert got == status and re.search(words, found["detail"])
     assert ask("/health")[1]["held"] == 0
+
+
+def test_what_a_png_holds_beside_its_pixels_is_left_unread(ask):
+    """A private chunk, and a text that would unpack to 64 MB."""
+    text = b"k\0\0" + zlib.compress(bytes(2**26))
+    status, found, _ = ask("/score", {"images": [raw_png(more=[(b"prVt", b"x"), (b"zTXt", text)])], "prompts": ["a"]})
+    assert status == 200 and found["scores"] == [0.0]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_what_a_web_page_can_post_is_refused(server, kind):
+    """A page of another site may send these without asking; for JSON a browser asks first, and gets a 405."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
+    with pytest.raises(urllib.error.HTTPError, match="415") as refused:
+        data = json.dumps(request("a")).encode()
+        urllib.request.urlopen(urllib.request.Request(server.url + "/score", data, headers), timeout=60)
+    assert "application/json" in json.load(refused.value)["detail"]
+    with pytest.raises(urllib.error.HTTPError, match="405"):
+        urllib.request.urlopen(urllib.request.Request(server.url + "/score", method="OPTIONS"), timeout=60)
 
 
 def test_a_body_over_the_limit_is_refused(ask):
@@ -166,7 +219,8 @@ def test_a_body_over_the_limit_without_its_length_is_refused(server):
     """Chunked transfer: nothing says beforehand how long it will be."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
     chunks = (b"x" * 10_000 for _ in range(11))
-    connection.request("POST", "/score", chunks, {"Authorization": f"Bearer {TOKEN}"}, encode_chunked=True)
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request("POST", "/score", chunks, headers, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
 
@@ -224,10 +278,32 @@ def test_a_taken_port_is_named(server):
         serve(REWARDS["Compressibility"](), host="127.0.0.1", port=port)
 
 
-@pytest.mark.parametrize("name", ["max_batch", "max_queue", "max_bytes"])
-def test_limits_are_checked(name):
-    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
-        Limits(**{name: 0})
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", vars(Limits()))
+def test_limits_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be at least .* and finite"):
+        Limits(**{name: value})
+
+
+def test_memory_has_room_for_several_requests():
+    with pytest.raises(ValueError, match=r"max_memory=100 must be at least 16 \* max_bytes=800"):
+        Limits(max_bytes=50, max_memory=100)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(ValueError, match=f"port={port} must be 1 to 65535, or 0 for a free one"):
+        serve(REWARDS["Compressibility"](), host="127.0.0.1", port=port)
+
+
+@pytest.mark.parametrize(
+    ("token", "words"), [("", "is empty"), (" ", "cannot carry"), ("a\nb", "cannot carry"), ("é", "cannot")]
+)
+def test_a_token_that_protects_nothing_is_refused(token, words):
+    with pytest.raises(ValueError, match=words):
+        serve(REWARDS["Compressibility"](), host="127.0.0.1", port=0, token=token)
+    with pytest.raises(ValueError, match=words):
+        make_app(REWARDS["Compressibility"](), token=token)
 
 
 # --- the wire --------------------------------------------------------------------------------------------------
@@ -240,7 +316,13 @@ def test_pictures_travel_without_loss():
         decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         np.testing.assert_array_equal(decoded, expected)
     body = json.dumps({"images": texts, "prompts": ["a", "b", "c"]}).encode()
-    assert torch.equal(read_request(body, 8).pictures, to_uint8(images))
+    assert torch.equal(read_request(body, 8).unpack(), to_uint8(images))
+
+
+@pytest.mark.parametrize("body", [b"[" + b"[]," * 2**17 + b"0]", b'{"a":' * 2**17, b"[" * 2**18])
+def test_a_body_that_would_grow_in_memory_is_refused_unread(body):
+    with pytest.raises(BadRequest, match="more than 131072 commas, colons and brackets"):
+        read_request(body, 8)
 
 
 def test_numbers_travel_without_loss():
@@ -263,7 +345,8 @@ def test_the_server_ends_on_a_signal(start_server):
 
     def score():
         data = json.dumps(request("hold late")).encode()
-        with urllib.request.urlopen(server.url + "/score", data, timeout=60) as answer:
+        asked = urllib.request.Request(server.url + "/score", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             found.append(answer.status)
 
     thread = threading.Thread(target=score)

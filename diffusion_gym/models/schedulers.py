@@ -1,0 +1,145 @@
+"""The scheduler of a pipeline's folder: the DDIM or Euler scheduler that takes its place, and its step table."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
+from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
+
+# The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
+_VARIANCE_PRESERVING: Final = (
+    *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
+    *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
+    *("SASolverScheduler", "LCMScheduler", "TCDScheduler"),
+)
+_FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+_FLOW_SOLVERS: Final = (
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
+    *("UniPCMultistepScheduler", "SASolverScheduler"),
+)
+
+
+def read_scheduler(model: str, folder: str, part: str, index: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config as its class has it: fields that the file lacks have the defaults of that class.
+
+    Args:
+        model: what the model is called.
+        folder: the pipeline's folder.
+        part: the scheduler's sub-folder, or `""`.
+        index: what `model_index.json` says; it names the class, under whose name `_class_name` the config comes.
+
+    Raises:
+        ValueError: there is no such config, or it holds no JSON object.
+    """
+    config = read_config(model, Path(folder, part, "scheduler_config.json"))
+    named = (index.get("scheduler") or (None, None))[1] or config.get("_class_name")
+    kind = getattr(diffusers, named, None) if isinstance(named, str) else None
+    parameters = {} if kind is None else inspect.signature(kind.__init__).parameters
+    defaults = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+    return {**defaults, **config, "_class_name": named}
+
+
+def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = False) -> DDIMScheduler:
+    """DDIM in the place of a variance-preserving model's own scheduler.
+
+    A scheduler without `clip_sample`, as most are, clamps nothing. DDIM's own default would clamp x0.
+
+    Args:
+        model: what the model is called.
+        config: of any scheduler with betas, complete, as `read_scheduler` has it.
+        clamps: what a config without `clip_sample` means.
+
+    Raises:
+        ValueError: the scheduler is of another kind; or a field of it has a value that DDIM cannot honour.
+    """
+    if (kind := config.get("_class_name")) not in _VARIANCE_PRESERVING or "beta_schedule" not in config:
+        raise ValueError(
+            f"model={model!r}: its scheduler, {kind}, has no betas; use a model with a scheduler such as "
+            f"{', '.join(_VARIANCE_PRESERVING)}"
+        )
+    check_fields(model, "scheduler_config.json", config, VARIANCE_PRESERVING, complete=True)
+    own = _fields_of(DDIMScheduler, config)
+    if "variance_type" in config:  # which DDPM reads, where it is the sampler
+        own["variance_type"] = config["variance_type"]
+    return DDIMScheduler.from_config({"clip_sample": clamps, **own})
+
+
+def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
+    """Euler's method in the place of a flow-matching model's own scheduler.
+
+    Args:
+        model: what the model is called.
+        config: complete, as `read_scheduler` has it.
+
+    Raises:
+        ValueError: the scheduler is of another kind; or a field of it has a value that the sampler cannot honour.
+    """
+    kind = config.get("_class_name")
+    if kind in _FLOW:
+        check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
+        return FlowMatchEulerDiscreteScheduler.from_config(_fields_of(FlowMatchEulerDiscreteScheduler, config))
+    if kind not in _FLOW_SOLVERS or not config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"model={model!r}: its scheduler, {kind}, is none of a flow; use a model with a scheduler such as "
+            f"{', '.join(_FLOW)}"
+        )
+    check_fields(model, "scheduler_config.json", config, FLOW_SOLVER, complete=True)
+    # `flow_shift` is what these call the shift; the pipeline's dynamic one ends at 1.16 where the config does not say.
+    own = {**_fields_of(FlowMatchEulerDiscreteScheduler, config), "shift": config["flow_shift"], "max_shift": 1.16}
+    return FlowMatchEulerDiscreteScheduler.from_config(own)
+
+
+def _fields_of(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that a scheduler class of diffusers reads."""
+    known = {*inspect.signature(kind.__init__).parameters, "_class_name"}
+    return {name: value for name, value in config.items() if name in known}
+
+
+def stated(scheduler: Any) -> dict[str, Any]:
+    """The config of a diffusers scheduler, every value of which counts when another scheduler is made of it.
+
+    Diffusers notes the fields that were not given, and `from_config` then passes over their values, even those that
+    a pipeline has corrected since.
+    """
+    return {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+
+
+def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> StepTable:
+    """Step table of a scheduler config, float64.
+
+    Args:
+        scheduler_config: of a `DDIMScheduler`, complete, as `stated` has it.
+        config: the sampler.
+
+    Raises:
+        ValueError: T is larger than the schedule; or a step's mean is infinite.
+    """
+    scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
+    total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
+    most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
+    if steps > most:
+        raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {most}")
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps.to(torch.int64).cpu()[:steps]  # `trailing` can round to one more
+    schedule = NoiseSchedule(
+        alpha_bar=scheduler.alphas_cumprod.double(),
+        final_alpha_bar=float(getattr(scheduler, "final_alpha_cumprod", 1.0)),
+        prediction=scheduler.config.prediction_type,
+        clip_x0=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
+        variance="fixed_large" if scheduler.config.get("variance_type") == "fixed_large" else "fixed_small",
+    )
+    if config.sampler == "ddpm":
+        previous = torch.cat([timesteps[1:], torch.tensor([-1])])
+        return ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
+    return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
