@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _COMMANDS[name](rest)
     except KeyboardInterrupt:
         _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
+    except BrokenPipeError:  # whoever reads what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except _mistakes() as error:
         _fail(None if _told_elsewhere(error) else _words(error), 2)
     except Exception as error:
@@ -310,7 +313,8 @@ _OURS: Final = (
     "to the maintainers, with these lines and the command."
 )
 _STOPPED: Final = {
-    "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint",
+    "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint of the run's "
+    "folder, or begins anew where there is none yet; without a folder run the same command again",
     "bench": "stopped; the same command goes on from the last measurement of each run",
     "serve-reward": "stopped",
 }

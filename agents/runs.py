@@ -202,6 +202,11 @@ def _begin(trainer: Trainer, settings: RunSettings) -> None:
     processes, failure = trainer.processes, None
     if settings.resume and not _killed_early(trainer):
         trainer.restore(older=settings.resume_from_older)
+        had, total = trainer.done.reward_queries, settings.total_reward_queries
+        if total + settings.samples_per_iteration <= had:
+            raise ValueError(
+                f"total_reward_queries={total} is less than the {had} that the run has had; give more of them"
+            )
     if processes.main:
         try:
             if not settings.resume:

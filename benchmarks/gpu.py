@@ -57,8 +57,14 @@ class RunOptions:
     """Python of TRL's virtual environment; without it `peers` has no rows of TRL's."""
     work: Path = ROOT / "build" / "gpu"
     """Where pipelines and the trained run are written."""
-    records: Path = RECORDS
-    """Where the records go."""
+    records: Path | None = None
+    """Where the records go; by default docs/results/gpu for exact shapes on a GPU, else a folder in `--work`."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the records."""
+        measures = self.scale == "exact" and self.device.startswith("cuda")
+        return self.records or (RECORDS if measures else self.work / f"records-{self.scale}-{self.device}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def rows(part: str, options: RunOptions) -> dict[str, Row]:
 def measure_rows(options: PartOptions) -> None:
     """Measure the rows of a part one after another; each is a record as soon as it is there."""
     for name, row in rows(options.part, options).items():
-        if _is_done(options.records / f"{options.part}--{name}.json"):
+        if _is_done(options.folder / f"{options.part}--{name}.json"):
             continue
         try:
             found = measure(replace(row, model=str(_pipeline(row.model, options))))
@@ -122,7 +128,7 @@ def measure_rows(options: PartOptions) -> None:
             memory = isinstance(error, torch.OutOfMemoryError)
             found = {"error": _OUT_OF_MEMORY if memory else f"{type(error).__name__}: {error}".splitlines()[0][:300]}
         record = {"part": options.part, "name": name, **asdict(row), **found}
-        write_json(options.records / f"{options.part}--{name}.json", record)
+        write_json(options.folder / f"{options.part}--{name}.json", record)
         print(" | ".join(_cells(record)), flush=True)
 
 
@@ -168,7 +174,7 @@ def run_peers(options: PartOptions) -> None:
     flags = ("--precision", "bf16" if exact else "no", "--device", options.device, "--trainables", "lora")
     trl = ("--trl", str(options.trl)) if options.trl else ()
     script = ROOT / "benchmarks" / "peers" / "compare.py"
-    records = options.records / "peers"
+    records = options.folder / "peers"
     command = [sys.executable, str(script), "run", "--pipeline", str(pipeline), "--records", str(records), *sizes]
     subprocess.run([*command, *flags, "--threads", "4", *trl], check=True)
     _write(options, "turns", {"programs": len(list(records.glob("*.json")))})
@@ -212,7 +218,7 @@ def run_shapes(options: PartOptions) -> None:
 def _write(options: PartOptions, name: str, found: Mapping[str, Any]) -> None:
     card = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     write_json(
-        options.records / f"{options.part}--{name}.json", {"part": options.part, "name": name, "card": card, **found}
+        options.folder / f"{options.part}--{name}.json", {"part": options.part, "name": name, "card": card, **found}
     )
 
 
@@ -244,11 +250,11 @@ def run(options: RunOptions) -> None:
     end = time.monotonic() + options.seconds
     for part in options.parts:
         names = _RESULTS.get(part) or rows(part, options)
-        if all(_is_done(options.records / f"{part}--{name}.json") for name in names):
+        if all(_is_done(options.folder / f"{part}--{name}.json") for name in names):
             continue
         left, began = end - time.monotonic(), time.monotonic()
         how = "no time was left" if left < 10 else _in_process(PartOptions(**{**asdict(options), "part": part}), left)
-        print(f"\n## {part}: {how} ({time.monotonic() - began:.0f} s)\n\n{table(part, options.records)}\n", flush=True)
+        print(f"\n## {part}: {how} ({time.monotonic() - began:.0f} s)\n\n{table(part, options.folder)}\n", flush=True)
 
 
 def _in_process(options: PartOptions, left: float) -> str:
@@ -288,9 +294,15 @@ def _is_done(path: Path) -> bool:
 
 
 def page(options: PageOptions) -> None:
-    """Write the tables between the page's markers; without records it says that nothing was measured."""
-    parts = [(name, table(name, options.records)) for name in PARTS]
+    """Write the tables between the page's markers; without records it says that nothing was measured.
+
+    Raises:
+        SystemExit: the records are not of a GPU.
+    """
     cards = sorted({read_json(path).get("card") or "" for path in options.records.glob("*.json")} - {""})
+    if "CPU" in cards:
+        raise SystemExit(f"error: records={str(options.records)!r} are of a CPU; the page is for those of a GPU")
+    parts = [(name, table(name, options.records)) for name in PARTS]
     shown = [f"### {_TITLES[name]}\n\n{text}" for name, text in parts if text]
     text = (
         "\n\n".join([f"Card: {', '.join(cards)}.", *shown]) if shown else "Not measured yet: no CUDA GPU was at hand."

@@ -85,6 +85,18 @@ def test_everything_runs_end_to_end(options, capfd):
     assert all(script.table(name, options.records) for name in script.PARTS)
 
 
+def test_a_trial_has_records_of_its_own_and_no_page(tmp_path):
+    exact = script.RunOptions(work=tmp_path)
+    assert exact.folder == script.RECORDS
+    assert {replace(exact, scale="tiny").folder, replace(exact, device="cpu").folder}.isdisjoint({script.RECORDS})
+    write_json(tmp_path / "tests--tests.json", {"card": "CPU", "tests": 1})
+    page = tmp_path / "page.md"
+    page.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
+    with pytest.raises(SystemExit, match="of a CPU"):
+        script.page(script.PageOptions(records=tmp_path, page=page))
+    assert page.read_text() == "<!-- gpu -->\n<!-- /gpu -->\n"
+
+
 @pytest.mark.parametrize("given", [{"device": "cuda"}, {"parts": ("lora", "flux")}])
 def test_what_is_not_there_is_refused_before_anything_runs(options, given, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
