@@ -56,7 +56,7 @@ def test_a_full_disk_ends_all(train, tmp_path):
 
     results = train(2, tmp_path / "run", before=fill)
     assert codes(results) == [2, 2]
-    assert "error: [Errno 28] No space left on device" in results[0]["err"]
+    assert "error: the system: No space left on device" in results[0]["err"]
     assert results[1]["err"] == ""  # the main process has said it
 
 
