@@ -238,15 +238,12 @@ def collect_many(
         raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
     if env.num_envs % group_size:
         raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
-    states = (len(policy.table) + 1) * number // (processes or Processes()).count
-    require_memory(
-        f"number={number} trajectories",
-        states * math.prod(policy.model.latent_shape),
-        policy.device,
-        "lower samples_per_iteration, or the samples of an evaluation",
-    )
+    shared = processes or Processes()
+    size = (len(policy.table) + 1) * number // shared.count * math.prod(policy.model.latent_shape)
+    remedy = "lower samples_per_iteration, or the samples of an evaluation"
+    require_memory(f"number={number} trajectories", size, policy.device, remedy)
     parts: list[Trajectories] = []
-    batches = list(_batches(env, number, seed_path, group_size, processes or Processes()))
+    batches = list(_batches(env, number, seed_path, group_size, shared))
     whole = isinstance(env, OneStepVectorEnv) or len(batches) < 2
     # One tensor for all batches: joining them later would hold every latent twice.
     stored = {} if whole else _storage(policy, len(batches) * env.num_envs)

@@ -259,14 +259,9 @@ def run(options: RunOptions) -> None:
 
 def _in_process(options: PartOptions, left: float) -> str:
     """Run a part in a process of its own; what became of it."""
-    given = json.dumps(
-        {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, __file__, "part", "--json", json.dumps(asdict(options), default=str)]
     try:
-        code = subprocess.run(
-            [sys.executable, __file__, "part", "--json", given], timeout=left, env=environment
-        ).returncode
+        code = subprocess.run(command, timeout=left, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode
     except subprocess.TimeoutExpired:
         return "cut off"
     return "done" if code == 0 else f"ended with {code}"

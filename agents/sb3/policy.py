@@ -123,15 +123,14 @@ class CFGUNetPolicy(ActorCriticPolicy):
                 "does not do; use bf16 or bfloat16"
             )
         kind: Any = getattr(torch.optim, optimizer_class) if isinstance(optimizer_class, str) else optimizer_class
-        if optimizer_kwargs is None:
-            optimizer_kwargs = dict(_ADAMW) if kind is torch.optim.AdamW else {}
+        default = dict(_ADAMW) if kind is torch.optim.AdamW else {}
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
             features_extractor_class=_NoFeatures,
             optimizer_class=kind,
-            optimizer_kwargs=optimizer_kwargs,
+            optimizer_kwargs=default if optimizer_kwargs is None else optimizer_kwargs,
             normalize_images=False,
         )
         self.micro_batch_size = micro_batch_size
