@@ -77,7 +77,10 @@ def assert_same(found, expected):
     """Up to the rounding of sums that are taken in another order."""
     assert found.checkpoints == expected.checkpoints
     for ours, theirs in zip(found.rows, expected.rows, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+        # A loss is a sum of terms that nearly cancel, so that the order of its sum shows more.
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-6)
+        others = [{name: value for name, value in row.items() if name != "loss"} for row in (ours, theirs)]
+        assert others[0] == pytest.approx(others[1], rel=1e-4, abs=1e-6)
         assert ours["reward_mean"] == pytest.approx(theirs["reward_mean"], abs=1e-6)
     for key in ("reward_mean", "reward_std", "red_mean"):  # sampled with weights that have seen no sum yet
         assert found.rows[0][key] == expected.rows[0][key]
