@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,7 +19,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def checked(schema: type[T] | Any, value: Any, where: str, remedy: str) -> T:
+def checked(schema: type[T], value: Any, where: str, remedy: str) -> T:
     """`value`, of parsed JSON or TOML, as `schema` declares it.
 
     Args:
@@ -39,7 +37,7 @@ def checked(schema: type[T] | Any, value: Any, where: str, remedy: str) -> T:
         raise ValueError(f"{where}: {_complaint(error)}; {remedy}") from None
 
 
-def read_checked(schema: type[T] | Any, path: str | Path, remedy: str) -> T:
+def read_checked(schema: type[T], path: str | Path, remedy: str) -> T:
     """The JSON file at `path` as `schema` declares it; see `checked`.
 
     Raises:
@@ -48,7 +46,7 @@ def read_checked(schema: type[T] | Any, path: str | Path, remedy: str) -> T:
     return checked(schema, read_json(path), str(path), remedy)
 
 
-def parse_checked(schema: type[T] | Any, text: str | bytes, where: str, remedy: str) -> T:
+def parse_checked(schema: type[T], text: str | bytes, where: str, remedy: str) -> T:
     """A JSON text as `schema` declares it; see `checked`.
 
     Raises:
@@ -61,9 +59,11 @@ def parse_checked(schema: type[T] | Any, text: str | bytes, where: str, remedy: 
     return checked(schema, value, where, remedy)
 
 
-@cache
-def _adapter(schema: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(schema, config=None if isinstance(schema, type) and issubclass(schema, BaseModel) else _STRICT)
+def _adapter(schema: type[T]) -> TypeAdapter[T]:
+    if schema not in _ADAPTERS:
+        own = isinstance(schema, type) and issubclass(schema, BaseModel)
+        _ADAPTERS[schema] = TypeAdapter(schema, config=None if own else _STRICT)
+    return _ADAPTERS[schema]
 
 
 def _complaint(error: ValidationError) -> str:
@@ -82,3 +82,4 @@ def _complaint(error: ValidationError) -> str:
 
 
 _STRICT: Final = ConfigDict(strict=True, allow_inf_nan=False)
+_ADAPTERS: Final[dict[Any, TypeAdapter[Any]]] = {}
