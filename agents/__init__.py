@@ -1,5 +1,6 @@
 """Policies and learning algorithms for the denoising environments."""
 
-from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy
+from diffusion_gym.agents.distribution import DenoisingDistribution
+from diffusion_gym.agents.policy import DenoisingPolicy
 
 __all__ = ["DenoisingDistribution", "DenoisingPolicy"]

@@ -1,14 +1,33 @@
-"""What the adapters of Stable-Baselines3 and Tianshou share: layers of an environment, infos, the steps that train."""
+"""What the adapters of Stable-Baselines3 and Tianshou share: DDPO's settings, environments, refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 
-SINGLE_SPACES: Final = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+from diffusion_gym.agents.identity import Identity, identity
+from diffusion_gym.agents.optimization import OptimizerOptions
+from diffusion_gym.agents.policy import DenoisingPolicy, denoising_env
+from diffusion_gym.envs.spaces import make_spaces
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.models import DenoisingModel
+
+# DDPO in the words of actor-critic libraries; each line says why.
+ACTOR_CRITIC: Final = {
+    "gamma": 1.0,  # the return is the reward of the picture, at every step of it
+    "gae_lambda": 1.0,  # with gamma 1 and values of 0 the advantage is that return: A_t = r
+    "vf_coef": 0.0,  # DDPO has no value function
+    "ent_coef": 0.0,  # sigma_t is the sampler's: the entropy is constant
+    "max_grad_norm": OptimizerOptions.max_grad_norm,  # as in the native agents
+}
+_SINGLE_SPACES: Final = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+
+
+# --- environments ----------------------------------------------------------------------------------------------
 
 
 def layers(env: Any) -> Iterator[Any]:
@@ -25,6 +44,11 @@ def to_numpy(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
+def to_tensors(observation: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """An observation, a mapping or a `Batch` of Tianshou, as tensors on `device`."""
+    return {name: torch.as_tensor(value, device=device) for name, value in observation.items()}
+
+
 def info_rows(infos: Mapping[str, Any], ids: np.ndarray, without: Collection[str] = ()) -> list[dict[str, Any]]:
     """Gymnasium's infos of a batch, with their `_key` masks, as one dictionary for each env of `ids`.
 
@@ -38,29 +62,113 @@ def info_rows(infos: Mapping[str, Any], ids: np.ndarray, without: Collection[str
         if key.startswith("_") or key in without:
             continue
         parts = info_rows(value, ids, without) if isinstance(value, dict) else to_numpy(value)[ids]  # one transfer
-        known = infos.get(f"_{key}")
-        there = np.ones(len(ids), dtype=bool) if known is None else known[ids]
-        for index in np.flatnonzero(there):
+        mask = infos.get(f"_{key}")
+        for index in np.flatnonzero(np.ones(len(ids), dtype=bool) if mask is None else mask[ids]):
             rows[index][key] = parts[index]
     return rows
 
 
-def chosen_steps(stochastic: torch.Tensor, horizon: int, part: Sequence[float]) -> torch.Tensor:
-    """The stochastic steps in a part of the trajectory, int64.
+class SharedEnv:
+    """The one vector environment that all envs of a library's vector environment share.
 
-    Args:
-        stochastic: the steps with sigma > 0.
-        horizon: T.
-        part: first and last, as fractions of T; 0 is the noise.
-
-    Raises:
-        ValueError: `part` is no interval of [0, 1], or holds no such step.
+    Attributes:
+        env: the vector environment.
+        vector: the denoising environment below its wrappers.
     """
-    first, last = part
-    chosen = stochastic[(stochastic >= first * horizon) & (stochastic < last * horizon)]
-    if not 0 <= first < last <= 1 or len(chosen) == 0:
+
+    env: VectorEnv[Any, Any, Any]
+    vector: DenoisingVectorEnv
+
+    def share(self, env: Any) -> None:
+        """Take an environment.
+
+        Raises:
+            ValueError: it is no denoising vector environment.
+        """
+        if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
+            raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
+        self.env, self.vector = env, cast(DenoisingVectorEnv, env.unwrapped)
+
+    def shared(self, name: str) -> Any:
+        """An attribute of the environment or its wrappers; of the spaces those of one env.
+
+        Raises:
+            AttributeError: none of them has it.
+        """
+        name = _SINGLE_SPACES.get(name, name)
+        for layer in layers(self.env):
+            if hasattr(layer, name):
+                return getattr(layer, name)
+        raise AttributeError(f"the environment has no attribute {name!r}")
+
+    def set_shared(self, name: str, value: Any, ids: Collection[int], argument: str) -> None:
+        """Set an attribute where it is, or in the denoising environment; it counts for all envs.
+
+        Args:
+            name: of the attribute.
+            value: what it is to be.
+            ids: the envs that are meant, which must be all.
+            argument: the argument that gave them, for errors.
+
+        Raises:
+            ValueError: envs are left out, which share all attributes.
+        """
+        if len(set(ids)) != self.env.num_envs:
+            raise ValueError(f"{argument} leave envs out, but they share {name!r}; leave the argument out")
+        setattr(next((layer for layer in layers(self.env) if hasattr(layer, name)), self.vector), name, value)
+
+    def frames(self) -> list[Any]:
+        """The decoded preview of every x_t, uint8 `(H, W, 3)`; None without `render_mode="rgb_array"`."""
+        frames: Any = self.env.render()
+        return [None] * self.env.num_envs if frames is None else list(frames)
+
+
+def env_identity(env: Any) -> Identity:
+    """The identity of a denoising environment, whatever is around it."""
+    base = denoising_env(env)
+    return identity(base.model, base.model_kwargs, base.sampler_config)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------
+
+
+def require_spaces(model: DenoisingModel, observation_space: Any, action_space: Any, prefix: str = "") -> None:
+    """Raise a ValueError that begins with `prefix` unless the spaces are the model's."""
+    given = {"observation_space": observation_space, "action_space": action_space}
+    for (name, space), expected in zip(given.items(), make_spaces(model), strict=True):
+        if space != expected:
+            raise ValueError(
+                f"{prefix}{name}={space} is not that of model={model.name!r}, {expected}; take off the wrapper that "
+                "scales, clips or changes observations or actions"
+            )
+
+
+def require_finite_rewards(rewards: np.ndarray, ids: np.ndarray, why: str) -> None:
+    """Raise a ValueError that ends with `why` if rewards `(M,)` of the envs `ids` are NaN or infinite."""
+    if not np.isfinite(rewards).all():
+        failed = ids[~np.isfinite(rewards)].tolist()
+        raise ValueError(f"the reward of env {failed} is NaN or infinite, {why}")
+
+
+def require_no_float16(policy: DenoisingPolicy, library: str) -> None:
+    """Raise a ValueError if gradients would be of float16."""
+    if policy.mixed_precision == "fp16" or policy.model.dtype == torch.float16:
+        dtype = str(policy.model.dtype).removeprefix("torch.")
         raise ValueError(
-            f"trained_steps={tuple(part)} must be two fractions of T={horizon}, 0 <= first < last <= 1, with a "
-            "stochastic step between them"
+            f"mixed_precision={policy.mixed_precision!r}, dtype={dtype!r}: float16 gradients need loss scaling, which "
+            f"{library} does not do; use bf16 or bfloat16"
         )
-    return chosen
+
+
+def require_no_groups(normalization: str) -> None:
+    """Raise a ValueError for `group`, which rollouts of a library do not have."""
+    if normalization == "group":
+        raise ValueError(
+            "normalization='group' must be one of prompt, batch, none: a library's rollouts have no groups"
+        )
+
+
+def require_trained_values(value_network: bool, vf_coef: float) -> None:
+    """Raise a ValueError for a value network that nothing trains, whose random values would be a baseline."""
+    if value_network and not vf_coef:
+        raise ValueError("value_network=True is not trained with vf_coef=0; pass vf_coef=0.5, or leave it out")

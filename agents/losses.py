@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from diffusion_gym.agents.policy import DenoisingDistribution
+from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.scheduling import gaussian_kl
 
 KLForm = Literal["squared_log_ratio", "closed_form", "unscaled"]
@@ -45,12 +45,6 @@ def score_function_loss(log_prob: torch.Tensor, advantage: torch.Tensor) -> torc
     return -advantage * log_prob
 
 
-def check_kl_form(form: str) -> None:
-    """Raise a ValueError that names the forms if `form` is none of `kl_penalty`'s."""
-    if form not in get_args(KLForm):
-        raise ValueError(f"kl_form={form!r} must be one of {', '.join(get_args(KLForm))}")
-
-
 def kl_penalty(
     policy: DenoisingDistribution, reference: DenoisingDistribution, action: torch.Tensor, form: KLForm
 ) -> torch.Tensor:
@@ -71,7 +65,8 @@ def kl_penalty(
     Raises:
         ValueError: an unknown form.
     """
-    check_kl_form(form)
+    if form not in get_args(KLForm):
+        raise ValueError(f"kl_form={form!r} must be one of {', '.join(get_args(KLForm))}")
     if form == "squared_log_ratio":
         return 0.5 * _size(policy) * (policy.log_prob(action) - reference.log_prob(action)) ** 2
     scaled = form == "closed_form"
@@ -102,7 +97,7 @@ def with_kl_penalty(
 
 def _size(policy: DenoisingDistribution) -> int:
     """By how much log-probabilities are reduced."""
-    return policy.mean[0].numel() if policy.reduction == "mean" else 1
+    return policy.dimensions if policy.reduction == "mean" else 1
 
 
 def clipped_surrogate(

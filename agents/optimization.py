@@ -10,62 +10,69 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from diffusion_gym.agents.finite import require, require_finite_options
+from diffusion_gym.agents.finite import Options, require, require_choice
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.storage import optimizer_tensors, restore_optimizer
 from diffusion_gym.timing import span
 
 LearningRateSchedule = Literal["constant", "warmup_cosine"]
 Losses = Mapping[str, torch.Tensor]
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 _LARGEST_TRIED = 512
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
-    """AdamW, its learning-rate schedule, gradient clipping and micro-batches.
+class OptimizerOptions(Options):
+    """AdamW, its learning-rate schedule, gradient clipping and micro-batches; defaults of the DDPO paper, table F.6."""
 
-    Attributes:
-        learning_rate: the constant or peak learning rate.
-        schedule: `constant`, or `warmup_cosine`, a linear warm-up followed by half a cosine.
-        warmup_fraction: part of the training that warms up.
-        first_learning_rate: where the warm-up begins.
-        last_learning_rate: where the cosine ends.
-        betas: moment decays of AdamW.
-        epsilon: epsilon of AdamW.
-        weight_decay: weight decay of AdamW.
-        max_grad_norm: a longer gradient is scaled down to this norm.
-        micro_batch_size: items in one forward and backward pass; 0 finds the largest that fits in memory.
-        loss_scaling: scale losses against underflow, for float16.
-
-    Raises:
-        ValueError: an option out of its range, NaN and infinity included.
-    """
-
-    learning_rate: float
-    schedule: LearningRateSchedule = "constant"
+    learning_rate: float = 1e-5
+    """Learning rate of AdamW; its peak where a schedule moves it."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """Constant, or a linear warm-up followed by half a cosine (thesis, figure 5.7)."""
     warmup_fraction: float = 0.25
+    """Part of the training that warms up, with `warmup_cosine`."""
     first_learning_rate: float = 0.0
+    """Where the warm-up begins."""
     last_learning_rate: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    """Where the cosine ends."""
+    adam_beta1: float = 0.9
+    """First-moment decay of AdamW."""
+    adam_beta2: float = 0.999
+    """Second-moment decay of AdamW."""
+    adam_epsilon: float = 1e-8
+    """Epsilon of AdamW."""
     weight_decay: float = 1e-4
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
+    """Largest gradient norm; a longer gradient is scaled down to it."""
     micro_batch_size: int = 0
-    loss_scaling: bool = False
+    """Transitions in one forward and backward pass; changes speed and memory, not the result. 0 finds the largest
+    that fits."""
 
     def __post_init__(self) -> None:
-        require_finite_options(self)
-        require(self, "larger than 0", "epsilon", "max_grad_norm")
-        require(self, "at least 0", "learning_rate", "first_learning_rate", "last_learning_rate", "weight_decay")
-        require(self, "at least 0 and less than 1", "betas")
+        super().__post_init__()
+        require(self, "larger than 0", "learning_rate", "max_grad_norm", "adam_epsilon")
+        require(self, "at least 0", "first_learning_rate", "last_learning_rate", "weight_decay")
+        require(self, "at least 0 and less than 1", "adam_beta1", "adam_beta2")
+        require_choice(self, "learning_rate_schedule", LearningRateSchedule)
+        if self.micro_batch_size < 0:
+            raise ValueError(f"micro_batch_size={self.micro_batch_size!r} must be 0 (automatic) or larger")
+        if not 0 < self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction={self.warmup_fraction!r} must lie between 0 and 1")
+
+    @property
+    def adamw(self) -> dict[str, Any]:
+        """All but the learning rate, as `torch.optim.AdamW` calls it."""
+        betas = (self.adam_beta1, self.adam_beta2)
+        return {"betas": betas, "eps": self.adam_epsilon, "weight_decay": self.weight_decay}
 
 
 def learning_rate_at(options: OptimizerOptions, fraction_done: float) -> float:
     """The learning rate when `fraction_done`, 0 to 1, of the training is over (thesis, figure 5.7)."""
-    if options.schedule == "constant":
+    if options.learning_rate_schedule == "constant":
         return options.learning_rate
     if fraction_done < options.warmup_fraction:
         part = fraction_done / options.warmup_fraction
@@ -83,6 +90,8 @@ class AccumulatingOptimizer:
         options: how.
         processes: the processes that share the items.
         largest_micro_batch: where the search for the micro-batch begins when the options say 0.
+        loss_scaling: scale losses against underflow, for float16.
+        adam: an optimiser of these parameters to use in place of an AdamW; its learning rate stays as it is.
 
     Attributes:
         adam: torch's optimiser.
@@ -96,22 +105,24 @@ class AccumulatingOptimizer:
         options: OptimizerOptions,
         processes: Processes | None = None,
         largest_micro_batch: int = _LARGEST_TRIED,
+        *,
+        loss_scaling: bool = False,
+        adam: torch.optim.Optimizer | None = None,
     ) -> None:
         self.parameters, self.options = list(parameters.values()), options
         self.processes = processes or Processes()
         self.fraction_done = 0.0
-        self.adam = torch.optim.AdamW(
-            self.parameters,
-            lr=options.learning_rate,
-            betas=options.betas,
-            eps=options.epsilon,
-            weight_decay=options.weight_decay,
-        )
+        self._scheduled = adam is None
+        self.adam = adam or torch.optim.AdamW(self.parameters, lr=options.learning_rate, **options.adamw)
         self.micro_batch_size = options.micro_batch_size or largest_micro_batch
-        self._scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=options.loss_scaling)
+        self._scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=loss_scaling)
 
     def step(
-        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
+        self,
+        items: torch.Tensor,
+        losses: Callable[[torch.Tensor], Losses],
+        count: int,
+        unless: Callable[[Losses], bool] = lambda means: False,
     ) -> dict[str, torch.Tensor]:
         """One update that minimises the mean of `losses(items)["loss"]`.
 
@@ -120,30 +131,38 @@ class AccumulatingOptimizer:
             losses: the losses of a micro-batch of M items, each entry `(M,)`; `loss` is minimised, the others are
                 reported.
             count: items of all processes together.
+            unless: leaves the weights as they are where it says so of the means.
 
         Returns:
             The means of all entries over all items, `grad_norm` before clipping, and `learning_rate`; 0-dimensional.
             With loss scaling also `overflow`, 1 where the scaled gradient left the range of float16, so that the
             update was left out and the scale halved; `grad_norm` is 0 then.
         """
-        totals = self._accumulate(items, losses, count)
+        means = self._accumulate(items, losses, count)
         with span("optimiser"):
-            return {**totals, **self._follow_gradient()}
+            return {**means, **self._follow_gradient(take=not unless(means))}
 
-    def _follow_gradient(self) -> dict[str, torch.Tensor]:
-        """AdamW's step on the gradient that was summed up; the entries about it that `step` returns."""
-        found: dict[str, torch.Tensor] = {}
+    def _follow_gradient(self, take: bool) -> dict[str, torch.Tensor]:
+        """The step on the gradient that was summed up; the entries about it that `AccumulatingOptimizer.step` returns.
+
+        Args:
+            take: whether the optimiser takes it.
+        """
+        about: dict[str, torch.Tensor] = {}
         self._scaler.unscale_(self.adam)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
-        if self.options.loss_scaling:
+        if self._scaler.is_enabled():
             overflow = ~norm.isfinite()
-            found["overflow"], norm = overflow.float(), norm.masked_fill(overflow, 0.0)
-        rate = learning_rate_at(self.options, self.fraction_done)
-        for group in self.adam.param_groups:
-            group["lr"] = rate
-        self._scaler.step(self.adam)
+            about["overflow"], norm = overflow.float(), norm.masked_fill(overflow, 0.0)
+        rate = self.adam.param_groups[0]["lr"]
+        if self._scheduled:
+            rate = learning_rate_at(self.options, self.fraction_done)
+            for group in self.adam.param_groups:
+                group["lr"] = rate
+        if take:
+            self._scaler.step(self.adam)
         self._scaler.update()
-        return {**found, "grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
+        return {**about, "grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
 
     def _accumulate(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
@@ -169,7 +188,7 @@ class AccumulatingOptimizer:
 
         return self._fitting(items, passes) if len(items) else self.parameters[0].new_zeros(0, dtype=torch.float32)
 
-    def _fitting(self, items: torch.Tensor, passes: Callable[[], _Found]) -> _Found:
+    def _fitting(self, items: torch.Tensor, passes: Callable[[], _Result]) -> _Result:
         """What `passes` gives; halves the micro-batch until it fits in memory."""
         while True:
             tried = min(self.micro_batch_size, len(items))
@@ -216,7 +235,7 @@ class AccumulatingOptimizer:
         restore_optimizer(self.adam, tensors)
 
     def state(self) -> dict[str, Any]:
-        """The micro-batch that was found and the loss scale, as JSON values."""
+        """The micro-batch size and the loss scale, as JSON values."""
         return {"micro_batch_size": self.micro_batch_size, "loss_scale": self._scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -224,6 +243,31 @@ class AccumulatingOptimizer:
         self.micro_batch_size = self.options.micro_batch_size or state["micro_batch_size"]
         if state["loss_scale"]:
             self._scaler.load_state_dict(dict(state["loss_scale"]))
+
+
+def recomputed(
+    function: Callable[..., tuple[torch.Tensor, ...]], size: int, observation: Mapping[str, torch.Tensor], *rows: Any
+) -> tuple[torch.Tensor, ...]:
+    """`function(observation, *rows)` of N states, so many at a time that memory is bounded.
+
+    For a library's algorithm, which takes the loss of all states at once: the activations of a part are not stored but
+    computed again in the backward pass, at the price of one more forward pass.
+
+    Args:
+        function: gives tensors of as many rows as there are states.
+        size: states in a part; 0 takes all at once, and keeps their activations.
+        observation: of the states, as `DenoisingPolicy.distribution` takes them.
+        *rows: further tensors of N rows.
+    """
+    number = len(observation["latents"])
+    if not size or number <= size:
+        return function(observation, *rows)
+    parts = []
+    for start in range(0, number, size):
+        part = slice(start, start + size)
+        arguments = {name: value[part] for name, value in observation.items()}, *(row[part] for row in rows)
+        parts.append(checkpoint(function, *arguments, use_reentrant=False))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -256,12 +300,12 @@ class WeightAverage:
         if not self.decay:
             yield
             return
-        kept = [parameter.detach().clone() for parameter in self.parameters]
+        weights = [parameter.detach().clone() for parameter in self.parameters]
         self._put(self.average)
         try:
             yield
         finally:
-            self._put(kept)
+            self._put(weights)
 
     @torch.no_grad()
     def _put(self, values: Sequence[torch.Tensor]) -> None:

@@ -11,11 +11,13 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from diffusion_gym.agents.allocator import keep_freed_memory
-from diffusion_gym.config import Reduction, SamplerConfig
+from diffusion_gym.agents.distribution import DenoisingDistribution
+from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
+from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models import DenoisingModel, null_embedding
-from diffusion_gym.scheduling import TERMINAL, gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
+from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -23,48 +25,55 @@ Precision = Literal["no", "bf16", "fp16"]
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
 # has left costs one pass of the text encoder.
-_EMBEDDINGS_KEPT: Final = 2**31
+_EMBEDDING_CACHE_BYTES: Final = 2**31
 
 
 @dataclass(frozen=True)
-class DenoisingDistribution:
-    """The Gaussian over x_{t-1} for N states.
+class PolicyOptions(Options):
+    """What of a policy trains, and how its network computes; the defaults are those of the DDPO paper, table F.6."""
 
-    Attributes:
-        mean: mu_theta, float32 `(N, C, H, W)`.
-        std: sigma_t, float32 `(N, 1, 1, 1)`; 0 where the step is deterministic.
-        reduction: how a log-probability sums up the dimensions.
+    trainable: Trainable = "lora"
+    """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
+    lora_rank: int = 4
+    """Rank of the adapters."""
+    cfg_training: bool = True
+    """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
+    mixed_precision: Precision = "no"
+    """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self, "trainable", Trainable)
+        require_choice(self, "mixed_precision", Precision)
+        require(self, "at least 1", "lora_rank")
+
+
+def denoising_env(env: Any) -> DenoisingVectorEnv:
+    """The denoising vector environment below wrappers, adapters of libraries and single environments.
+
+    Args:
+        env: a denoising environment, single or vectorised, wrapped or not, Gymnasium's, SB3's or Tianshou's.
+
+    Raises:
+        ValueError: there is none.
     """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    reduction: Reduction
-
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Actions x_{t-1}, float32 `(N, C, H, W)`, without gradient."""
-        mean = self.mean.detach()
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + self.std * noise
-
-    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """Log-probability `(N,)` of actions `(N, C, H, W)`; 0 at deterministic steps."""
-        return gaussian_log_prob(action, self.mean, self.std, self.reduction)
-
-    def kl(self, other: DenoisingDistribution, *, denominator: bool = True) -> torch.Tensor:
-        """KL divergence `(N,)` to a distribution of equal std, ||mu - mu'||^2 / (2 sigma^2), summed over dimensions.
-
-        Args:
-            other: the distribution to compare with.
-            denominator: False leaves out 2 sigma^2; see `gaussian_kl`.
-        """
-        return gaussian_kl(self.mean, other.mean, self.std, denominator=denominator)
+    base: Any = getattr(env, "unwrapped", env)
+    if hasattr(base, "envs"):  # single ones, as SB3 makes a batch of them
+        base = base.envs[0].unwrapped
+    base = getattr(base, "vector", base)
+    if not isinstance(base, DenoisingVectorEnv):
+        raise ValueError(
+            f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...') or gym.make_vec"
+        )
+    return base
 
 
 class DenoisingPolicy(nn.Module):
     """A trainable copy of a model's UNet, read as a Gaussian policy.
 
-    It stays in eval mode: what is scored in training is what was sampled in the rollout. On a CPU it lets the process
-    keep the memory that passes free (`keep_freed_memory`).
+    It stays in eval mode: what is scored in training is what was sampled in the rollout.
 
     Args:
         model: the pretrained model.
@@ -81,73 +90,82 @@ class DenoisingPolicy(nn.Module):
     """
 
     def __init__(
-        self, model: DenoisingModel, config: SamplerConfig, *, trainable: Trainable = "lora", lora_rank: int = 4
+        self,
+        model: DenoisingModel,
+        config: SamplerConfig,
+        *,
+        trainable: Trainable = PolicyOptions.trainable,
+        lora_rank: int = PolicyOptions.lora_rank,
     ) -> None:
         super().__init__()
         from diffusion_gym.models.lora import full_copy, with_lora
 
-        if trainable not in ("lora", "full"):
-            raise ValueError(f"trainable={trainable!r} must be 'lora' or 'full'")
-        if trainable == "lora" and lora_rank < 1:
-            raise ValueError(f"lora_rank={lora_rank!r} must be at least 1")
+        PolicyOptions(trainable, lora_rank)  # checks them
         if trainable == "full" and model.dtype != torch.float32:
             kind = str(model.dtype).removeprefix("torch.")
             raise ValueError(
                 f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32' with "
                 "mixed_precision='bf16', or LoRA"
             )
-        if model.device.type == "cpu":
-            keep_freed_memory()
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
+        self.cfg_training: bool = PolicyOptions.cfg_training
+        self.mixed_precision: Precision = PolicyOptions.mixed_precision
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
         self.table = model.step_table(config).to(model.device)
-        self.cfg_training = True
-        self.mixed_precision: Precision = "no"
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
-        self._told = {"guidance_scale": config.guidance_scale} if getattr(model, "embeds_guidance", False) else {}
+        self._scale_argument = (
+            {"guidance_scale": config.guidance_scale} if getattr(model, "embeds_guidance", False) else {}
+        )
         self.eval()
 
     @classmethod
-    def from_env(cls, env: Any, trainable: Trainable = "lora", lora_rank: int = 4) -> DenoisingPolicy:
+    def from_env(
+        cls,
+        env: Any,
+        trainable: Trainable = PolicyOptions.trainable,
+        lora_rank: int = PolicyOptions.lora_rank,
+        **training: Any,
+    ) -> DenoisingPolicy:
         """The policy of an environment's model and sampler.
 
         Args:
-            env: a denoising environment, single or vectorised, wrapped or not.
+            env: a denoising environment, single or vectorised, wrapped or not, or adapted to a library.
             trainable: `lora` or `full`.
             lora_rank: rank of the adapters.
+            **training: of `set_training`.
 
         Raises:
-            ValueError: `env` is no denoising environment.
+            ValueError: `env` is no denoising environment, or an option cannot be had.
         """
-        base = getattr(env, "unwrapped", env)
-        base = getattr(base, "vector", base)
-        if not hasattr(base, "sampler_config"):
-            raise ValueError(f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...')")
-        return cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
+        base = denoising_env(env)
+        policy = cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
+        if training:
+            policy.set_training(**training)
+        return policy
 
     def set_training(
         self,
         *,
-        cfg_training: bool = True,
-        mixed_precision: Precision = "no",
-        gradient_checkpointing: bool = False,
+        cfg_training: bool = PolicyOptions.cfg_training,
+        mixed_precision: Precision = PolicyOptions.mixed_precision,
+        gradient_checkpointing: bool = PolicyOptions.gradient_checkpointing,
     ) -> None:
         """Choose how the network computes; an agent does this from its options.
 
         Args:
-            cfg_training: let gradients flow through both branches of the guided prediction.
+            cfg_training: let gradients flow through both branches of the guided prediction; without it the
+                unconditional branch is held fixed (the ablation of DDPO, appendix G.1).
             mixed_precision: `bf16` or `fp16` runs the UNet under autocast, in rollouts and in training alike; latents,
-                step maths and log-probabilities stay float32.
+                step maths and log-probabilities stay float32. `no` computes in the type of the weights.
             gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
 
         Raises:
             ValueError: an unknown precision, or one that does not go with the weights' own; a network that cannot
                 checkpoint. Nothing has changed then.
         """
-        if mixed_precision not in ("no", *_COMPUTE):
-            raise ValueError(f"mixed_precision={mixed_precision!r} must be one of 'no', 'bf16', 'fp16'")
+        PolicyOptions(mixed_precision=mixed_precision)  # checks it
         compute, stored = _COMPUTE.get(mixed_precision), self.model.dtype
         if compute is not None and stored not in (compute, torch.float32):
             kind = str(stored).removeprefix("torch.")
@@ -289,6 +307,11 @@ class DenoisingPolicy(nn.Module):
         if (given := observation.get("step")) is not None:
             return latents, torch.as_tensor(given, device=self.device)
         timesteps = torch.as_tensor(observation["timestep"], device=self.device).reshape(-1)
+        if timesteps.is_floating_point():
+            raise ValueError(
+                f"observation['timestep'] is {timesteps.dtype}: something normalises observations, which the network "
+                "must see as they are; take it off (VecNormalize: norm_obs=False)"
+            )
         last = len(self.table.step_of) - 1
         steps = self.table.step_of[timesteps.clamp(0, last)]
         visited = (steps >= 0) & (timesteps >= 0) & (timesteps <= last)  # negative ones would count from the end
@@ -304,7 +327,7 @@ class DenoisingPolicy(nn.Module):
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, conditional: torch.Tensor | None
     ) -> torch.Tensor:
         """One guided prediction, the same in rollout and in training (CFG training, DDPO appendix G.1)."""
-        if conditional is None or self.config.guidance_scale == 1 or self._told:
+        if conditional is None or self.config.guidance_scale == 1 or self._scale_argument:
             return self._predict(unet, latents, steps, conditional)
         if self._null is None:
             self._null = null_embedding(self.model)
@@ -325,7 +348,7 @@ class DenoisingPolicy(nn.Module):
         timesteps = self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
-            return self.model.predict(unet, latents, timesteps, embeddings, **self._told).float()
+            return self.model.predict(unet, latents, timesteps, embeddings, **self._scale_argument).float()
 
     def embeddings_of(self, observation: Mapping[str, Any]) -> torch.Tensor | None:
         """Text embeddings `(N, L, D)` of an observation's prompts; None for an unconditional model."""
@@ -354,11 +377,11 @@ class DenoisingPolicy(nn.Module):
         rows = tokens.reshape(-1, tokens.shape[-1]).cpu().contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
         distinct = dict(zip(keys, rows, strict=True))
-        found = {key: self._embeddings.pop(key) for key in distinct if key in self._embeddings}
-        if new := [key for key in distinct if key not in found]:
-            made = torch.cat([self.model.embed(distinct[key][None]) for key in new]).cpu()  # waits for a GPU once
-            found |= zip(new, map(torch.clone, made), strict=True)  # a view would keep all of them
-        self._embeddings.update(found)
-        while len(self._embeddings) * found[keys[0]].nbytes > _EMBEDDINGS_KEPT:
+        rows_of = {key: self._embeddings.pop(key) for key in distinct if key in self._embeddings}
+        if new := [key for key in distinct if key not in rows_of]:
+            encoded = torch.cat([self.model.embed(distinct[key][None]) for key in new]).cpu()  # waits for a GPU once
+            rows_of |= zip(new, map(torch.clone, encoded), strict=True)  # a view would keep all of them
+        self._embeddings.update(rows_of)
+        while len(self._embeddings) * rows_of[keys[0]].nbytes > _EMBEDDING_CACHE_BYTES:
             self._embeddings.popitem(last=False)
-        return to_device(torch.stack([found[key] for key in keys]), self.device)
+        return to_device(torch.stack([rows_of[key] for key in keys]), self.device)

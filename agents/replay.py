@@ -25,11 +25,11 @@ class ReplayBuffer:
 
     Attributes:
         trajectories: this process's, oldest first.
-        own_returns: their returns, float32 on the device.
+        local_returns: their returns, float32 on the device.
     """
 
     trajectories: Trajectories
-    own_returns: torch.Tensor
+    local_returns: torch.Tensor
 
     def __init__(self, iterations: int, processes: Processes) -> None:
         self.iterations, self.processes = iterations, processes
@@ -55,20 +55,20 @@ class ReplayBuffer:
         """The (sample, step) pairs of this process, samples counted as in `trajectories`, on the device."""
         number = len(self._parts[0])
         slot, within = pairs[:, 0] // (number * self.processes.count), pairs[:, 0] % (number * self.processes.count)
-        own = within // number == self.processes.index
+        mine = within // number == self.processes.index
         sample = slot * number + within - self.processes.index * number
-        return torch.stack([sample, pairs[:, 1]], dim=1)[own].to(self.own_returns.device)
+        return torch.stack([sample, pairs[:, 1]], dim=1)[mine].to(self.local_returns.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The iterations that the next `add` leaves in the buffer, gathered from all processes."""
-        kept = list(self._parts)[1:] if len(self._parts) == self.iterations else list(self._parts)
+        parts = list(self._parts)[1:] if len(self._parts) == self.iterations else list(self._parts)
         stored: dict[str, torch.Tensor] = {}
-        for slot, part in enumerate(kept):
+        for slot, part in enumerate(parts):
             rows = {"latents": part.latents.transpose(0, 1), "log_probs": part.log_probs.T, "rewards": part.rewards}
             if part.tokens is not None:
                 rows["tokens"] = part.tokens
             stored |= {f"{slot}.{name}": self.processes.gather(value.contiguous()) for name, value in rows.items()}
-            stored[f"{slot}.returns"] = torch.from_numpy(self._returns[slot - len(kept)])
+            stored[f"{slot}.returns"] = torch.from_numpy(self._returns[slot - len(parts)])
             stored[f"{slot}.timesteps"] = part.timesteps
         return stored
 
@@ -85,18 +85,18 @@ class ReplayBuffer:
         for slot in range(len({name.split(".")[0] for name in tensors})):
             row = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{slot}.")}
             share = self.processes.share(len(row["returns"]))
-            own = {
+            local = {
                 name: value[share.start : share.stop].to(device) for name, value in row.items() if name != "timesteps"
             }
             self._parts.append(
                 Trajectories(
                     prompts=("",) * len(share),
-                    tokens=own.get("tokens"),
+                    tokens=local.get("tokens"),
                     embeddings=policy.embed(row["tokens"][share.start : share.stop]) if "tokens" in row else None,
                     timesteps=row["timesteps"].to(device),
-                    latents=own["latents"].transpose(0, 1),
-                    log_probs=own["log_probs"].T,
-                    rewards=own["rewards"],
+                    latents=local["latents"].transpose(0, 1),
+                    log_probs=local["log_probs"].T,
+                    rewards=local["rewards"],
                     components={},
                     images=torch.empty(len(share), 0),
                 )
@@ -108,5 +108,5 @@ class ReplayBuffer:
     def _refresh(self) -> None:
         self.trajectories = Trajectories.join(list(self._parts))
         number, index = len(self._parts[0]), self.processes.index
-        own = np.concatenate([returns[index * number : (index + 1) * number] for returns in self._returns])
-        self.own_returns = torch.as_tensor(own, dtype=torch.float32, device=self.trajectories.latents.device)
+        local = np.concatenate([returns[index * number : (index + 1) * number] for returns in self._returns])
+        self.local_returns = torch.as_tensor(local, dtype=torch.float32, device=self.trajectories.latents.device)

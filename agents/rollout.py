@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy
+from diffusion_gym.agents.distribution import DenoisingDistribution
+from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.streams import stream
 from diffusion_gym.devices import require_memory
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardOutput
+from diffusion_gym.scheduling import StepTable
 from diffusion_gym.timing import span
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
@@ -72,8 +74,8 @@ class Trajectories:
 
     def conditions(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
         """The prompts' part of these samples' observations: tokens, and embeddings where they are at hand."""
-        found = {"prompt": self.tokens, "embedding": self.embeddings}
-        return {name: value[samples] for name, value in found.items() if value is not None}
+        known = {"prompt": self.tokens, "embedding": self.embeddings}
+        return {name: value[samples] for name, value in known.items() if value is not None}
 
     def actions(self, samples: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Actions x_{t-1} of the same pairs, `(M, C, H, W)`."""
@@ -109,6 +111,30 @@ class Trajectories:
                 axis = 1 if field.name in ("latents", "log_probs") else 0
                 joined[field.name] = torch.cat(values, axis)
         return Trajectories(**joined)
+
+
+def trained_steps(table: StepTable, part: Sequence[float], *, deterministic: bool = False) -> torch.Tensor:
+    """The steps in a part of the trajectory, int64: those with sigma > 0, which alone have a score function.
+
+    Args:
+        table: of the sampler, T steps.
+        part: first and last, as fractions of T; 0 is the noise.
+        deterministic: those with sigma 0 too.
+
+    Raises:
+        ValueError: `part` is no interval of [0, 1], or holds no such step.
+    """
+    total = len(table)
+    steps = torch.arange(total) if deterministic else (table.sigma > 0).nonzero().flatten().cpu()
+    first, last = part
+    chosen = steps[(steps >= first * total) & (steps < last * total)]
+    if not 0 <= first < last <= 1 or len(chosen) == 0:
+        kind = "step" if deterministic else "stochastic step"
+        raise ValueError(
+            f"trained_steps={tuple(part)} must be two fractions of T={total}, 0 <= first < last <= 1, with a {kind} "
+            "between them"
+        )
+    return chosen
 
 
 def _joined_components(parts: list[Trajectories]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.settings import RunSettings, check_seed, make_env
-from diffusion_gym.agents.threads import check_threads, cores, use_threads
+from diffusion_gym.agents.threads import check_threads, cores, prepare_process
 from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
@@ -170,7 +170,7 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
 
 
 def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
-    use_threads(settings.threads)
+    prepare_process(settings.threads)
     env = make_env(settings, settings.rollout_batch, processes=processes)
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
@@ -286,7 +286,7 @@ def evaluate_run(
     settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
     if token_to is not None:
         settings = replace(settings, token_to=token_to)
-    use_threads(min(settings.threads, cores()))  # a run of a larger machine gets all of this one
+    prepare_process(min(settings.threads, cores()))  # a run of a larger machine gets all of this one
     env = make_env(settings, settings.rollout_batch)
     agent = build_agent(settings, env, from_checkpoint=True)
     progress = Checkpoints(folder / "checkpoints").load(agent)

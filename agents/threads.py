@@ -1,10 +1,12 @@
-"""CPU threads of torch, by the cores that there are."""
+"""What the commands set for their process, which no library may: CPU threads of torch, and memory of the C library."""
 
 from __future__ import annotations
 
 import os
 
 import torch
+
+from diffusion_gym.agents.allocator import keep_freed_memory
 
 
 def check_threads(threads: int) -> None:
@@ -25,8 +27,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def use_threads(threads: int) -> None:
-    """Let torch use so many threads; 0 leaves its own choice.
+def prepare_process(threads: int) -> None:
+    """Let torch use so many threads, and the process what it frees, as a command does before it makes an environment.
+
+    Args:
+        threads: of torch; 0 leaves its own choice.
 
     Raises:
         ValueError: there are not so many cores.
@@ -34,3 +39,4 @@ def use_threads(threads: int) -> None:
     check_threads(threads)
     if threads:
         torch.set_num_threads(threads)
+    keep_freed_memory()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from diffusion_gym.agents.policy import DenoisingPolicy
+
 _FREQUENCIES = 32
+_STATE = ("latents", "timestep")
 
 
 class ValueNetwork(nn.Module):
@@ -40,6 +45,18 @@ class ValueNetwork(nn.Module):
             nn.SiLU(),
             nn.Linear(width, 1),
         )
+
+    @classmethod
+    def of(cls, policy: DenoisingPolicy) -> ValueNetwork:
+        """A network for the states of a policy, on its device."""
+        model = policy.model
+        features = policy.embed(model.tokenize([""])).shape[-1] if model.prompt_length else 0
+        return cls(model.latent_shape[0], features, model.num_train_timesteps).to(policy.device)
+
+    def values(self, policy: DenoisingPolicy, observation: Mapping[str, Any]) -> torch.Tensor:
+        """Values `(N,)` of N states, as `DenoisingPolicy.distribution` takes them; the policy embeds their prompts."""
+        latents, timesteps = (torch.as_tensor(observation[name], device=policy.device) for name in _STATE)
+        return self(latents, timesteps.reshape(-1), policy.embeddings_of(observation))
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None) -> torch.Tensor:
         """Values `(N,)`.

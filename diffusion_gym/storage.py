@@ -273,3 +273,36 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_parameters(
+    parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor], owner: str
+) -> None:
+    """Put stored weights in place.
+
+    Args:
+        parameters: the weights that train, by name.
+        tensors: what was stored of them.
+        owner: what errors call the file.
+
+    Raises:
+        ValueError: the names or shapes are those of another policy; nothing has changed then.
+    """
+    if {name: value.shape for name, value in tensors.items()} != {k: v.shape for k, v in parameters.items()}:
+        raise ValueError(
+            f"{owner} holds the weights of another policy; check the model, trainable, lora_rank and, where there is "
+            "one, the value network"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def joined(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of several parts as one mapping, `"<part>.<name>"`; `part_of` reads a part back."""
+    return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix.`, without it."""
+    return {key.removeprefix(f"{prefix}."): v for key, v in tensors.items() if key.startswith(f"{prefix}.")}

@@ -60,10 +60,10 @@ class RLOO(Agent):
         bound = self.config.advantage_clip
         advantages = leave_one_out(rewards, self.config.group_size).clip(-bound, bound)
         usable = np.flatnonzero(np.isfinite(advantages))
-        own = self.own(advantages, trajectories)
+        local = self.local_values(advantages, trajectories)
 
         def losses(pairs: torch.Tensor) -> dict[str, torch.Tensor]:
-            batch = Transitions.at(trajectories, own, pairs)
+            batch = Transitions.at(trajectories, local, pairs)
             return {"loss": -batch.advantage * self.policy(batch.observation, batch.action)}
 
         pairs = self.transitions(usable, rng)  # (sample, step)

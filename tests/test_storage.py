@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from diffusion_gym.storage import (
+    joined,
     load_tensors,
     optimizer_tensors,
+    part_of,
     read_json,
     remove_unfinished,
     restore_optimizer,
+    restore_parameters,
     save_tensors,
     tensors_metadata,
     write_atomically,
@@ -305,3 +308,23 @@ def test_an_optimizer_that_never_stepped_has_nothing_to_store():
     assert optimizer_tensors(optimizer) == {}
     restore_optimizer(optimizer, {})
     assert len(optimizer.state) == 0
+
+
+def test_parts_are_joined_and_read_back():
+    parts = {"policy": {"a.b": torch.ones(2)}, "optimizer": {"0.step": torch.zeros(1)}}
+    tensors = joined(parts)
+    assert tensors.keys() == {"policy.a.b", "optimizer.0.step"}
+    assert part_of(tensors, "policy").keys() == {"a.b"} and not part_of(tensors, "poli")
+
+
+def test_weights_are_put_in_place_or_left_as_they_are():
+    weights = {"a": torch.nn.Parameter(torch.zeros(2)), "b": torch.nn.Parameter(torch.zeros(1))}
+    stored = {"a": torch.ones(2), "b": torch.ones(1)}
+    for other in ({"a": torch.ones(2)}, {**stored, "c": torch.ones(1)}, {**stored, "b": torch.ones(2)}):
+        with pytest.raises(
+            ValueError, match="the file holds the weights of another policy; check the model, trainable"
+        ):
+            restore_parameters(weights, other, "the file")
+        assert not any(weight.any() for weight in weights.values())
+    restore_parameters(weights, stored, "the file")
+    assert all(torch.equal(weights[name], value) for name, value in stored.items())

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
+from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.losses import clipped_surrogate
 from diffusion_gym.agents.optimization import Losses
 
@@ -20,8 +21,7 @@ class ClippedConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.clip_range > 0:
-            raise ValueError(f"clip_range={self.clip_range!r} must be larger than 0")
+        require(self, "larger than 0", "clip_range")
 
 
 @AGENTS.register("ddpo_is")

@@ -8,7 +8,8 @@ from typing import ClassVar
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
+from diffusion_gym.agents.finite import require, require_choice
+from diffusion_gym.agents.losses import KLForm, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import Losses
 
 
@@ -25,14 +26,13 @@ class DDPOISKLConfig(ClippedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kl_form(self.kl_form)
+        require_choice(self, "kl_form", KLForm)
         if self.renoise and self.kl_form == "squared_log_ratio":
             raise ValueError(
                 "kl_form='squared_log_ratio' estimates the divergence from sampled actions, not those of renoise=True; "
                 "use kl_form='closed_form'"
             )
-        if not self.kl_weight >= 0:
-            raise ValueError(f"kl_weight={self.kl_weight!r} must be at least 0")
+        require(self, "at least 0", "kl_weight")
 
 
 @AGENTS.register("ddpo_iskl")

@@ -14,17 +14,20 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, part_of
+from diffusion_gym.agents.advantages import Normalization
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
-from diffusion_gym.agents.algorithms.policy_gradient import Normalization, PolicyGradientAgent, Transitions
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
-from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses
+from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
+from diffusion_gym.agents.finite import require, require_choice
+from diffusion_gym.agents.losses import KLForm, clipped_surrogate, with_kl_penalty
+from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.replay import ReplayBuffer
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.value import ValueNetwork
+from diffusion_gym.storage import joined, part_of
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,15 @@ class DPOKConfig(ClippedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_kl_form(self.kl_form)
+        require_choice(self, "kl_form", KLForm)
         if self.renoise:
             raise ValueError(
                 "renoise=True is not for DPOK, whose replay buffer holds the transitions that were sampled; leave it "
                 "out, or take another agent"
             )
-        for name in ("updates", "reward_weight", "value_learning_rate", "value_batch_size", "replay_iterations"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
-        for name in ("kl_weight", "value_updates"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0")
+        names = ("updates", "reward_weight", "value_learning_rate", "value_batch_size", "replay_iterations")
+        require(self, "larger than 0", *names)
+        require(self, "at least 0", "kl_weight", "value_updates")
 
 
 @AGENTS.register("dpok")
@@ -86,12 +86,9 @@ class DPOK(PolicyGradientAgent):
     def __init__(self, policy: DenoisingPolicy, config: DPOKConfig, processes: Processes | None = None) -> None:
         super().__init__(policy, config, processes)
         self.buffer = ReplayBuffer(config.replay_iterations, self.processes)
-        model = policy.model
-        features = policy.embed(model.tokenize([""])).shape[-1] if model.prompt_length else 0
-        self.value = ValueNetwork(model.latent_shape[0], features, model.num_train_timesteps).to(policy.device)
-        options = config.optimizer_options(
-            learning_rate=config.value_learning_rate, schedule="constant", loss_scaling=False, max_grad_norm=1.0
-        )
+        self.value = ValueNetwork.of(policy)
+        rate, norm = config.value_learning_rate, OptimizerOptions.max_grad_norm
+        options = replace(config, learning_rate=rate, learning_rate_schedule="constant", max_grad_norm=norm)
         self.value_optimizer = AccumulatingOptimizer(dict(self.value.named_parameters()), options, self.processes)
         self.processes.copy_main_(self.value_optimizer.parameters)
 
@@ -132,20 +129,16 @@ class DPOK(PolicyGradientAgent):
         return self.buffer.local(pairs), losses, len(pairs)
 
     def _batch(self, pairs: torch.Tensor) -> Transitions:
-        return Transitions.at(self.buffer.trajectories, self.buffer.own_returns, pairs)
-
-    def _values(self, batch: Transitions) -> torch.Tensor:
-        embeddings = self.policy.embeddings_of(batch.observation)
-        return self.value(batch.observation["latents"], batch.observation["timestep"][:, 0], embeddings)
+        return Transitions.at(self.buffer.trajectories, self.buffer.local_returns, pairs)
 
     def _value_losses(self, pairs: torch.Tensor) -> Losses:
         batch = self._batch(pairs)
-        return {"loss": (self._values(batch) - batch.advantage) ** 2}
+        return {"loss": (self.value.values(self.policy, batch.observation) - batch.advantage) ** 2}
 
     def _policy_losses(self, pairs: torch.Tensor) -> Losses:
         batch, bound = self._batch(pairs), self.config.advantage_clip
         with torch.no_grad():
-            baseline = self._values(batch) if self.config.value_function else 0.0
+            baseline = self.value.values(self.policy, batch.observation) if self.config.value_function else 0.0
             advantage = (batch.advantage - baseline).clamp(-bound, bound)
         return self.losses(replace(batch, advantage=advantage))
 
@@ -155,10 +148,8 @@ class DPOK(PolicyGradientAgent):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The value function and the part of the replay buffer that outlives the next rollout too."""
-        value = {f"value.{name}": tensor for name, tensor in self.value.state_dict().items()}
-        adam = {f"value_optimizer.{name}": tensor for name, tensor in self.value_optimizer.tensors().items()}
-        kept = {f"replay.{name}": tensor for name, tensor in self.buffer.tensors().items()}
-        return {**super().tensors(), **value, **adam, **kept}
+        parts = {"value": self.value.state_dict(), "value_optimizer": self.value_optimizer.tensors()}
+        return {**super().tensors(), **joined({**parts, "replay": self.buffer.tensors()})}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `tensors` gave."""

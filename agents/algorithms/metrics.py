@@ -13,12 +13,12 @@ def averages(rows: list[dict[str, torch.Tensor]]) -> Metrics:
     """Means over the updates of an iteration; a GPU is waited for once."""
     columns = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     devices = {key: column.device for key, column in columns.items()}
-    found: Metrics = {}
+    means: Metrics = {}
     for device in set(devices.values()):
-        own = [key for key in columns if devices[key] == device]
-        values = torch.stack([columns[key].double() for key in own]).cpu()
-        found |= {key: float(value.mean()) for key, value in zip(own, values, strict=True)}
-    return {key: found[key] for key in rows[0]}
+        keys = [key for key in columns if devices[key] == device]
+        values = torch.stack([columns[key].double() for key in keys]).cpu()
+        means |= {key: float(value.mean()) for key, value in zip(keys, values, strict=True)}
+    return {key: means[key] for key in rows[0]}
 
 
 def update_metrics(rows: list[dict[str, torch.Tensor]]) -> Metrics:
@@ -26,8 +26,8 @@ def update_metrics(rows: list[dict[str, torch.Tensor]]) -> Metrics:
 
     An update is left out where float16 gradients overflow. Warns where that happened to all of them.
     """
-    found = averages(rows)
-    skipped = round(found.get("overflow", 0.0) * len(rows))
+    means = averages(rows)
+    skipped = round(means.get("overflow", 0.0) * len(rows))
     if skipped == len(rows):
         warn(
             f"all {skipped} updates of the iteration were skipped, because float16 gradients overflowed: nothing was "
@@ -36,4 +36,4 @@ def update_metrics(rows: list[dict[str, torch.Tensor]]) -> Metrics:
             RuntimeWarning,
             stacklevel=2,
         )
-    return {**found, "updates": len(rows), "updates_skipped": skipped}
+    return {**means, "updates": len(rows), "updates_skipped": skipped}

@@ -6,15 +6,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
+from diffusion_gym.agents.advantages import AdvantageOptions, RewardNormalizer
 from diffusion_gym.agents.algorithms.base import Agent, AgentConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
+from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
@@ -22,24 +23,11 @@ from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.scheduling import StepTable
 
-Normalization = Literal["prompt", "batch", "group", "none"]
-
 
 @dataclass(frozen=True)
-class PolicyGradientConfig(AgentConfig):
+class PolicyGradientConfig(AdvantageOptions, AgentConfig):
     """Options of the policy-gradient agents."""
 
-    normalization: Normalization = "prompt"
-    """What rewards are normalised by to give advantages: each prompt's running statistics, the batch, the group of
-    samples that share a prompt (GRPO), or nothing."""
-    group_size: int = 1
-    """Samples in a row that share a prompt; with `normalization=group`, the group."""
-    statistics_buffer: int = 32
-    """Rewards kept a prompt for its running statistics."""
-    statistics_min_count: int = 16
-    """Rewards a prompt needs before its own statistics are used; until then the batch's are."""
-    advantage_clip: float = 5.0
-    """Advantages are clipped to +- this."""
     batch_size: int = 64
     """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     inner_epochs: int = 1
@@ -51,13 +39,7 @@ class PolicyGradientConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("advantage_clip", "group_size", "batch_size", "inner_epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
-        if self.normalization not in ("prompt", "batch", "group", "none"):
-            raise ValueError(f"normalization={self.normalization!r} must be one of prompt, batch, group, none")
-        if self.normalization == "group" and self.group_size < 2:
-            raise ValueError(f"normalization='group' needs group_size={self.group_size!r} to be at least 2")
+        require(self, "larger than 0", "batch_size", "inner_epochs")
 
 
 @dataclass(frozen=True)
@@ -78,13 +60,13 @@ class Transitions:
 
     @classmethod
     def at(cls, trajectories: Trajectories, advantages: torch.Tensor, pairs: torch.Tensor) -> Transitions:
-        """The transitions at `pairs` (sample, step), int64 `(M, 2)`; advantages `(N,)` are those of the samples."""
+        """The transitions at `pairs` (sample, step), int64 `(M, 2)`; advantages are `(N,)`, or `(T, N)` a step."""
         samples, steps = pairs.unbind(1)
         return cls(
             trajectories.states(samples, steps),
             trajectories.actions(samples, steps),
             trajectories.log_probs[steps, samples],
-            advantages[samples],
+            advantages.expand_as(trajectories.log_probs)[steps, samples],
         )
 
     @classmethod
@@ -126,7 +108,7 @@ class PolicyGradientAgent(Agent):
         self, policy: DenoisingPolicy, config: PolicyGradientConfig, processes: Processes | None = None
     ) -> None:
         super().__init__(policy, config, processes)
-        self.statistics = PromptStatistics(config.statistics_buffer, config.statistics_min_count)
+        self.normalizer = RewardNormalizer(config)
 
     @abstractmethod
     def losses(self, batch: Transitions) -> Losses:
@@ -138,9 +120,8 @@ class PolicyGradientAgent(Agent):
         return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
 
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
-        """Normalised rewards `(N,)`, clipped; see `normalized_rewards`."""
-        bound = self.config.advantage_clip
-        return np.clip(self.normalized_rewards(trajectories), -bound, bound)
+        """Normalised rewards `(N,)`, clipped; see `normalized_rewards`. `(T, N)` gives each step one of its own."""
+        return self.normalizer.clip(self.normalized_rewards(trajectories))
 
     def normalized_rewards(self, trajectories: Trajectories) -> np.ndarray:
         """Normalised rewards `(N,)` of all processes' trajectories; NaN for the samples whose reward failed.
@@ -148,39 +129,35 @@ class PolicyGradientAgent(Agent):
         Raises:
             NoUsableReward: no reward is finite.
         """
-        prompts, rewards = self.rewards(trajectories)
-        usable = np.isfinite(rewards)
-        advantages = np.full(len(rewards), np.nan)
-        kind = self.config.normalization
-        if kind == "prompt":
-            known = [prompt for prompt, good in zip(prompts, usable, strict=True) if good]
-            advantages[usable] = self.statistics.normalize(known, rewards[usable])
-        elif kind == "batch":
-            advantages[usable] = batch_normalize(rewards[usable])
-        elif kind == "group":
-            advantages = group_normalize(rewards, self.config.group_size)
-        else:
-            advantages[usable] = rewards[usable]
-        return advantages
+        return self.normalizer.normalize(*self.rewards(trajectories))
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """Minibatch updates on one iteration's trajectories; see `Agent.update`."""
         advantages = self.advantages(trajectories)
-        usable = np.flatnonzero(np.isfinite(advantages))
+        finite = np.isfinite(advantages)
+        usable = np.flatnonzero(finite if finite.ndim == 1 else finite.all(0))
         size = self.minibatch(len(usable))
-        own = self.own(advantages, trajectories)
+        local = self.local_values(advantages, trajectories)
         minibatches = [
             self.transitions(order[start : start + size], rng)
             for order in (rng.permutation(usable) for _ in range(self.config.inner_epochs))
             for start in range(0, len(order), size)
         ]
         updates = (
-            self._renoised(trajectories, own, minibatches, rng)
+            self._renoised(trajectories, local, minibatches, rng)
             if self.config.renoise
-            else self._sampled(trajectories, own, minibatches)
+            else self._sampled(trajectories, local, minibatches)
         )
-        rows = [self._step(*update) for update in updates]
-        return {**update_metrics(rows), "samples_dropped": len(advantages) - len(usable)}
+        rows: list[dict[str, torch.Tensor]] = []
+        for update in updates:
+            rows.append(self._step(*update))
+            if self.finished(rows[-1]):
+                break
+        return {**update_metrics(rows), "samples_dropped": finite.shape[-1] - len(usable)}
+
+    def finished(self, means: Losses) -> bool:
+        """Whether the update with these means ends the iteration before its other minibatches."""
+        return False
 
     def _step(
         self, items: torch.Tensor, made: Callable[[torch.Tensor], Transitions], count: int
@@ -189,17 +166,21 @@ class PolicyGradientAgent(Agent):
         return self.minimize(items, lambda part: self.losses(made(part)), count)
 
     def _sampled(
-        self, trajectories: Trajectories, own: torch.Tensor, minibatches: list[torch.Tensor]
+        self, trajectories: Trajectories, advantages: torch.Tensor, minibatches: list[torch.Tensor]
     ) -> Iterator[_Update]:
         """Updates on the transitions that were sampled, at pairs (sample, step)."""
         for pairs in minibatches:
-            yield self.local(pairs, len(trajectories)), partial(Transitions.at, trajectories, own), len(pairs)
+            yield self.local(pairs, len(trajectories)), partial(Transitions.at, trajectories, advantages), len(pairs)
 
     def _renoised(
-        self, trajectories: Trajectories, own: torch.Tensor, minibatches: list[torch.Tensor], rng: np.random.Generator
+        self,
+        trajectories: Trajectories,
+        advantages: torch.Tensor,
+        minibatches: list[torch.Tensor],
+        rng: np.random.Generator,
     ) -> Iterator[_Update]:
-        """Updates on the finished pictures of such pairs, noised anew; the noise is drawn twice, not kept."""
-        made, planned = partial(Transitions.renoised, self.policy.table, trajectories, own), []
+        """Updates on the finished pictures of such pairs, noised anew; the noise is drawn twice, not stored."""
+        made, planned = partial(Transitions.renoised, self.policy.table, trajectories, advantages), []
         for pairs in minibatches:  # before the first update: all ratios are to the policy that sampled
             items = self.local(torch.cat([pairs, torch.arange(len(pairs))[:, None]], 1), len(trajectories))
             seed = int(rng.integers(2**62))
@@ -221,9 +202,9 @@ class PolicyGradientAgent(Agent):
 
     def state(self) -> dict[str, Any]:
         """The per-prompt statistics too."""
-        return {**super().state(), "prompt_statistics": self.statistics.state()}
+        return {**super().state(), "prompt_statistics": self.normalizer.statistics.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         super().load_state(state)
-        self.statistics.load(state["prompt_statistics"])
+        self.normalizer.statistics.load(state["prompt_statistics"])

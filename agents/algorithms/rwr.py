@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 from diffusion_gym.agents.advantages import softmax_weights
 from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
+from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.renoising import fresh_noise, renoised_states
 from diffusion_gym.agents.rollout import Trajectories, collect_many
@@ -31,9 +32,7 @@ class RegressionConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "updates"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be larger than 0")
+        require(self, "larger than 0", "batch_size", "updates")
 
 
 class RegressionAgent(Agent):

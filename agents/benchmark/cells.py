@@ -24,7 +24,7 @@ from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.runs import library_versions, write_config
 from diffusion_gym.agents.settings import RunSettings, make_env
-from diffusion_gym.agents.threads import use_threads
+from diffusion_gym.agents.threads import prepare_process
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
@@ -169,7 +169,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, Any]]:
-    use_threads(settings.threads)
+    prepare_process(settings.threads)
     contender, points = _begin(cell, suite.trained(cell.agent), settings)
     work = Work(contender.policy)
     if points:

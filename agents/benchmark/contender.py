@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Final
 import torch
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from diffusion_gym.agents.adapters import chosen_steps, to_numpy
+from diffusion_gym.agents.adapters import to_numpy
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.rollout import trained_steps
 from diffusion_gym.agents.runs import build_agent
 from diffusion_gym.agents.settings import RunSettings, make_env
 from diffusion_gym.agents.trainer import Trainer
@@ -162,13 +163,7 @@ class LibraryContender(Contender):
         return {name: getattr(self.options, name) for name in names}
 
     @property
-    def adamw(self) -> dict[str, Any]:
-        """The optimiser's options but for the learning rate, as `torch.optim.AdamW` calls them."""
-        betas = (self.options.adam_beta1, self.options.adam_beta2)
-        return {"betas": betas, "eps": self.options.adam_epsilon, "weight_decay": self.options.weight_decay}
-
-    @property
     def transitions(self) -> int:
         """Transitions behind an update of PPO: the trained steps of `batch_size` trajectories."""
-        stochastic = (self.env.unwrapped.step_table.sigma > 0).nonzero().flatten().cpu()  # type: ignore[attr-defined]
-        return self.options.batch_size * len(chosen_steps(stochastic, self.horizon, self.options.trained_steps))
+        table = self.env.unwrapped.step_table  # type: ignore[attr-defined]
+        return self.options.batch_size * len(trained_steps(table, self.options.trained_steps))

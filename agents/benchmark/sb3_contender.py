@@ -71,5 +71,5 @@ class SB3Contender(LibraryContender):
             "n_steps": self.settings.samples_per_iteration // self.env.num_envs * self.horizon,
             "seed": SEED_STRIDE * self.settings.seed,
             **self.chosen("learning_rate", "max_grad_norm"),
-            "policy_kwargs": {**self.chosen(*names), "optimizer_kwargs": self.adamw, **micro_batch},
+            "policy_kwargs": {**self.chosen(*names), "optimizer_kwargs": self.options.adamw, **micro_batch},
         }

@@ -9,7 +9,7 @@ find the model themselves, compare it with the one of a file, and warn of discou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 try:
@@ -21,18 +21,10 @@ from stable_baselines3 import A2C, PPO
 
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.ddpo import DDPOPPO
-from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv
-from diffusion_gym.agents.sb3.own_algorithms import extend_algorithms
+from diffusion_gym.agents.sb3.env import SB3VecEnv
+from diffusion_gym.agents.sb3.hooks import extend_algorithms
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
-from diffusion_gym.agents.sb3.setup import (
-    Env,
-    as_vec_env,
-    check_value_network,
-    ddpo_settings,
-    policy_kwargs,
-    ppo_settings,
-    trained_buffer,
-)
+from diffusion_gym.agents.sb3.setup import Env, as_vec_env, ddpo_settings, policy_kwargs
 
 __all__ = ["DDPOPPO", "CFGUNetPolicy", "SB3VecEnv", "TrajectoryBuffer", "ddpo_is", "ddpo_sf", "policy_kwargs"]
 
@@ -46,8 +38,7 @@ def ddpo_is(env: Env, *, trained_steps: Sequence[float] | None = None, **changes
     """DDPO_IS as SB3's own PPO.
 
     With gamma = gae_lambda = 1 and values of 0 SB3's advantage is the reward of the finished picture at each of its
-    steps, which PPO normalises within a minibatch: DDPO, equation 4. `ddpo_settings` and `ppo_settings` give each
-    setting and its reason.
+    steps, which PPO normalises within a minibatch: DDPO, equation 4. `ddpo_settings` has each setting and its reason.
 
     Args:
         env: a denoising environment; Gymnasium's vector environments are adapted.
@@ -60,16 +51,7 @@ def ddpo_is(env: Env, *, trained_steps: Sequence[float] | None = None, **changes
         ValueError: `env` is no denoising environment, `n_steps` is not a multiple of T, or
             `trained_steps` hold no stochastic step.
     """
-    vec_env = as_vec_env(env, failed_rewards=_failed_rewards(trained_steps, changes))
-    own = {name: changes.pop(name, None) for name in ("n_steps", "batch_size", "policy_kwargs")}
-    settings = ppo_settings(vec_env, own["n_steps"], own["batch_size"], own["policy_kwargs"])
-    buffer = trained_buffer(vec_env, trained_steps)
-    if buffer and own["batch_size"] is None:  # in transitions, of which a trajectory gives fewer
-        kwargs = buffer["rollout_buffer_kwargs"]
-        settings["batch_size"] = settings["batch_size"] // kwargs["horizon"] * len(kwargs["steps"])
-    settings |= {**buffer, **changes}
-    check_value_network(settings)
-    return PPO("CFGUNetPolicy", vec_env, **settings)
+    return _make(PPO, env, trained_steps, changes)
 
 
 def ddpo_sf(env: Env, *, trained_steps: Sequence[float] | None = None, **changes: Any) -> A2C:
@@ -83,22 +65,12 @@ def ddpo_sf(env: Env, *, trained_steps: Sequence[float] | None = None, **changes
         **changes: arguments of A2C that are to differ; `policy_kwargs` are changes to `policy_kwargs(env)`.
 
     Raises:
-        ValueError: `env` is no denoising environment, `n_steps` is not a multiple of T, or
-            `trained_steps` hold no stochastic step.
+        ValueError: see `ddpo_is`.
     """
-    vec_env = as_vec_env(env, failed_rewards=_failed_rewards(trained_steps, changes))
-    settings = ddpo_settings(vec_env, changes.pop("n_steps", None), changes.pop("policy_kwargs", None))
-    settings |= {
-        "normalize_advantage": True,  # rewards have no natural scale
-        "use_rms_prop": False,  # else A2C would put RMSprop in place of the policy's AdamW
-        **trained_buffer(vec_env, trained_steps),
-        **changes,
-    }
-    check_value_network(settings)
-    return A2C("CFGUNetPolicy", vec_env, **settings)
+    return _make(A2C, env, trained_steps, changes)
 
 
-def _failed_rewards(trained_steps: Sequence[float] | None, changes: Mapping[str, Any]) -> FailedRewards:
-    """Only `TrajectoryBuffer` leaves trajectories out."""
-    dropped = trained_steps is not None or changes.get("rollout_buffer_class") is TrajectoryBuffer
-    return "keep" if dropped else "refuse"
+def _make(kind: Any, env: Env, trained_steps: Sequence[float] | None, changes: dict[str, Any]) -> Any:
+    drops = trained_steps is not None or changes.get("rollout_buffer_class") is TrajectoryBuffer
+    vec_env = as_vec_env(env, failed_rewards="keep" if drops else "refuse")
+    return kind("CFGUNetPolicy", vec_env, **ddpo_settings(kind, vec_env, changes, trained_steps))

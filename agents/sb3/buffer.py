@@ -10,7 +10,8 @@ import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 
-from diffusion_gym.agents.algorithms.base import NoUsableReward
+from diffusion_gym.agents.advantages import usable_rewards
+from diffusion_gym.agents.rollout import Trajectories
 
 
 class TrajectoryBuffer(RolloutBuffer):
@@ -115,53 +116,29 @@ class TrajectoryBuffer(RolloutBuffer):
             after = delta + self.gamma * self.gae_lambda * after
             self.step_advantages[step], next_value = after, self.step_values[step]
 
-    def trajectory_rewards(self) -> np.ndarray:
-        """The sum of each trajectory's rewards, float64 `(N,)`."""
-        return self.step_rewards.sum(0).double().cpu().numpy()
-
-    def usable(self) -> np.ndarray:
-        """The trajectories whose reward is finite, int64.
-
-        Raises:
-            NoUsableReward: there is none.
-        """
-        rewards = self.trajectory_rewards()
-        usable = np.flatnonzero(np.isfinite(rewards))
-        if len(usable) == 0:
-            raise NoUsableReward(f"all {len(rewards)} rewards of the rollout are NaN or infinite; check the reward")
-        return usable
-
     def has_step_rewards(self) -> bool:
         """Whether there are rewards before the last step."""
         return bool((self.step_rewards[:-1] != 0).any())
 
-    def prompt_keys(self) -> list[str]:
-        """A string for each trajectory, the same where the prompt is: its token ids."""
-        if self.tokens is None:
-            return [""] * len(self)
-        return [" ".join(map(str, row)) for row in self.tokens.tolist()]
+    def trajectories(self) -> Trajectories:
+        """The rollout as the native agents take it; a prompt's name is its token ids."""
+        names = [""] * len(self) if self.tokens is None else [" ".join(map(str, row)) for row in self.tokens.tolist()]
+        return Trajectories(
+            prompts=tuple(names),
+            tokens=self.tokens,
+            timesteps=self.timesteps,
+            latents=self.latents,
+            log_probs=self.step_log_probs,
+            rewards=self.step_rewards.sum(0),
+            components={},
+            images=torch.empty(len(self), 0),
+        )
 
     def replace_rewards(self, rewards: np.ndarray) -> None:
         """Put `rewards` `(N,)` at the last steps, 0 before, and compute the advantages again."""
         self.step_rewards.zero_()
         self.step_rewards[-1] = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
         self.compute_returns_and_advantage()
-
-    def transitions(self, pairs: torch.Tensor) -> DictRolloutBufferSamples:
-        """The transitions at `pairs` (trajectory, step), int64 `(M, 2)`."""
-        columns, steps = pairs.unbind(1)
-        states = {"timestep": self.timesteps[steps][:, None], "latents": self.latents[steps, columns]}
-        if self.tokens is not None:
-            states["prompt"] = self.tokens[columns]
-        values, advantages = self.step_values[steps, columns], self.step_advantages[steps, columns]
-        return DictRolloutBufferSamples(
-            observations=states,
-            actions=self.latents[steps + 1, columns],
-            old_values=values,
-            old_log_prob=self.step_log_probs[steps, columns],
-            advantages=advantages,
-            returns=advantages + values,
-        )
 
     def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:  # type: ignore[override]
         """Minibatches of transitions in random order, for SB3's own `train`; without those of failed rewards.
@@ -170,10 +147,25 @@ class TrajectoryBuffer(RolloutBuffer):
             NoUsableReward: no trajectory has a finite reward.
         """
         assert self.full, "the rollout is not complete"
-        pairs = torch.cartesian_prod(torch.from_numpy(self.usable()), self.steps).to(self.device)
+        rollout, returns = self.trajectories(), self.step_returns
+        usable = torch.from_numpy(usable_rewards(rollout.rewards.double().cpu().numpy()))
+        pairs = torch.cartesian_prod(usable, self.steps).to(self.device)
         order = torch.from_numpy(np.random.permutation(len(pairs))).to(self.device)
         for part in pairs[order].split(batch_size or len(pairs)):
-            yield self.transitions(part)
+            samples, steps = part.unbind(1)
+            yield DictRolloutBufferSamples(
+                observations=rollout.states(samples, steps),
+                actions=rollout.actions(samples, steps),
+                old_values=self.step_values[steps, samples],
+                old_log_prob=self.step_log_probs[steps, samples],
+                advantages=self.step_advantages[steps, samples],
+                returns=returns[steps, samples],
+            )
+
+    @property
+    def step_returns(self) -> torch.Tensor:
+        """What values are to be, float32 `(T, N)`."""
+        return self.step_advantages + self.step_values
 
     @property
     def values(self) -> np.ndarray:  # type: ignore[override]
@@ -183,7 +175,7 @@ class TrajectoryBuffer(RolloutBuffer):
     @property
     def returns(self) -> np.ndarray:  # type: ignore[override]
         """Returns, `(T, N)`, for SB3's logs."""
-        return (self.step_advantages + self.step_values).cpu().numpy()
+        return self.step_returns.cpu().numpy()
 
     def _place(self, value: Any) -> torch.Tensor:
         return torch.as_tensor(value, device=self.device)

@@ -1,67 +1,64 @@
-"""`DDPOPPO`: Stable-Baselines3's PPO with what DDPO needs and SB3 lacks."""
+"""`DDPOPPO`: Stable-Baselines3's rollouts, callbacks and logger around the native agents' update."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 
-from diffusion_gym.agents.adapters import chosen_steps
-from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
-from diffusion_gym.agents.algorithms.base import part_of
-from diffusion_gym.agents.algorithms.metrics import averages
+from diffusion_gym.agents.adapters import env_identity, require_no_groups
+from diffusion_gym.agents.advantages import RewardNormalizer
+from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS
+from diffusion_gym.agents.algorithms.ddpo_iskl import DDPOISKL, DDPOISKLConfig
+from diffusion_gym.agents.algorithms.policy_gradient import Transitions
 from diffusion_gym.agents.identity import require_same
-from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
+from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.policy import denoising_env
+from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
-from diffusion_gym.agents.sb3.checks import UnsavedModel
 from diffusion_gym.agents.sb3.files import read_archive, write_archive
-from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
-from diffusion_gym.agents.sb3.setup import (
-    FROM_ENV,
-    Env,
-    as_vec_env,
-    check_ddpo_options,
-    check_value_network,
-    env_identity,
-    horizon_of,
-    ppo_settings,
-)
-from diffusion_gym.storage import exact_json, optimizer_tensors, restore_optimizer
+from diffusion_gym.agents.sb3.policy import CFGUNetPolicy, UnsavedModel
+from diffusion_gym.agents.sb3.setup import FROM_ENV, Env, as_vec_env, ddpo_settings
+from diffusion_gym.storage import exact_json, joined, optimizer_tensors, part_of, restore_optimizer
 
-_PROGRESS = ("num_timesteps", "_total_timesteps", "_current_progress_remaining", "_n_updates")
-Normalization = Literal["prompt", "batch", "none"]
+_PROGRESS: Final = ("num_timesteps", "_total_timesteps", "_current_progress_remaining", "_n_updates")
+# Options of the native agent; the divergence to the pretrained model counts only where a weight is given.
+_STATISTICS: Final = ("normalization", "statistics_buffer", "statistics_min_count", "advantage_clip")
+_NATIVE: Final = ("micro_batch_size", "trained_steps", *_STATISTICS, "kl_weight", "kl_form")
+_WITHOUT_KL: Final = {"kl_weight": 0.0, "kl_form": "closed_form"}
+_INSTEAD: Final = {
+    "normalize_advantage": "normalization",
+    "rollout_buffer_class": "its own",
+    "rollout_buffer_kwargs": "its own",
+    "clip_range_vf": "no bound on values",
+    "use_sde": "the sampler's noise",
+}
 
 
 class DDPOPPO(PPO):
-    """DDPO_IS on SB3's rollouts, callbacks and logger, with the native agents' update.
+    """DDPO_IS on SB3's rollouts, callbacks and logger; its `train` is the native agents' update.
 
     It adds to PPO: gradients accumulated in micro-batches over the time steps of whole trajectories, per-prompt
     normalisation of rewards, a KL term to the pretrained model, a rollout buffer on the device, and files without
-    pickle. Defaults are those of `ddpo_is`.
+    pickle. Defaults are those of `ddpo_is` and of the native agent.
 
     Args:
         policy: `"CFGUNetPolicy"` or a subclass of it.
         env: a denoising environment; Gymnasium's vector environments are adapted.
-        n_steps: steps of a rollout, a multiple of T; T by default.
-        batch_size: transitions behind one update, a multiple of T; those of 64 trajectories by default, or of all.
-        micro_batch_size: transitions in one forward and backward pass; speed and memory, not the result.
-        trained_steps: the part of the trajectory that is trained on, as fractions of T, 0 being the noise.
-        normalization: what makes rewards advantages: each prompt's running statistics, the rollout's, or nothing,
-            which an environment with rewards before the last step needs.
-        statistics_buffer: rewards kept a prompt.
-        statistics_min_count: rewards that a prompt needs before its own statistics count.
-        advantage_clip: normalised rewards, or the advantages of step rewards, are clipped to +- this.
-        kl_weight: weight of the KL term, in advantages a nat of each step's divergence; 0 is none.
-        kl_form: how it is measured; see `diffusion_gym.agents.losses.kl_penalty`.
         policy_kwargs: changes to `policy_kwargs(env)`.
-        **options: PPO's other arguments.
+        **options: of the native agent `micro_batch_size`, `trained_steps`, `normalization` (`prompt`, `batch`, or
+            `none`, which an environment with rewards before the last step needs), `statistics_buffer`,
+            `statistics_min_count`, `advantage_clip`, `kl_weight` (0 by default) and `kl_form`: see `DDPOISKLConfig`.
+            And PPO's own, of which `n_steps` (T by default) and `batch_size` (transitions behind one update, those of
+            64 trajectories by default, or of all) are multiples of T.
 
     Raises:
         ValueError: a value out of its range, or an environment or policy that does not denoise.
@@ -76,51 +73,35 @@ class DDPOPPO(PPO):
         policy: str | type[CFGUNetPolicy],
         env: Env,
         *,
-        n_steps: int | None = None,
-        batch_size: int | None = None,
-        micro_batch_size: int = 64,
-        trained_steps: Sequence[float] = (0.0, 1.0),
-        normalization: Normalization = "prompt",
-        statistics_buffer: int = 32,
-        statistics_min_count: int = 16,
-        advantage_clip: float = 5.0,
-        kl_weight: float = 0.0,
-        kl_form: KLForm = "closed_form",
         policy_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        check_ddpo_options(policy, micro_batch_size, normalization, advantage_clip, kl_weight, options)
-        check_kl_form(kl_form)
+        if policy != "CFGUNetPolicy" and not (isinstance(policy, type) and issubclass(policy, CFGUNetPolicy)):
+            raise ValueError(f"policy={policy!r} must be 'CFGUNetPolicy' or a subclass: DDPO trains a denoising policy")
+        native = {**_WITHOUT_KL, **{name: options.pop(name) for name in _NATIVE if name in options}}
+        native |= {"trained_steps": tuple(native.get("trained_steps", DDPOISKLConfig.trained_steps))}
+        for name, instead in _INSTEAD.items():
+            if value := options.pop(name, None):
+                raise ValueError(f"{name}={value!r} does not go with DDPOPPO, which uses {instead}; leave it out")
+        require_no_groups(native.get("normalization", ""))
+        self.config = DDPOISKLConfig(**native)
+        self.normalizer = RewardNormalizer(self.config)
+        self.statistics = self.normalizer.statistics
         vec_env = as_vec_env(env, output="torch", failed_rewards="keep")
-        self.horizon = horizon_of(vec_env)
-        settings = {**ppo_settings(vec_env, n_steps, batch_size, policy_kwargs), **options}
+        self.horizon: int = denoising_env(vec_env).horizon
+        settings = ddpo_settings(PPO, vec_env, {**options, "policy_kwargs": policy_kwargs})
         settings["normalize_advantage"] = False  # rewards are normalised, before they become advantages
-        check_value_network(settings)
         if settings["batch_size"] % self.horizon:
             raise ValueError(
                 f"batch_size={settings['batch_size']} must be a multiple of T={self.horizon}: updates are on whole "
                 "trajectories"
             )
-        self.micro_batch_size, self.normalization, self.advantage_clip = micro_batch_size, normalization, advantage_clip
-        self.kl_weight, self.kl_form = kl_weight, kl_form
-        self.statistics = PromptStatistics(statistics_buffer, statistics_min_count)
-        super().__init__(
-            policy,
-            vec_env,
-            **settings,
-            rollout_buffer_class=TrajectoryBuffer,
-            rollout_buffer_kwargs={"horizon": self.horizon},
-        )
-        self.trained = chosen_steps(self.policy.actor.stochastic_steps, self.horizon, trained_steps)
-        self._arguments: dict[str, Any] = {
-            **{name: settings[name] for name in settings if name not in ("policy_kwargs", "device")},
-            **{"trained_steps": list(trained_steps)},
-            **{"micro_batch_size": micro_batch_size, "normalization": normalization, "advantage_clip": advantage_clip},
-            **{"statistics_buffer": statistics_buffer, "statistics_min_count": statistics_min_count},
-            **{"kl_weight": kl_weight, "kl_form": kl_form},
-        }
-
-    # --- training ------------------------------------------------------------------------------------------
+        buffer: dict[str, Any] = {"rollout_buffer_kwargs": {"horizon": self.horizon}}
+        super().__init__(policy, vec_env, **settings, rollout_buffer_class=TrajectoryBuffer, **buffer)
+        stored = {name: value for name, value in settings.items() if name not in ("policy_kwargs", "device")}
+        self._arguments = {**stored, **{name: getattr(self.config, name) for name in _NATIVE}}
+        # Refuses a part of the trajectory without a stochastic step.
+        self._fitting = NativeUpdate(self, self.config).optimizer.micro_batch_size
 
     def train(self) -> None:
         """Update the policy on the rollout.
@@ -131,81 +112,27 @@ class DDPOPPO(PPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_range = cast(Any, self.clip_range)(self._current_progress_remaining)
-        usable = self._normalize_rewards()
-        size, rows, stop = self.batch_size // self.horizon, [], False
-        for _ in range(self.n_epochs):
-            order = np.random.permutation(usable)  # of SB3's generator
-            for start in range(0, len(order), size):
-                row, stop = self._update(order[start : start + size], clip_range)
-                rows.append(row)
-                if stop:
-                    break
-            self._n_updates += 1
-            if stop:
-                break
-        for name, value in averages(rows).items():
+        size = self.batch_size // self.horizon
+        config = replace(
+            self.config,
+            **asdict(self.policy.options),
+            clip_range=clip_range,
+            batch_size=size,
+            inner_epochs=self.n_epochs,
+            max_grad_norm=min(self.max_grad_norm, sys.float_info.max),  # SB3 takes infinity
+        )
+        order = np.random.default_rng(np.random.randint(2**31, size=2))  # of SB3's generator
+        agent = NativeUpdate(self, config)
+        agent.optimizer.micro_batch_size = self._fitting
+        metrics = agent.update(self.rollout_buffer.trajectories(), order)
+        self._fitting = agent.optimizer.micro_batch_size
+        an_epoch = -(-(len(self.rollout_buffer) - metrics["samples_dropped"]) // size)
+        self._n_updates += int(-(-metrics.pop("updates") // an_epoch))
+        for name in ("learning_rate", "updates_skipped"):  # SB3 logs the first, and scales no losses
+            metrics.pop(name)
+        for name, value in {**metrics, "clip_range": clip_range}.items():
             self.logger.record(f"train/{name}", value)
-        self.logger.record("train/samples_dropped", len(self.rollout_buffer) - len(usable))
-        self.logger.record("train/clip_range", clip_range)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def _normalize_rewards(self) -> np.ndarray:
-        """Put normalised rewards into the buffer; the trajectories whose reward is finite."""
-        buffer = self.rollout_buffer
-        rewards, keys = buffer.trajectory_rewards(), buffer.prompt_keys()
-        usable = buffer.usable()
-        if buffer.has_step_rewards():
-            self._require_no_normalization()
-            buffer.step_advantages.clamp_(-self.advantage_clip, self.advantage_clip)
-            return usable
-        finite = rewards[usable]
-        if self.normalization == "prompt":
-            finite = self.statistics.normalize([keys[index] for index in usable], finite)
-        elif self.normalization == "batch":
-            finite = batch_normalize(finite)
-        rewards[usable] = np.clip(finite, -self.advantage_clip, self.advantage_clip)
-        buffer.replace_rewards(rewards)
-        return usable
-
-    def _require_no_normalization(self) -> None:
-        if self.normalization != "none":
-            raise ValueError(
-                f"normalization={self.normalization!r} is for a reward at the end, and env has rewards before the last "
-                "step; use normalization='none', with PromptNormalizationVectorEnv below the wrapper that adds them"
-            )
-
-    def _update(self, trajectories: np.ndarray, clip_range: float) -> tuple[dict[str, torch.Tensor], bool]:
-        """One step on the mean loss of the trained steps of `trajectories`; whether `target_kl` stopped it."""
-        pairs = torch.cartesian_prod(torch.from_numpy(trajectories), self.trained).to(self.policy.device)
-        self.policy.optimizer.zero_grad()
-        totals: dict[str, torch.Tensor] = {}
-        for part in pairs.split(self.micro_batch_size):
-            losses = self.losses(self.rollout_buffer.transitions(part), clip_range)
-            (losses["loss"].sum() / len(pairs)).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value.detach().sum() / len(
-                    pairs
-                )
-        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
-        stop = self.target_kl is not None and float(totals["approx_kl"]) > 1.5 * self.target_kl
-        if not stop:
-            self.policy.optimizer.step()
-        return totals, stop
-
-    def losses(self, batch: DictRolloutBufferSamples, clip_range: float) -> dict[str, torch.Tensor]:
-        """What to minimise for M transitions, `loss` `(M,)`, and other entries `(M,)` for the logs."""
-        observation: Any = batch.observations
-        policy = self.policy.get_distribution(observation).gaussian
-        surrogate = clipped_surrogate(policy.log_prob(batch.actions), batch.old_log_prob, batch.advantages, clip_range)
-        rows = surrogate.rows()
-        if self.kl_weight:
-            reference = self.policy.actor.reference_distribution(observation)
-            rows = with_kl_penalty(rows, policy, reference, batch.actions, self.kl_form, self.kl_weight)
-        if self.vf_coef:
-            errors = (self.policy.predict_values(observation).flatten() - batch.returns) ** 2
-            rows |= {"loss": rows["loss"] + self.vf_coef * errors, "value_loss": errors.detach()}
-        return rows
 
     # --- files ---------------------------------------------------------------------------------------------
 
@@ -229,25 +156,24 @@ class DDPOPPO(PPO):
             raise ValueError(
                 f"include={list(include)!r}: DDPOPPO saves no other attributes, because it pickles nothing"
             )
-        policy = {name: value for name, value in self.policy.arguments().items() if name not in FROM_ENV}
-        model = self.policy.arguments()["model"]
+        arguments = self.policy.arguments()
+        content = {
+            "model": None if isinstance(arguments["model"], UnsavedModel) else arguments["model"],
+            "identity": self.policy.identity(),
+            "arguments": self._arguments,
+            "policy": {name: value for name, value in arguments.items() if name not in FROM_ENV},
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
+            "statistics": self.statistics.state(),
+        }
         try:
-            content = exact_json(
-                {
-                    "model": None if isinstance(model, UnsavedModel) else model,
-                    "identity": self.policy.identity(),
-                    "arguments": self._arguments,
-                    "policy": policy,
-                    "progress": {name: getattr(self, name) for name in _PROGRESS},
-                    "statistics": self.statistics.state(),
-                }
-            )
+            text = exact_json(content)
         except TypeError as error:
             raise ValueError(
                 f"an argument is no JSON value ({error}), and DDPOPPO pickles nothing; give a number in place of a "
                 "function"
             ) from error
-        write_archive(path, content, self._tensors())
+        optimizer = optimizer_tensors(self.policy.optimizer)
+        write_archive(path, text, joined({"policy": self.policy.state_dict(), "optimizer": optimizer}))
 
     @classmethod
     def load(  # type: ignore[override]
@@ -280,12 +206,10 @@ class DDPOPPO(PPO):
         named = {"model": content["model"]} if content["model"] else {}
         stored = content.get("identity", {**options.get("sampler", {}), **named})  # an older file has no identity
         require_same(stored, env_identity(env), f"path={str(path)!r}")
-        own = {name: value for name, value in options.items() if name not in FROM_ENV}
-        own |= changes.pop("policy_kwargs", {})
-        arguments = {**content["arguments"], "policy_kwargs": own, **changes}
-        if device != "auto":
-            arguments["device"] = device
-        model = cls("CFGUNetPolicy", env, **arguments)
+        kwargs = {name: value for name, value in options.items() if name not in FROM_ENV}
+        kwargs |= changes.pop("policy_kwargs", {})
+        placed = {} if device == "auto" else {"device": device}
+        model = cls("CFGUNetPolicy", env, **{**content["arguments"], "policy_kwargs": kwargs, **placed, **changes})
         model._restore(tensors)
         for name in _PROGRESS:
             setattr(model, name, content["progress"][name])
@@ -304,10 +228,71 @@ class DDPOPPO(PPO):
         else:
             self._restore(read_archive(load_path_or_dict)[1])
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        parts = {"policy": self.policy.state_dict(), "optimizer": optimizer_tensors(self.policy.optimizer)}
-        return {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         self.policy.load_state_dict(part_of(tensors, "policy"))
         restore_optimizer(self.policy.optimizer, part_of(tensors, "optimizer"))
+
+
+class NativeUpdate(DDPOISKL):
+    """The native update on what SB3 holds: its optimiser, its advantages, its value network, its `target_kl`.
+
+    Args:
+        algorithm: whose rollout buffer, policy and statistics they are.
+        config: the native agent's options.
+    """
+
+    def __init__(self, algorithm: DDPOPPO, config: DDPOISKLConfig) -> None:
+        self.algorithm = algorithm
+        super().__init__(algorithm.policy.actor, replace(config, **asdict(algorithm.policy.options)))
+        self.normalizer = algorithm.normalizer
+        trained, adam = algorithm.policy.trained_parameters(), algorithm.policy.optimizer
+        self.optimizer = self.make_optimizer(trained, adam)
+
+    def advantages(self, trajectories: Trajectories) -> np.ndarray:
+        """SB3's advantages `(T, N)` of normalised rewards; NaN for the samples whose reward failed.
+
+        Raises:
+            ValueError: there are rewards before the last step, which are not normalised.
+        """
+        buffer, normalized = self.algorithm.rollout_buffer, self.normalized_rewards(trajectories)
+        if not buffer.has_step_rewards():
+            buffer.replace_rewards(self.normalizer.clip(normalized))
+        elif self.config.normalization != "none":
+            raise ValueError(
+                f"normalization={self.config.normalization!r} is for a reward at the end, and env has rewards before "
+                "the last step; use normalization='none', with PromptNormalizationVectorEnv below the wrapper that "
+                "adds them"
+            )
+        else:
+            buffer.step_advantages.clamp_(-self.config.advantage_clip, self.config.advantage_clip)
+        return buffer.step_advantages.cpu().numpy()
+
+    def losses(self, batch: Transitions) -> Losses:
+        """Those of DDPO_ISKL where the divergence has a weight, else of DDPO_IS."""
+        return super().losses(batch) if self.config.kl_weight else DDPOIS.losses(cast(Any, self), batch)
+
+    def finished(self, means: Losses) -> bool:
+        """Whether `target_kl` stops the training, as in SB3's PPO."""
+        target = self.algorithm.target_kl
+        return target is not None and float(means["approx_kl"]) > 1.5 * target
+
+    def _step(
+        self, items: torch.Tensor, made: Callable[[torch.Tensor], Transitions], count: int
+    ) -> dict[str, torch.Tensor]:
+        """One step, with the value network's error; `target_kl` stops before it."""
+        policy, returns, weight = (
+            self.algorithm.policy,
+            self.algorithm.rollout_buffer.step_returns,
+            self.algorithm.vf_coef,
+        )
+
+        def losses(pairs: torch.Tensor) -> Losses:
+            batch = made(pairs)
+            rows = self.losses(batch)
+            if not weight:
+                return rows
+            samples, steps = pairs.unbind(1)
+            errors = (policy.predict_values(batch.observation).flatten() - returns[steps, samples]) ** 2
+            return {**rows, "loss": rows["loss"] + weight * errors, "value_loss": errors.detach()}
+
+        return self.optimizer.step(items, losses, count, unless=self.finished)

@@ -13,14 +13,27 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from diffusion_gym.agents.adapters import SINGLE_SPACES, info_rows, layers, to_numpy
-from diffusion_gym.agents.sb3.checks import require_finite
-from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.agents.adapters import SharedEnv, info_rows, layers, require_finite_rewards, to_numpy, to_tensors
 
 FailedRewards = Literal["refuse", "keep"]
+_OF_THE_END = ("final_obs", "final_info", "episode")
 
 
-class SB3VecEnv(VecEnv):
+def require_finite(rewards: np.ndarray) -> np.ndarray:
+    """Rewards `(N,)` as they are.
+
+    Raises:
+        ValueError: one of them is NaN or infinite.
+    """
+    why = (
+        "which would make SB3's weights NaN; let the reward return a number, or leave such trajectories out: ddpo_is "
+        "or ddpo_sf with trained_steps=(0, 1), or DDPOPPO"
+    )
+    require_finite_rewards(rewards, np.arange(len(rewards)), why)
+    return rewards
+
+
+class SB3VecEnv(SharedEnv, VecEnv):
     """N denoising processes for Stable-Baselines3, stepped as one batch.
 
     As SB3 wants it, the observation after the last step is the next episode's, and the finished one is in
@@ -49,8 +62,7 @@ class SB3VecEnv(VecEnv):
         output: Literal["numpy", "torch"] = "numpy",
         failed_rewards: FailedRewards = "refuse",
     ) -> None:
-        if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
-            raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
+        self.share(env)
         if output not in ("numpy", "torch"):
             raise ValueError(f"output={output!r} must be 'numpy' or 'torch'")
         if failed_rewards not in get_args(FailedRewards):
@@ -61,8 +73,7 @@ class SB3VecEnv(VecEnv):
                 f"action_space={space} is unbounded, which SB3 refuses; take the wrapper off that clips actions "
                 "(the environment's own bounds never do)"
             )
-        self.env, self.vector, self.output, self.failed_rewards = env, env.unwrapped, output, failed_rewards
-        self.spec = env.spec
+        self.output, self.failed_rewards, self.spec = output, failed_rewards, env.spec
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._same_step = self.vector.autoreset_mode == AutoresetMode.SAME_STEP
         self._began = time.time()
@@ -143,31 +154,15 @@ class SB3VecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """The decoded preview of every x_t, uint8 `(H, W, 3)`; needs `render_mode="rgb_array"`."""
-        frames: Any = self.env.render()
-        return [None] * self.num_envs if frames is None else list(frames)
+        return self.frames()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the environment or its wrappers, once for each of `indices`: the envs share it.
-
-        Raises:
-            AttributeError: none of them has it.
-        """
-        value = getattr(self._layer(attr_name), SINGLE_SPACES.get(attr_name, attr_name))
-        return [value for _ in self._get_indices(indices)]
+        """An attribute of the environment or its wrappers, once for each of `indices`; see `SharedEnv.shared`."""
+        return [self.shared(attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute where it is, or in the denoising environment; it counts for all envs.
-
-        Raises:
-            ValueError: `indices` leave envs out, which share all attributes.
-        """
-        if indices is not None and sorted(self._get_indices(indices)) != list(range(self.num_envs)):
-            raise ValueError(f"indices={indices!r} leave envs out, but they share {attr_name!r}; leave indices out")
-        try:
-            layer = self._layer(attr_name)
-        except AttributeError:
-            layer = self.vector
-        setattr(layer, attr_name, value)
+        """Set an attribute for all envs; see `SharedEnv.set_shared`."""
+        self.set_shared(attr_name, value, list(self._get_indices(indices)), f"indices={indices!r}")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -177,20 +172,14 @@ class SB3VecEnv(VecEnv):
         Returns:
             For each of `indices` its part of the result, where that has one part an env; else the whole result.
         """
-        result = getattr(self._layer(method_name), method_name)(*method_args, **method_kwargs)
+        result = self.shared(method_name)(*method_args, **method_kwargs)
         parts = isinstance(result, list | tuple | np.ndarray | torch.Tensor) and len(result) == self.num_envs
         return [result[index] if parts else result for index in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether a wrapper of that class, such as a vector wrapper of Gymnasium, is around the environment."""
-        found = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
-        return [found for _ in self._get_indices(indices)]
-
-    def _layer(self, name: str) -> Any:
-        for layer in layers(self.env):
-            if hasattr(layer, name):
-                return layer
-        raise AttributeError(f"the environment has no attribute {name!r}")
+        wrapped = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
+        return [wrapped for _ in self._get_indices(indices)]
 
     def _rows(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         return info_rows(infos, np.arange(self.num_envs))
@@ -208,10 +197,7 @@ class SB3VecEnv(VecEnv):
     def _out(self, observation: dict[str, Any]) -> dict[str, Any]:
         if self.output == "numpy":
             return {key: to_numpy(value) for key, value in observation.items()}
-        return {key: torch.as_tensor(value, device=self.vector.device) for key, value in observation.items()}
-
-
-_OF_THE_END = ("final_obs", "final_info", "episode")
+        return to_tensors(observation, self.vector.device)
 
 
 def _stack(parts: list[Any]) -> Any:

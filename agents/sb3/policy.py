@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,19 +13,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import get_device
-from torch.utils.checkpoint import checkpoint
 
+from diffusion_gym.agents.adapters import require_no_float16, require_spaces, to_tensors
+from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity, require_fingerprint
-from diffusion_gym.agents.policy import DenoisingPolicy, Precision, Trainable
-from diffusion_gym.agents.sb3.checks import (
-    UnsavedModel,
-    checked,
-    refuse,
-    require_denoising,
-    require_spaces_of,
-    same_device,
-)
-from diffusion_gym.agents.sb3.distribution import GuidedGaussian
+from diffusion_gym.agents.optimization import OptimizerOptions, recomputed
+from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.spaces import make_spaces
@@ -32,8 +26,56 @@ from diffusion_gym.models import DenoisingModel, load_model
 from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-sb3-policy-1"
-# The native agents' defaults; SB3's own are Adam with eps=1e-5 and no weight decay.
-_ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
+_COMPUTING = [entry.name for entry in fields(PolicyOptions)]
+OPTIONS = [*_COMPUTING, "value_network", "micro_batch_size", "optimizer_class", "optimizer_kwargs", "device"]
+
+
+class UnsavedModel:
+    """A model object that has no name to load it by: SB3's `save` refuses it instead of pickling its weights.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: DenoisingModel) -> None:
+        self.model = model
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"policy_kwargs['model']={self.model.name!r} was given as an object, which is not pickled; make the "
+            "environment with the model's name or folder, or save model.policy.save(path) alone"
+        )
+
+
+class GuidedGaussian:
+    """The Gaussian over x_{t-1} with the methods of SB3's `Distribution`.
+
+    Args:
+        gaussian: the policy's distribution of N states.
+    """
+
+    def __init__(self, gaussian: DenoisingDistribution) -> None:
+        self.gaussian = gaussian
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(N,)` of actions `(N, C, H, W)`, or `(N, C * H * W)` as SB3's buffers store them."""
+        return self.gaussian.log_prob(actions.reshape(self.gaussian.mean.shape))
+
+    def entropy(self) -> torch.Tensor:
+        """Entropies `(N,)`; see `DenoisingDistribution.entropy`."""
+        return self.gaussian.entropy()
+
+    def sample(self) -> torch.Tensor:
+        """Actions x_{t-1}, float32 `(N, C, H, W)`, from PyTorch's global generator, which SB3 seeds."""
+        return self.gaussian.sample()
+
+    def mode(self) -> torch.Tensor:
+        """The means, `(N, C, H, W)`."""
+        return self.gaussian.mean
+
+    def get_actions(self, deterministic: bool = False) -> torch.Tensor:
+        """The means, or samples."""
+        return self.mode() if deterministic else self.sample()
 
 
 class _NoFeatures(BaseFeaturesExtractor):
@@ -56,29 +98,23 @@ class CFGUNetPolicy(ActorCriticPolicy):
         observation_space: of the denoising environment.
         action_space: of the denoising environment.
         lr_schedule: learning rate by the part of the training that is left, from SB3.
-        use_sde: from SB3; must be false.
         model: name, folder or hub id of the environment's model.
         model_kwargs: of the environment: `revision` and `variant`.
         sampler: the environment's `SamplerConfig`, as a mapping.
         fingerprint: of the environment's model, which the one that is loaded must have; None for any.
         dtype: type of the model's weights.
         device: where to load the model; SB3's own `device` has the last word.
-        trainable: `lora` or `full`; see `DenoisingPolicy`.
-        lora_rank: rank of the adapters.
         value_network: learn V(x_t, t, c) too; without it all values are 0.
-        micro_batch_size: transitions that `evaluate_actions` takes through the network at a time. Activations of
-            more than one such part are not kept, but computed again in the backward pass, so that memory is bounded in
-            SB3's own `train`, at the price of one more forward pass. 0 takes all at once.
-        cfg_training: see `DenoisingPolicy.set_training`.
-        mixed_precision: `no` or `bf16`; see `DenoisingPolicy.set_training`.
-        gradient_checkpointing: see `DenoisingPolicy.set_training`.
+        micro_batch_size: transitions that `evaluate_actions` takes through the network at a time, so that memory is
+            bounded in SB3's own `train`; see `recomputed`. 0 takes all at once.
         optimizer_class: a class, or its name in `torch.optim`; AdamW by default, as in the native agents.
         optimizer_kwargs: by default those of the native agents where it is AdamW.
-        **unused: the other arguments of SB3's policies, which must be off.
+        **options: those of `PolicyOptions`; and the other arguments of SB3's policies, which must be off.
 
     Attributes:
         actor: the `DenoisingPolicy`.
         value_net: the value network, or None.
+        options: of the actor.
 
     Raises:
         ValueError: spaces that are not the model's, or an option that would change actions.
@@ -91,7 +127,6 @@ class CFGUNetPolicy(ActorCriticPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        use_sde: bool = False,
         *,
         model: str | UnsavedModel | None = None,
         model_kwargs: Mapping[str, str | None] | None = None,
@@ -99,31 +134,16 @@ class CFGUNetPolicy(ActorCriticPolicy):
         sampler: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         device: str = "auto",
-        trainable: Trainable = "lora",
-        lora_rank: int = 4,
         value_network: bool = False,
         micro_batch_size: int = 0,
-        cfg_training: bool = True,
-        mixed_precision: Precision = "no",
-        gradient_checkpointing: bool = False,
         optimizer_class: str | type[torch.optim.Optimizer] = "AdamW",
         optimizer_kwargs: dict[str, Any] | None = None,
-        **unused: Any,
+        **options: Any,
     ) -> None:
-        refuse({"use_sde": use_sde, **unused})
-        require_denoising(observation_space)
-        if model is None or sampler is None:
-            missing = "model" if model is None else "sampler"
-            raise ValueError(
-                f"policy_kwargs has no {missing!r}; pass policy_kwargs=diffusion_gym.agents.sb3.policy_kwargs(env)"
-            )
-        if mixed_precision == "fp16" or dtype == "float16":
-            raise ValueError(
-                f"mixed_precision={mixed_precision!r}, dtype={dtype!r}: float16 gradients need loss scaling, which SB3 "
-                "does not do; use bf16 or bfloat16"
-            )
+        computing = PolicyOptions(**{name: options.pop(name) for name in _COMPUTING if name in options})
+        _refuse(observation_space, {"model": model, "sampler": sampler}, options)
         kind: Any = getattr(torch.optim, optimizer_class) if isinstance(optimizer_class, str) else optimizer_class
-        default = dict(_ADAMW) if kind is torch.optim.AdamW else {}
+        default = OptimizerOptions().adamw if kind is torch.optim.AdamW else {}  # SB3's is Adam with eps=1e-5
         super().__init__(
             observation_space,
             action_space,
@@ -133,18 +153,12 @@ class CFGUNetPolicy(ActorCriticPolicy):
             optimizer_kwargs=default if optimizer_kwargs is None else optimizer_kwargs,
             normalize_images=False,
         )
-        self.micro_batch_size = micro_batch_size
+        self.options, self.micro_batch_size = computing, micro_batch_size
         self._source: dict[str, Any] = {"model": model, "model_kwargs": dict(model_kwargs or {}), "dtype": dtype}
-        self._options: dict[str, Any] = {"trainable": trainable, "lora_rank": lora_rank}
-        self._training_options: dict[str, Any] = {
-            "cfg_training": cfg_training,
-            "mixed_precision": mixed_precision,
-            "gradient_checkpointing": gradient_checkpointing,
-        }
-        self._config = SamplerConfig(**sampler)
+        self._config = SamplerConfig(**(sampler or {}))
         self._with_values, self._last_timesteps = value_network, None
         self._make(get_device(device), lr_schedule(1))
-        require_spaces_of(self.actor.model, observation_space, action_space)
+        require_spaces(self.actor.model, observation_space, action_space)
         require_fingerprint(fingerprint, self.identity(), "policy_kwargs")
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -156,25 +170,20 @@ class CFGUNetPolicy(ActorCriticPolicy):
         named = source if isinstance(source, str) else source.model
         options = self._source["model_kwargs"] if isinstance(named, str) else None
         model = load_model(named, device, self._source["dtype"], options)
-        if not same_device(model.device, device):
+        if not _same_device(model.device, device):
             raise ValueError(
                 f"device={str(device)!r}: policy_kwargs['model'] is an object on {model.device}; pass "
                 f"device={str(model.device)!r}"
             )
-        self.actor = DenoisingPolicy(model, self._config, **self._options)
+        training = asdict(self.options)
+        actor = {name: training.pop(name) for name in ("trainable", "lora_rank")}
+        self.actor = DenoisingPolicy(model, self._config, **actor)
         self.actor.require_noise()
-        self.actor.set_training(**self._training_options)
-        self.value_net = None
-        if self._with_values:
-            features = self.actor.embed(model.tokenize([""])).shape[-1] if model.prompt_length else 0
-            self.value_net = ValueNetwork(model.latent_shape[0], features, model.num_train_timesteps).to(device)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.actor.set_training(**training)
+        require_no_float16(self.actor, "SB3")
+        self.value_net = ValueNetwork.of(self.actor) if self._with_values else None
+        trained = list(self.trained_parameters().values())
         self.optimizer = self.optimizer_class(trained, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
-
-    @property
-    def horizon(self) -> int:
-        """T, the number of steps of an episode."""
-        return len(self.actor.table)
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +196,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
 
     def to(self, device: torch.device | str) -> Self:  # type: ignore[override]
         """This policy on another device, for which the model is loaded there; the environment's own stays."""
-        if not same_device(torch.device(device), self.device):
+        if not _same_device(torch.device(device), self.device):
             weights, rate = self.state_dict(), self.optimizer.param_groups[0]["lr"]
             self._make(torch.device(device), rate)
             self.load_state_dict(weights)
@@ -202,35 +211,25 @@ class CFGUNetPolicy(ActorCriticPolicy):
         self._last_timesteps = obs["timestep"]
         return actions, self.predict_values(obs), distribution.log_prob(actions)
 
-    def get_distribution(self, obs: Any) -> GuidedGaussian:
+    def get_distribution(self, obs: Any) -> GuidedGaussian:  # type: ignore[override]
         """The Gaussian over x_{t-1}."""
-        return GuidedGaussian(self.actor.distribution(checked(obs)))
+        return GuidedGaussian(self.actor.distribution(obs))
 
-    def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Any, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of actions taken earlier."""
-        size = self.micro_batch_size
-        if not size or len(actions) <= size:
-            return self._evaluate(obs, actions)
-        parts = []
-        for start in range(0, len(actions), size):
-            rows = slice(start, start + size)
-            part = {key: value[rows] for key, value in obs.items()}
-            parts.append(checkpoint(self._evaluate, part, actions[rows], use_reentrant=False))
-        values, log_probs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
-        return values, log_probs, entropies
+        return recomputed(self._evaluate, self.micro_batch_size, obs, actions)
 
-    def _evaluate(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _evaluate(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         distribution = self.get_distribution(obs)
         return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(self, obs: Any) -> torch.Tensor:
         """V(x_t, t, c), `(N, 1)`; zeros without a value network."""
-        latents = obs["latents"]
         if self.value_net is None:
-            return torch.zeros(len(latents), 1, device=self.device)
-        tokens = obs.get("prompt")
-        embeddings = None if tokens is None else self.actor.embed(tokens)
-        return self.value_net(latents, obs["timestep"].reshape(-1), embeddings)[:, None]
+            return torch.zeros(len(obs["latents"]), 1, device=self.device)
+        return self.value_net.values(self.actor, obs)[:, None]
 
     def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
         """The observation as it is."""
@@ -238,7 +237,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
 
     def obs_to_tensor(self, observation: Any) -> tuple[dict[str, torch.Tensor], bool]:
         """Observations, of one state or N, NumPy or torch, as tensors of N states, and whether it was N."""
-        tensors = {key: torch.as_tensor(value, device=self.device) for key, value in observation.items()}
+        tensors = to_tensors(observation, self.device)
         batched = tensors["latents"].ndim > len(self.action_space.shape or ())
         return (tensors if batched else {key: value[None] for key, value in tensors.items()}), batched
 
@@ -248,29 +247,27 @@ class CFGUNetPolicy(ActorCriticPolicy):
         Raises:
             ValueError: it did not, and there is no value network to stand for the reward that is still to come.
         """
-        if mode:
-            last, self._last_timesteps = self._last_timesteps, None
-            if last is not None and self.value_net is None:
-                self._require_ended(torch.as_tensor(last, device=self.device))
         super().set_training_mode(mode)
-
-    def _require_ended(self, timesteps: torch.Tensor) -> None:
-        if bool((timesteps != self.actor.table.timesteps[-1]).any()):
+        last = self._last_timesteps
+        if not mode or last is None:
+            return
+        self._last_timesteps, timesteps = None, self.actor.table.timesteps
+        if self.value_net is None and bool((torch.as_tensor(last, device=self.device) != timesteps[-1]).any()):
             raise ValueError(
-                f"n_steps must be a multiple of T={self.horizon}: the rollout ended within an episode, whose reward is "
-                f"not known yet; use n_steps={self.horizon}, or a value network (policy_kwargs value_network=True)"
+                f"n_steps must be a multiple of T={len(timesteps)}: the rollout ended within an episode, whose reward "
+                f"is not known yet; use n_steps={len(timesteps)}, or a value network (policy_kwargs value_network=True)"
             )
 
     # --- weights -------------------------------------------------------------------------------------------
 
-    def trained_names(self) -> list[str]:
-        """Names of the parameters that train."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+    def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that train, by name: adapters or the UNet, and the value network."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What trains: adapters or the UNet, and the value network; not the model that it is trained from."""
+        """What trains; not the model that it is trained from."""
         everything, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
-        return {prefix + name: everything[prefix + name] for name in self.trained_names()}
+        return {prefix + name: everything[prefix + name] for name in self.trained_parameters()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Put back what `state_dict` gave.
@@ -278,28 +275,29 @@ class CFGUNetPolicy(ActorCriticPolicy):
         Raises:
             RuntimeError: with `strict`, where the names or shapes are those of another policy.
         """
-        if strict and set(state_dict) != set(self.trained_names()):
+        if strict and set(state_dict) != set(self.trained_parameters()):
             raise RuntimeError(
                 "the weights are those of another policy; check the model, trainable, lora_rank and value_network"
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **{"observation_space": self.observation_space, "action_space": self.action_space},
-            **{"lr_schedule": self._dummy_schedule, **self.arguments()},
-        }
+        spaces_of = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces_of, "lr_schedule": self._dummy_schedule, **self.arguments()}
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that make this policy again: JSON values, but for what has no name."""
         kind: Any = self.optimizer_class
         named = getattr(torch.optim, kind.__name__, None) is kind
         return {
-            **{**self._source, **self._options, **self._training_options},
-            **{"sampler": dict(vars(self._config)), "fingerprint": self.identity()["fingerprint"]},
-            **{"value_network": self._with_values},
-            **{"micro_batch_size": self.micro_batch_size},
-            **{"optimizer_class": kind.__name__ if named else kind, "optimizer_kwargs": self.optimizer_kwargs},
+            **self._source,
+            **asdict(self.options),
+            "sampler": dict(vars(self._config)),
+            "fingerprint": self.identity()["fingerprint"],
+            "value_network": self._with_values,
+            "micro_batch_size": self.micro_batch_size,
+            "optimizer_class": kind.__name__ if named else kind,
+            "optimizer_kwargs": self.optimizer_kwargs,
         }
 
     def save(self, path: str | Path) -> None:
@@ -339,3 +337,28 @@ class CFGUNetPolicy(ActorCriticPolicy):
         policy = cls(*make_spaces(known), lr_schedule=cls._dummy_schedule, device=str(place), **arguments)
         policy.load_state_dict(tensors)
         return policy
+
+
+def _refuse(observation_space: Any, required: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse what does not denoise, and SB3's options that have no meaning here; those that are off pass."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name}={value!r} does not go with CFGUNetPolicy, whose network, sigma and actions are the sampler's; "
+                "leave it out"
+            )
+    if not {"timestep", "latents"} <= set(getattr(observation_space, "spaces", {})):
+        raise ValueError(
+            f"observation_space={observation_space} is not that of a denoising environment, which CFGUNetPolicy needs; "
+            "make one with gym.make('DiffusionDenoise-...') or gym.make_vec, or use another policy"
+        )
+    for name, value in required.items():
+        if value is None:
+            raise ValueError(
+                f"policy_kwargs has no {name!r}; pass policy_kwargs=diffusion_gym.agents.sb3.policy_kwargs(env)"
+            )
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    """Whether both are one device; `cuda` is `cuda:0`."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)

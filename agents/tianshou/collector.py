@@ -7,9 +7,10 @@ from typing import Any
 from tianshou.algorithm.algorithm_base import Algorithm
 from tianshou.data import Collector, CollectStats, VectorReplayBuffer
 
-from diffusion_gym.agents.identity import identity, require_same
+from diffusion_gym.agents.adapters import env_identity
+from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.tianshou.env import TianshouVectorEnv
-from diffusion_gym.agents.tianshou.policy import GuidedPolicy, denoising_policy, policy_identity
+from diffusion_gym.agents.tianshou.policy import GuidedPolicy, policy_identity
 
 
 class TrajectoryCollector(Collector[CollectStats]):
@@ -32,13 +33,9 @@ class TrajectoryCollector(Collector[CollectStats]):
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r} must be at least 1")
         envs = env if isinstance(env, TianshouVectorEnv) else TianshouVectorEnv(env)
-        policy = denoising_policy(getattr(algorithm, "policy", algorithm))
-        inner = envs.vector
-        require_same(
-            policy_identity(getattr(algorithm, "policy", algorithm)),
-            identity(inner.model, inner.model_kwargs, inner.sampler_config),
-        )
-        self._horizon = len(policy.table)
+        policy = getattr(algorithm, "policy", algorithm)
+        require_same(policy_identity(policy), env_identity(envs))
+        self._horizon = envs.vector.horizon
         steps = -(-episodes // len(envs)) * len(envs) * self._horizon
         # The next observation of a step is the observation of the next step.
         super().__init__(algorithm, envs, VectorReplayBuffer(steps, len(envs), ignore_obs_next=True), **options)

@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import fields
+from typing import Any, Final
 
 import numpy as np
 import torch
 from tianshou.algorithm.modelfree.ppo import PPO
 from tianshou.algorithm.modelfree.reinforce import Reinforce
-from tianshou.algorithm.optim import OptimizerFactory
+from tianshou.algorithm.optim import OptimizerFactory, ParamsType
 from tianshou.data import ReplayBuffer
 
-from diffusion_gym.agents.adapters import chosen_steps
-from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize
+from diffusion_gym.agents.adapters import ACTOR_CRITIC, require_no_groups, require_trained_values
+from diffusion_gym.agents.advantages import AdvantageOptions, Normalization, RewardNormalizer
+from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.tianshou.policy import GuidedPolicy, denoising_policy
+from diffusion_gym.agents.rollout import trained_steps as steps_in
+from diffusion_gym.agents.tianshou.policy import GuidedPolicy, ValueCritic, ZeroCritic, denoising_policy
 
-Normalization = Literal["prompt", "batch", "none"]
-_REWARD_OPTIONS = ("normalization", "advantage_clip", "statistics_buffer", "statistics_min_count", "trained_steps")
+_REWARD_OPTIONS: Final = [*(entry.name for entry in fields(AdvantageOptions)), "trained_steps"]
+
+
+class AdamWFactory(OptimizerFactory):
+    """AdamW on the parameters that train, with the native agents' defaults.
+
+    Args:
+        learning_rate: the learning rate.
+        betas: moment decays.
+        epsilon: epsilon.
+        weight_decay: weight decay.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = OptimizerOptions.learning_rate,
+        betas: tuple[float, float] = (OptimizerOptions.adam_beta1, OptimizerOptions.adam_beta2),
+        epsilon: float = OptimizerOptions.adam_epsilon,
+        weight_decay: float = OptimizerOptions.weight_decay,
+    ) -> None:
+        super().__init__()
+        adam = {"adam_beta1": betas[0], "adam_beta2": betas[1], "adam_epsilon": epsilon, "weight_decay": weight_decay}
+        self.options = OptimizerOptions(learning_rate, **adam)
+
+    def _create_optimizer_for_params(self, params: ParamsType) -> torch.optim.Optimizer:
+        every: Any = params  # Tianshou gives all parameters of a module, frozen ones too
+        trained = [parameter for parameter in every if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.options.learning_rate, **self.options.adamw)
 
 
 class TrajectoryRewards:
@@ -31,10 +61,8 @@ class TrajectoryRewards:
         policy: the policy, which knows T and the stochastic steps.
         normalization: each trajectory's return by its prompt's running statistics or the rollout's, credited to all
             of its steps; or `none`, rewards as they are.
-        advantage_clip: advantages are clipped to +- this.
-        statistics_buffer: rewards kept a prompt.
-        statistics_min_count: rewards that a prompt needs before its own statistics count.
         trained_steps: the part of the trajectory that is trained on, as fractions of T, 0 being the noise.
+        **options: the others of `AdvantageOptions`.
 
     Attributes:
         statistics: of the prompts; part of what `save` writes.
@@ -46,21 +74,16 @@ class TrajectoryRewards:
     def __init__(
         self,
         policy: DenoisingPolicy,
-        normalization: Normalization = "prompt",
-        advantage_clip: float = 5.0,
-        statistics_buffer: int = 32,
-        statistics_min_count: int = 16,
-        trained_steps: Sequence[float] = (0.0, 1.0),
+        normalization: Normalization = AdvantageOptions.normalization,
+        trained_steps: Sequence[float] = ClippedConfig.trained_steps,
+        **options: Any,
     ) -> None:
-        if normalization not in get_args(Normalization):
-            raise ValueError(f"normalization={normalization!r} must be one of {', '.join(get_args(Normalization))}")
-        if not advantage_clip > 0:
-            raise ValueError(f"advantage_clip={advantage_clip!r} must be larger than 0")
-        self.normalization, self.advantage_clip = normalization, advantage_clip
-        self.statistics = PromptStatistics(statistics_buffer, statistics_min_count)
+        require_no_groups(normalization)
+        self.options = AdvantageOptions(normalization, **options)
+        self._normalizer = RewardNormalizer(self.options)
+        self.statistics = self._normalizer.statistics
         self.horizon = len(policy.table)
-        steps = chosen_steps(policy.stochastic_steps, self.horizon, trained_steps)
-        self._trained = policy.table.timesteps.cpu()[steps].numpy()
+        self._trained = policy.table.timesteps.cpu()[steps_in(policy.table, trained_steps)].numpy()
 
     def normalize(self, batch: Any) -> None:
         """Replace the rewards of a rollout, trajectory after trajectory: the normalised return comes at the end.
@@ -70,16 +93,13 @@ class TrajectoryRewards:
         """
         self._require_whole(batch)
         self._require_unchanged_actions(batch)
-        if self.normalization == "none":
+        if self.options.normalization == "none":
             return
         returns = np.asarray(batch.rew, dtype=np.float64).reshape(-1, self.horizon).sum(1)
-        if self.normalization == "prompt":
-            returns = self.statistics.normalize(batch.info.prompt[:: self.horizon].tolist(), returns)
-        else:
-            returns = batch_normalize(returns)
         # With gamma 1 this is the return of every step of the trajectory.
         batch.rew = np.zeros(len(batch))
-        batch.rew[self.horizon - 1 :: self.horizon] = returns
+        prompts = batch.info.prompt[:: self.horizon].tolist()
+        batch.rew[self.horizon - 1 :: self.horizon] = self._normalizer.normalize(prompts, returns)
 
     def trained(self, batch: Any) -> Any:
         """The part of a rollout to train on: steps with sigma > 0 in `trained_steps`, as in the native agents."""
@@ -113,7 +133,7 @@ class _OnTrajectories:
     def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
         self.rewards.normalize(batch)
         prepared = super()._preprocess_batch(batch, buffer, indices)  # type: ignore[misc]
-        bound = self.rewards.advantage_clip
+        bound = self.rewards.options.advantage_clip
         prepared[self._credit] = prepared[self._credit].clip(-bound, bound)
         return self.rewards.trained(prepared)
 
@@ -143,8 +163,8 @@ class DDPOReinforce(_OnTrajectories, Reinforce):
         *,
         policy: GuidedPolicy,
         optim: OptimizerFactory,
-        gamma: float = 1.0,
-        max_grad_norm: float | None = 1.0,
+        gamma: float = ACTOR_CRITIC["gamma"],
+        max_grad_norm: float | None = ACTOR_CRITIC["max_grad_norm"],
         **rewards: Any,
     ) -> None:
         denoising = denoising_policy(policy)
@@ -184,3 +204,68 @@ class DDPOPPO(_OnTrajectories, PPO):
         rewards = {name: options.pop(name) for name in _REWARD_OPTIONS if name in options}
         super().__init__(policy=policy, critic=critic, optim=optim, **options)
         self.rewards = TrajectoryRewards(denoising, **rewards)
+
+
+def ddpo_sf(
+    env: Any,
+    policy: GuidedPolicy | None = None,
+    *,
+    learning_rate: float = OptimizerOptions.learning_rate,
+    optim: OptimizerFactory | None = None,
+    **changes: Any,
+) -> DDPOReinforce:
+    """DDPO_SF, equation 3 of the paper, as Tianshou's `Reinforce`.
+
+    One update takes all transitions of the rollout: `OnPolicyTrainerParams(batch_size=None,
+    update_step_num_repetitions=1)`, because the estimator is exact only for the policy that sampled them.
+
+    Args:
+        env: a denoising environment, Gymnasium's or Tianshou's.
+        policy: by default `GuidedPolicy.from_env(env)`.
+        learning_rate: of AdamW.
+        optim: another optimiser.
+        **changes: arguments of `DDPOReinforce` that are to differ.
+
+    Raises:
+        ValueError: `env` is no denoising environment, or an argument is out of its range.
+    """
+    policy = policy or GuidedPolicy.from_env(env)
+    return DDPOReinforce(policy=policy, optim=optim or AdamWFactory(learning_rate), **changes)
+
+
+def ddpo_is(
+    env: Any,
+    policy: GuidedPolicy | None = None,
+    *,
+    learning_rate: float = OptimizerOptions.learning_rate,
+    optim: OptimizerFactory | None = None,
+    value_network: bool = False,
+    **changes: Any,
+) -> DDPOPPO:
+    """DDPO_IS, equation 4 of the paper, as Tianshou's `PPO`.
+
+    Args:
+        env: a denoising environment, Gymnasium's or Tianshou's.
+        policy: by default `GuidedPolicy.from_env(env)`.
+        learning_rate: of AdamW.
+        optim: another optimiser.
+        value_network: learn V(x_t, t, c) as a baseline, with the same optimiser; needs `vf_coef`.
+        **changes: arguments of `DDPOPPO` and Tianshou's `PPO` that are to differ.
+
+    Raises:
+        ValueError: `env` is no denoising environment, or an argument is out of its range.
+    """
+    settings = {
+        **ACTOR_CRITIC,
+        "eps_clip": ClippedConfig.clip_range,
+        "advantage_normalization": False,  # rewards are normalised, by prompt; Tianshou's is by minibatch
+        "return_scaling": False,  # would scale what is normalised already
+        "value_clip": False,  # there are no values
+        "dual_clip": None,  # not in DDPO
+        **changes,
+    }
+    require_trained_values(value_network, settings["vf_coef"])
+    policy = policy or GuidedPolicy.from_env(env)
+    denoising = denoising_policy(policy)
+    critic = ValueCritic(denoising) if value_network else ZeroCritic(denoising.device)
+    return DDPOPPO(policy=policy, critic=critic, optim=optim or AdamWFactory(learning_rate), **settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tianshou.data import Batch
 from tianshou.env import BaseVectorEnv
 
-from diffusion_gym.agents.adapters import SINGLE_SPACES, info_rows, layers, to_numpy
-from diffusion_gym.envs.spaces import make_spaces
+from diffusion_gym.agents.adapters import SharedEnv, info_rows, require_finite_rewards, require_spaces, to_numpy
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 
+Ids = int | list[int] | np.ndarray | None
 _LEFT_OUT = "image"  # Tianshou's buffers would keep room for a picture at every step
 
 
-class TianshouVectorEnv(BaseVectorEnv):
+class TianshouVectorEnv(SharedEnv, BaseVectorEnv):
     """N denoising processes for Tianshou's collectors, stepped as one batch and reset by id.
 
     Observations are a `Batch` of NumPy arrays; `info` of env i has `env_id`, `prompt` and, at the end, the reward's
@@ -41,9 +41,15 @@ class TianshouVectorEnv(BaseVectorEnv):
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        _check(env)
+        self.share(env)
+        mode = self.vector.autoreset_mode
+        if mode != AutoresetMode.DISABLED:
+            raise ValueError(
+                f"autoreset_mode={mode.value!r}: Tianshou resets envs itself; make the environment with "
+                "autoreset_mode='Disabled'"
+            )
+        require_spaces(self.vector.model, env.single_observation_space, env.single_action_space, "single_")
         # Not Tianshou's own __init__, which makes one worker an env.
-        self.env, self.vector = env, cast(DenoisingVectorEnv, env.unwrapped)
         self.env_num, self.is_async, self.is_closed = env.num_envs, False, False
         self._seeds: list[int | None] = [None] * self.env_num
         self._observation: dict[str, np.ndarray] = {}
@@ -57,7 +63,7 @@ class TianshouVectorEnv(BaseVectorEnv):
 
     def reset(
         self,
-        env_id: int | list[int] | np.ndarray | None = None,
+        env_id: Ids = None,
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
@@ -79,17 +85,16 @@ class TianshouVectorEnv(BaseVectorEnv):
         ids = self._ids(env_id)
         mask = np.isin(np.arange(self.env_num), ids)
         if seed is None:
-            seed = [own if chosen else None for own, chosen in zip(self._seeds, mask, strict=True)]
+            seed = [planned if chosen else None for planned, chosen in zip(self._seeds, mask, strict=True)]
         given: Any = seed  # Gymnasium's type leaves out lists of seeds
         observation, infos = self.env.reset(seed=given, options={**(options or {}), "reset_mask": mask})
-        self._seeds = [None if chosen else own for own, chosen in zip(self._seeds, mask, strict=True)]
-        self._keep(observation, ids)
+        self._seeds = [None if chosen else planned for planned, chosen in zip(self._seeds, mask, strict=True)]
         self._prompts[ids] = infos["prompt"][ids]
         self._taken[ids] = 0
-        return self._seen(ids), self._infos(infos, ids)
+        return self._observe(observation, ids), self._infos(infos, ids)
 
     def step(
-        self, action: np.ndarray | torch.Tensor | None, id: int | list[int] | np.ndarray | None = None
+        self, action: np.ndarray | torch.Tensor | None, id: Ids = None
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Carry x_{t-1} over in some envs, all by default; the others stay where they are.
 
@@ -115,26 +120,20 @@ class TianshouVectorEnv(BaseVectorEnv):
         if resting.any():  # what rests took a step in place: back to its start, before it can end
             start = {"latents": self._observation["latents"].copy(), "prompt": self._prompts.tolist()}
             self.env.reset(options={"reset_mask": resting, **start})
-        self._keep(observation, ids)
         self._taken[ids] += 1
         scores = to_numpy(rewards)[ids]
-        if not np.isfinite(scores).all():
-            failed = ids[~np.isfinite(scores)].tolist()
-            raise ValueError(
-                f"the reward of env {failed} is NaN or infinite, and Tianshou cannot leave a trajectory out; let the "
-                "reward return a number, or train with a native agent, which drops such trajectories"
-            )
+        why = "and Tianshou cannot leave a trajectory out; let the reward return a number, or train with a native agent"
+        require_finite_rewards(scores, ids, why)
         flags = to_numpy(terminated)[ids], to_numpy(truncated)[ids]
-        return self._seen(ids), scores, *flags, self._infos(infos, ids)
+        return self._observe(observation, ids), scores, *flags, self._infos(infos, ids)
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
         """Seed the next `reset` of each env: env i with `seed + i`, or `seed[i]`."""
         self._assert_is_not_closed()
-        seeds: list[int | None] = [
-            None if seed is None or isinstance(seed, list) else int(seed) + i for i in range(len(self))
-        ]
-        if isinstance(seed, list):
-            seeds = [*seed]
+        each: Any = (
+            seed if isinstance(seed, list) else [None if seed is None else int(seed) + i for i in range(len(self))]
+        )
+        seeds: list[int | None] = [*each]
         if len(seeds) != len(self):
             raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for {len(self)} envs; give one each")
         self._seeds = seeds
@@ -143,8 +142,7 @@ class TianshouVectorEnv(BaseVectorEnv):
     def render(self, **kwargs: Any) -> list[Any]:
         """The decoded preview of every x_t, uint8 `(H, W, 3)`; needs `render_mode="rgb_array"`."""
         self._assert_is_not_closed()
-        frames: Any = self.env.render()
-        return [None] * len(self) if frames is None else list(frames)
+        return self.frames()
 
     def close(self) -> None:
         """Close the environment."""
@@ -152,33 +150,15 @@ class TianshouVectorEnv(BaseVectorEnv):
         self.env.close()
         self.is_closed = True
 
-    def get_env_attr(self, key: str, id: int | list[int] | np.ndarray | None = None) -> list[Any]:
-        """An attribute of the environment or its wrappers, once for each of `id`: the envs share it.
+    def get_env_attr(self, key: str, id: Ids = None) -> list[Any]:
+        """An attribute of the environment or its wrappers, once for each of `id`; see `SharedEnv.shared`."""
+        return [self.shared(key) for _ in self._ids(id)]
 
-        Raises:
-            AttributeError: none of them has it.
-        """
-        ids = self._ids(id)
-        name = SINGLE_SPACES.get(key, key)
-        for layer in layers(self.env):
-            if hasattr(layer, name):
-                return [getattr(layer, name)] * len(ids)
-        raise AttributeError(f"the environment has no attribute {key!r}")
+    def set_env_attr(self, key: str, value: Any, id: Ids = None) -> None:
+        """Set an attribute for all envs; see `SharedEnv.set_shared`."""
+        self.set_shared(key, value, self._ids(id).tolist(), f"id={id!r}")
 
-    def set_env_attr(self, key: str, value: Any, id: int | list[int] | np.ndarray | None = None) -> None:
-        """Set an attribute where it is, or in the denoising environment; it counts for all envs.
-
-        Raises:
-            ValueError: `id` leaves envs out, which share all attributes.
-        """
-        if len(self._ids(id)) != len(self):
-            raise ValueError(f"id={id!r} leaves envs out, but they share {key!r}; leave id out")
-        owner = next((layer for layer in layers(self.env) if hasattr(layer, key)), self.vector)
-        setattr(owner, key, value)
-
-    # --- the parts of a call -------------------------------------------------------------------------------
-
-    def _ids(self, id: int | list[int] | np.ndarray | None) -> np.ndarray:
+    def _ids(self, id: Ids) -> np.ndarray:
         self._assert_is_not_closed()
         ids = np.asarray(self._wrap_id(id), dtype=int)
         if len(np.unique(ids)) != len(ids) or not np.isin(ids, np.arange(self.env_num)).all() or not len(ids):
@@ -198,14 +178,13 @@ class TianshouVectorEnv(BaseVectorEnv):
                 f"multiple of num_envs={self.env_num}"
             )
 
-    def _keep(self, observation: dict[str, Any], ids: np.ndarray) -> None:
+    def _observe(self, observation: dict[str, Any], ids: np.ndarray) -> Any:
+        """The observations of the envs `ids`, which are also what those are left with; the others keep theirs."""
         for key, value in observation.items():
             array = to_numpy(value)
             if key not in self._observation:
                 self._observation[key] = array.copy()
             self._observation[key][ids] = array[ids]
-
-    def _seen(self, ids: np.ndarray) -> Any:
         return Batch({key: value[ids] for key, value in self._observation.items()})
 
     def _infos(self, infos: dict[str, Any], ids: np.ndarray) -> np.ndarray:
@@ -213,20 +192,3 @@ class TianshouVectorEnv(BaseVectorEnv):
         for position, row in enumerate(info_rows(infos, ids, without=(_LEFT_OUT,))):
             rows[position] = {**row, "env_id": int(ids[position])}
         return rows
-
-
-def _check(env: Any) -> None:
-    if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
-        raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
-    if env.unwrapped.autoreset_mode != AutoresetMode.DISABLED:
-        raise ValueError(
-            f"autoreset_mode={env.unwrapped.autoreset_mode.value!r}: Tianshou resets envs itself; make the environment "
-            "with autoreset_mode='Disabled'"
-        )
-    own = make_spaces(env.unwrapped.model)
-    for name, space in zip(("single_observation_space", "single_action_space"), own, strict=True):
-        if (given := getattr(env, name)) != space:
-            raise ValueError(
-                f"{name}={given} is not the model's, {space}; take off the wrapper that scales, clips or changes "
-                "observations or actions"
-            )

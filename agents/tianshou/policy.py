@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import fields
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
 from torch import nn
 from torch.distributions import Distribution
-from torch.utils.checkpoint import checkpoint
 
+from diffusion_gym.agents.adapters import require_no_float16, to_tensors
+from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity
-from diffusion_gym.agents.policy import DenoisingDistribution, DenoisingPolicy, Precision, Trainable
+from diffusion_gym.agents.optimization import recomputed
+from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.envs.spaces import make_spaces
 
@@ -65,11 +68,8 @@ class GuidedGaussian(Distribution):
         return self.gaussian.log_prob(value)
 
     def entropy(self) -> torch.Tensor:
-        """Entropies `(N,)`, reduced like log-probabilities; constant, because sigma_t is; 0 at deterministic steps."""
-        std = self.gaussian.std.flatten()
-        each = torch.where(std > 0, std, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
-        each = torch.where(std > 0, each, 0.0)
-        return each if self.gaussian.reduction == "mean" else each * self.gaussian.mean[0].numel()
+        """Entropies `(N,)`; see `DenoisingDistribution.entropy`."""
+        return self.gaussian.entropy()
 
 
 class GuidedActor(nn.Module):
@@ -77,9 +77,7 @@ class GuidedActor(nn.Module):
 
     Args:
         policy: the policy.
-        micro_batch_size: transitions that go through the network at a time. With gradients, activations of more than
-            one such part are not kept but computed again in the backward pass, so that memory is bounded at the
-            price of one more forward pass. 0 takes all at once.
+        micro_batch_size: transitions that go through the network at a time; see `recomputed`. 0 takes all at once.
     """
 
     def __init__(self, policy: DenoisingPolicy, micro_batch_size: int = 0) -> None:
@@ -96,18 +94,8 @@ class GuidedActor(nn.Module):
             state: of recurrent actors.
             info: not used.
         """
-        observation = tensors(obs, self.policy.device)
-        number, size = len(observation["latents"]), self.micro_batch_size
-        if not size or number <= size:
-            return self.policy.distribution(observation), state
-        parts = []
-        for start in range(0, number, size):
-            part = {key: value[start : start + size] for key, value in observation.items()}
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(self._parameters_of, part, use_reentrant=False))
-            else:
-                parts.append(self._parameters_of(part))
-        mean, std = (torch.cat(column) for column in zip(*parts, strict=True))
+        observation = to_tensors(obs, self.policy.device)
+        mean, std = recomputed(self._parameters_of, self.micro_batch_size, observation)
         return DenoisingDistribution(mean, std, self.policy.config.log_prob_reduction), state
 
     def _parameters_of(self, observation: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,42 +141,20 @@ class GuidedPolicy(ProbabilisticActorPolicy):
         )
 
     @classmethod
-    def from_env(
-        cls,
-        env: Any,
-        *,
-        trainable: Trainable = "lora",
-        lora_rank: int = 4,
-        micro_batch_size: int = 0,
-        cfg_training: bool = True,
-        mixed_precision: Precision = "no",
-        gradient_checkpointing: bool = False,
-        **options: Any,
-    ) -> Self:
+    def from_env(cls, env: Any, *, micro_batch_size: int = 0, **options: Any) -> Self:
         """The policy of an environment's model and sampler.
 
         Args:
             env: a denoising environment, Gymnasium's or Tianshou's.
-            trainable: see `DenoisingPolicy`.
-            lora_rank: see `DenoisingPolicy`.
             micro_batch_size: see `GuidedActor`.
-            cfg_training: see `DenoisingPolicy.set_training`.
-            mixed_precision: `no` or `bf16`; see `DenoisingPolicy.set_training`.
-            gradient_checkpointing: see `DenoisingPolicy.set_training`.
-            **options: of this class.
+            **options: those of `PolicyOptions`, and of this class.
 
         Raises:
             ValueError: `env` is no denoising environment, or training needs float16.
         """
-        policy = DenoisingPolicy.from_env(env, trainable=trainable, lora_rank=lora_rank)
-        if mixed_precision == "fp16" or policy.model.dtype == torch.float16:
-            raise ValueError(
-                f"mixed_precision={mixed_precision!r}, dtype={str(policy.model.dtype).removeprefix('torch.')!r}: "
-                "float16 gradients need loss scaling, which Tianshou does not do; use bf16 or bfloat16"
-            )
-        policy.set_training(
-            cfg_training=cfg_training, mixed_precision=mixed_precision, gradient_checkpointing=gradient_checkpointing
-        )
+        names = [entry.name for entry in fields(PolicyOptions) if entry.name in options]
+        policy = DenoisingPolicy.from_env(env, **{name: options.pop(name) for name in names})
+        require_no_float16(policy, "Tianshou")
         return cls(GuidedActor(policy, micro_batch_size), **options)
 
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
@@ -230,22 +196,12 @@ class ValueCritic(nn.Module):
 
     def __init__(self, policy: DenoisingPolicy) -> None:
         super().__init__()
-        model = policy.model
-        features = policy.embed(model.tokenize([""])).shape[-1] if model.prompt_length else 0
-        self.network = ValueNetwork(model.latent_shape[0], features, model.num_train_timesteps).to(policy.device)
-        self._embed, self._device = policy.embed, policy.device  # the policy itself would become a part of this module
+        self.network, self._device = ValueNetwork.of(policy), policy.device
+        self._values = partial(self.network.values, policy)  # the policy itself would become a part of this module
 
     def forward(self, obs: Any) -> torch.Tensor:
         """Values, `(N, 1)`."""
-        observation = tensors(obs, self._device)
-        tokens = observation.get("prompt")
-        embeddings = None if tokens is None else self._embed(tokens)
-        return self.network(observation["latents"], observation["timestep"].flatten(), embeddings)[:, None]
-
-
-def tensors(observation: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """An observation, a mapping or a `Batch`, as tensors on `device`."""
-    return {key: torch.as_tensor(value, device=device) for key, value in observation.items()}
+        return self._values(to_tensors(obs, self._device))[:, None]
 
 
 def denoising_policy(policy: Any) -> DenoisingPolicy:
@@ -268,16 +224,13 @@ def denoising_policy(policy: Any) -> DenoisingPolicy:
 
 def policy_identity(policy: Any) -> Identity:
     """Model and sampler of a policy, as `diffusion_gym.agents.identity` compares them."""
-    own = denoising_policy(policy)
-    return identity(own.model, None, own.config)
+    denoising = denoising_policy(policy)
+    return identity(denoising.model, None, denoising.config)
 
 
 def _refuse_changed_actions(action_scaling: bool, action_bound_method: str | None) -> None:
-    for name, value, off in (
-        ("action_scaling", action_scaling, False),
-        ("action_bound_method", action_bound_method, None),
-    ):
+    for name, value in (("action_scaling", action_scaling), ("action_bound_method", action_bound_method)):
         if value:
             raise ValueError(
-                f"{name}={value!r} would change x_(t-1), whose log-probability is that of the sample; use {name}={off}"
+                f"{name}={value!r} would change x_(t-1), whose log-probability is that of the sample; leave it off"
             )

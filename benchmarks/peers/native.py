@@ -20,8 +20,10 @@ def measure(workload: Workload) -> dict[str, Any]:
     import diffusion_gym
     from diffusion_gym.agents import DenoisingPolicy
     from diffusion_gym.agents.algorithms import DDPOIS
+    from diffusion_gym.agents.allocator import keep_freed_memory
 
     gym.register_envs(diffusion_gym)
+    keep_freed_memory()  # as the commands do
     meter = Meter(workload)
     trainable = "lora" if workload.lora else "full"
     env = gym.make_vec(

@@ -2,10 +2,9 @@
 
 import gymnasium as gym
 import numpy as np
-import pytest
 import torch
 
-from diffusion_gym.agents.adapters import chosen_steps, info_rows, layers
+from diffusion_gym.agents.adapters import info_rows, layers
 
 
 def test_info_rows_follow_gymnasiums_masks():
@@ -30,17 +29,3 @@ def test_layers_are_the_wrappers_and_the_environment():
     env = gym.make_vec("CartPole-v1", num_envs=1)
     outer = gym.wrappers.vector.RecordEpisodeStatistics(wrapped := gym.wrappers.vector.ClipReward(env, 0, 1))
     assert list(layers(outer)) == [outer, wrapped, env] and list(layers(env)) == [env]
-
-
-@pytest.mark.parametrize(
-    "part, steps", [((0, 1), [0, 1, 2, 4, 5]), ((0.0, 0.5), [0, 1, 2]), ((0.5, 1.0), [4, 5]), ((0.34, 0.7), [4])]
-)
-def test_chosen_steps(part, steps):
-    """Step 3 of T = 6 is deterministic."""
-    assert chosen_steps(torch.tensor([0, 1, 2, 4, 5]), 6, part).tolist() == steps
-
-
-@pytest.mark.parametrize("part", [(0.5, 0.5), (0.6, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.5, 0.6)])
-def test_parts_without_a_stochastic_step_are_refused(part):
-    with pytest.raises(ValueError, match=r"trained_steps=.* must be two fractions of T=6"):
-        chosen_steps(torch.tensor([0, 1, 2, 4, 5]), 6, part)

@@ -6,7 +6,15 @@ import warnings
 import numpy as np
 import pytest
 
-from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
+from diffusion_gym.agents.advantages import (
+    AdvantageOptions,
+    NoUsableReward,
+    PromptStatistics,
+    RewardNormalizer,
+    batch_normalize,
+    group_normalize,
+    usable_rewards,
+)
 
 ROOT = 1.5**0.5  # 1, 2, 3 have standard deviation sqrt(2/3)
 
@@ -154,3 +162,38 @@ def test_prompts_and_rewards_of_unequal_length_are_refused():
 def test_a_minimum_that_could_never_be_reached_is_refused(buffer_size, min_count):
     with pytest.raises(ValueError, match=f"min_count={min_count} must lie between 1 and buffer_size={buffer_size}"):
         PromptStatistics(buffer_size, min_count)
+
+
+# --- rewards become advantages, one way for native agents and libraries ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"normalization": "none"}, [1, 3, np.nan, 5]),
+        ({"normalization": "batch"}, [-ROOT, 0, np.nan, ROOT]),
+        ({"normalization": "prompt", "statistics_min_count": 2}, [-1, 1, np.nan, ROOT]),  # b has one reward alone
+        ({"normalization": "group", "group_size": 2}, [-1, 1, np.nan, 0]),
+    ],
+)
+def test_normalised_rewards(options, expected):
+    normalizer = RewardNormalizer(AdvantageOptions(**options, advantage_clip=0.5))
+    normalized = normalizer.normalize(["a", "a", "b", "b"], array(1, 3, np.inf, 5))
+    np.testing.assert_allclose(normalized, expected, rtol=1e-12)
+    np.testing.assert_allclose(normalizer.clip(normalized), np.clip(expected, -0.5, 0.5))
+
+
+def test_prompts_are_remembered_from_one_iteration_to_the_next():
+    normalizer = RewardNormalizer(AdvantageOptions(statistics_min_count=2))
+    normalizer.normalize(["a", "b"], array(0, 10))
+    np.testing.assert_allclose(normalizer.normalize(["a", "b"], array(2, np.nan)), [1, np.nan])
+    assert normalizer.statistics.state() == {"a": [0, 2], "b": [10]}
+
+
+def test_no_usable_reward_is_an_error():
+    assert usable_rewards(array(np.nan, 1, -np.inf, 2)).tolist() == [1, 3]
+    for normalization in ("prompt", "batch", "none"):
+        with pytest.raises(
+            NoUsableReward, match="all 2 rewards of the iteration are NaN or infinite; check the reward"
+        ):
+            RewardNormalizer(AdvantageOptions(normalization=normalization)).normalize(["a"] * 2, array(np.nan, np.inf))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffusion_gym.agents import allocator, policy
+from diffusion_gym.agents import allocator, threads
 
 PASSES = """
 import resource
@@ -57,8 +57,11 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert allocator.keep_freed_memory() is False
 
 
-def test_a_policy_on_a_cpu_asks_for_it(make_env, make_policy, monkeypatch):
+def test_the_commands_ask_for_it_and_a_policy_never(make_env, make_policy, monkeypatch):
     asked = []
-    monkeypatch.setattr(policy, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(threads, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("the C library was asked for"))
     make_policy(make_env(2))
+    assert not asked
+    threads.prepare_process(0)
     assert asked == [True]

@@ -250,5 +250,5 @@ def test_own_is_the_share_of_a_process(make_agent, make_env, roll):
     agent: Agent = make_agent(env)
     trajectories = roll(env, agent.policy)
     agent.processes = Processes(index=1, count=3)
-    own = agent.own(np.arange(12.0), trajectories)
+    own = agent.local_values(np.arange(12.0), trajectories)
     assert own.tolist() == [4, 5, 6, 7] and own.dtype == torch.float32

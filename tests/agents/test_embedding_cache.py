@@ -12,7 +12,7 @@ def counted(make_env, make_policy, monkeypatch):
     policy = make_policy(make_env())
     original, seen = policy.model.embed, []
     one = original(policy.model.tokenize([""]))
-    monkeypatch.setattr(policy_module, "_EMBEDDINGS_KEPT", 2 * one.nbytes + 1)
+    monkeypatch.setattr(policy_module, "_EMBEDDING_CACHE_BYTES", 2 * one.nbytes + 1)
     monkeypatch.setattr(policy.model, "embed", lambda tokens: seen.append(len(tokens)) or original(tokens))
     return policy, original, seen
 

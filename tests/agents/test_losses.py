@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.losses import clipped_surrogate, kl_penalty, score_function_loss, with_kl_penalty
-from diffusion_gym.agents.policy import DenoisingDistribution
 from diffusion_gym.wrappers.kl_penalty import divergence
 
 

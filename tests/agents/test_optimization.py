@@ -15,11 +15,13 @@ from regression import ITEMS, Problem, options, plain
 @pytest.mark.parametrize("micro_batch_size", [1, 7, ITEMS, 1000])
 @pytest.mark.parametrize("norm", [0.5, 1e9])
 def test_it_is_adamw_on_the_clipped_gradient_of_the_mean_loss(micro_batch_size, norm):
-    adam = {"betas": (0.8, 0.95), "weight_decay": 0.3}
-    problem = Problem(options(micro_batch_size=micro_batch_size, max_grad_norm=norm, epsilon=1e-3, **adam))
+    betas = {"adam_beta1": 0.8, "adam_beta2": 0.95}
+    problem = Problem(
+        options(micro_batch_size=micro_batch_size, max_grad_norm=norm, adam_epsilon=1e-3, weight_decay=0.3, **betas)
+    )
     first = problem.losses(torch.arange(ITEMS))
     metrics = [problem.step() for _ in range(3)]
-    weights, norms = plain(norm=norm, eps=1e-3, **adam)
+    weights, norms = plain(norm=norm, eps=1e-3, betas=(0.8, 0.95), weight_decay=0.3)
     assert norms[0] > 0.5  # the tighter bound clips
     torch.testing.assert_close(problem.weights(), weights, rtol=1e-12, atol=1e-12)
     assert [row["grad_norm"].item() for row in metrics] == pytest.approx(norms, rel=1e-12)
@@ -37,7 +39,7 @@ def test_metrics_carry_no_gradient():
 
 THESIS = {
     "learning_rate": 3.75e-6,
-    "schedule": "warmup_cosine",
+    "learning_rate_schedule": "warmup_cosine",
     "warmup_fraction": 0.25,
     "first_learning_rate": 9e-8,
     "last_learning_rate": 9e-9,
@@ -70,7 +72,7 @@ def test_a_constant_learning_rate(done):
 def test_the_step_takes_the_scheduled_learning_rate():
     """Adam's first step moves each weight by the learning rate, but for epsilon."""
     for done in (0.0, 0.125, 0.625):
-        problem = Problem(options(**{**THESIS, "weight_decay": 0.0, "epsilon": 1e-20}))
+        problem = Problem(options(**{**THESIS, "weight_decay": 0.0, "adam_epsilon": 1e-20}))
         before, problem.optimizer.fraction_done = problem.weights(), done
         metrics = problem.step()
         rate = learning_rate_at(problem.optimizer.options, done)
@@ -84,7 +86,7 @@ def test_the_step_takes_the_scheduled_learning_rate():
 def test_loss_scaling_changes_nothing_but_the_range():
     results = []
     for scaling in (False, True):
-        problem = Problem(options(loss_scaling=scaling), dtype=torch.float32)
+        problem = Problem(options(), dtype=torch.float32, loss_scaling=scaling)
         metrics = [problem.step() for _ in range(3)]
         results.append((problem.weights(), torch.stack([row["grad_norm"] for row in metrics])))
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
@@ -92,7 +94,7 @@ def test_loss_scaling_changes_nothing_but_the_range():
 
 
 def test_an_overflow_leaves_the_update_out_and_halves_the_scale():
-    problem = Problem(options(loss_scaling=True), dtype=torch.float32)
+    problem = Problem(options(), dtype=torch.float32, loss_scaling=True)
     before = problem.weights()
     metrics = problem.step(losses=lambda items: {"loss": 1e38 * problem.losses(items)["loss"]})
     assert torch.equal(problem.weights(), before)
@@ -104,7 +106,7 @@ def test_an_overflow_leaves_the_update_out_and_halves_the_scale():
 @pytest.mark.parametrize("scaling", [False, True])
 def test_moments_and_scale_survive_a_checkpoint(scaling):
     """The restored optimiser goes on bit for bit."""
-    problem, restored = (Problem(options(loss_scaling=scaling), dtype=torch.float32) for _ in range(2))
+    problem, restored = (Problem(options(), dtype=torch.float32, loss_scaling=scaling) for _ in range(2))
     problem.step(losses=lambda items: {"loss": (1e38 if scaling else 1) * problem.losses(items)["loss"]})
     problem.step()
     restored.net.load_state_dict(problem.net.state_dict())
@@ -121,6 +123,6 @@ def test_moments_and_scale_survive_a_checkpoint(scaling):
 
 
 def test_a_state_without_a_scale_fits_an_optimizer_with_one():
-    problem = Problem(options(loss_scaling=True), dtype=torch.float32)
+    problem = Problem(options(), dtype=torch.float32, loss_scaling=True)
     problem.optimizer.load_state(Problem(options()).optimizer.state())
     assert problem.optimizer.state()["loss_scale"]["scale"] == 2.0**16

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from diffusion_gym.agents.optimization import AccumulatingOptimizer, recomputed
 from diffusion_gym.agents.processes import Processes
 from regression import ITEMS, Problem, options, plain
 
@@ -152,9 +153,60 @@ def test_the_items_may_be_anywhere(own):
 def test_a_process_without_items_scales_losses_too():
     peer = Problem(dtype=torch.float32)
     gradients = [2.0**16 * gradient / ITEMS for gradient in peer.gradients(torch.arange(ITEMS))]
-    problem = Problem(options(loss_scaling=True), WithPeer(gradients=gradients), dtype=torch.float32)
+    problem = Problem(options(), WithPeer(gradients=gradients), dtype=torch.float32, loss_scaling=True)
     metrics = problem.step(torch.arange(0), count=ITEMS)
     alone = Problem(options(), dtype=torch.float32)
     wanted = alone.step()["grad_norm"].item()
     assert metrics["grad_norm"].item() == pytest.approx(wanted, rel=1e-5)
     torch.testing.assert_close(problem.weights(), alone.weights(), rtol=1e-5, atol=1e-6)
+
+
+# --- what a library's algorithm takes through a network at once ------------------------------------------------------
+
+
+def through(size, problem, number=10):
+    """Outputs, gradients and saved numbers of a pass in parts of `size`."""
+    saved, observation = [], {"latents": problem.x[:number]}
+    problem.net.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        function = lambda states, y: (problem.net(states["latents"]).squeeze(1) - y, y + 1)  # noqa: E731
+        errors, others = recomputed(function, size, observation, problem.y[:number])
+    stored = sum(saved)
+    (errors * torch.arange(number)).sum().backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in problem.net.parameters()])
+    return errors.detach(), others, gradients, stored
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_parts_that_are_recomputed_give_the_same_and_save_no_activations(size):
+    problem = Problem()
+    *whole, everything = through(0, problem)
+    *parts, stored = through(size, problem)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+    assert stored < everything / 2
+    assert through(10, problem)[-1] == everything  # one part
+
+
+# --- an optimiser of somebody else's ---------------------------------------------------------------------------------
+
+
+def test_a_given_optimiser_takes_the_step_at_its_own_rate():
+    problem = Problem()
+    parameters = dict(problem.net.named_parameters())
+    problem.optimizer = AccumulatingOptimizer(parameters, options(), adam=torch.optim.SGD(parameters.values(), 0.5))
+    before, gradient = problem.weights(), torch.cat([part.flatten() for part in problem.gradients(torch.arange(ITEMS))])
+    metrics = problem.step()
+    gradient = gradient / ITEMS
+    expected = before - 0.5 * gradient * min(1.0, 1 / gradient.norm().item())  # clipped to a norm of 1
+    torch.testing.assert_close(problem.weights(), expected, rtol=1e-5, atol=1e-5)
+    assert metrics["learning_rate"] == 0.5
+
+
+def test_a_step_may_be_left_out_for_its_means():
+    problem, seen = Problem(options()), []
+    before = problem.weights()
+    items = torch.arange(ITEMS)
+    means = problem.optimizer.step(items, problem.losses, ITEMS, unless=lambda row: seen.append(row) or True)
+    assert torch.equal(problem.weights(), before) and not problem.optimizer.tensors()
+    assert seen[0]["loss"] == means["loss"] > 0 and means["grad_norm"] > 0

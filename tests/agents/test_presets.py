@@ -197,7 +197,7 @@ def test_the_thesis_presets_are_table_a2(task, column):
 def test_the_learning_rate_of_the_thesis_warms_up_and_decays():
     """Table A.2: 9e-8 to 3.75e-6 in the first 25 %; section 5.1.3: half a cosine down to 9e-9."""
     settings = starting_point(ENV, "ddpo_is", "thesis-aesthetic", None)
-    options = settings.agent_options.optimizer_options()
+    options = settings.agent_options
     rates = [learning_rate_at(options, fraction) for fraction in (0.0, 0.25, 0.625, 1.0)]
     assert rates == pytest.approx([9e-8, 3.75e-6, (3.75e-6 + 9e-9) / 2, 9e-9], rel=1e-9)
 

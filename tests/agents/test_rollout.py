@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import RewardOutput
 
@@ -314,3 +314,29 @@ def test_a_number_that_is_no_multiple_is_refused(make_env, make_policy):
     env = make_env(4)
     with pytest.raises(ValueError, match="number=6 must be a multiple of num_envs=4"):
         collect_many(env, make_policy(env), 6, (0,))
+
+
+# --- the steps that train ------------------------------------------------------------------------------------------
+
+
+class Table:
+    """T = 6 steps, of which step 3 is deterministic."""
+
+    sigma = torch.tensor([1.0, 1, 1, 0, 1, 1])
+
+    def __len__(self):
+        return 6
+
+
+@pytest.mark.parametrize(
+    "part, steps", [((0, 1), [0, 1, 2, 4, 5]), ((0.0, 0.5), [0, 1, 2]), ((0.5, 1.0), [4, 5]), ((0.34, 0.7), [4])]
+)
+def test_trained_steps_are_the_stochastic_ones_of_a_part(part, steps):
+    assert trained_steps(Table(), part).tolist() == steps
+    assert trained_steps(Table(), part, deterministic=True).tolist() == sorted({*steps, 3} if part[1] > 0.5 else steps)
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (0.6, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.5, 0.6)])
+def test_parts_without_a_stochastic_step_are_refused(part):
+    with pytest.raises(ValueError, match=r"trained_steps=.* must be two fractions of T=6.* with a stochastic step"):
+        trained_steps(Table(), part)

@@ -103,3 +103,13 @@ def test_it_learns_from_all_three():
     for part in (given[0].mean((1, 2, 3)) * 8, 3 * given[1] / STEPS, given[2].mean((1, 2)) * 5):
         assert part.var() > 0.5  # no part is small enough to be left out
     assert error < 0.1 * wanted.var()
+
+
+def test_values_of_a_policys_states(make_env, make_policy):
+    env = make_env(3)
+    policy, (observation, _) = make_policy(env), env.reset(seed=0)
+    values = (value := ValueNetwork.of(policy)).values(policy, observation)
+    latents, timesteps, tokens = (observation[name] for name in ("latents", "timestep", "prompt"))
+    torch.testing.assert_close(values, value(latents, timesteps[:, 0], policy.embed(tokens)))
+    numbers = {name: part.numpy() for name, part in observation.items()}
+    torch.testing.assert_close(value.values(policy, numbers), values)

@@ -11,7 +11,7 @@ ITEMS = 40
 class Problem:
     """A regression in float64: the loss of item i is (f(x_i) - y_i)^2."""
 
-    def __init__(self, options=None, processes=None, dtype=torch.float64):
+    def __init__(self, options=None, processes=None, dtype=torch.float64, **keywords):
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(ITEMS, 5, generator=generator, dtype=dtype)
         self.y = 3 * torch.randn(ITEMS, generator=generator, dtype=dtype)
@@ -20,7 +20,7 @@ class Problem:
             for parameter in self.net.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype))
         if options is not None:
-            self.optimizer = AccumulatingOptimizer(dict(self.net.named_parameters()), options, processes)
+            self.optimizer = AccumulatingOptimizer(dict(self.net.named_parameters()), options, processes, **keywords)
         self.sizes = []
 
     def losses(self, items):

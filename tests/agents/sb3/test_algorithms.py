@@ -142,7 +142,7 @@ def test_failed_rewards_of_single_environments(make_single):
     never = make_single(reward=lambda images, *_: images.mean((1, 2, 3)) * math.nan)
     with pytest.raises(ValueError, match=r"reward of env \[0\] is NaN or infinite"):
         ddpo_sf(never).learn(T)
-    with pytest.raises(RuntimeError, match="all 1 rewards of the rollout are NaN or infinite"):
+    with pytest.raises(RuntimeError, match="all 1 rewards of the iteration are NaN or infinite"):
         ddpo_sf(never, trained_steps=(0, 1)).learn(T)
 
 

@@ -8,10 +8,8 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from diffusion_gym.agents.sb3 import (
-    TrajectoryBuffer,
-    ddpo_is,
-)
+from diffusion_gym.agents.sb3 import TrajectoryBuffer, ddpo_is
+from diffusion_gym.agents.sb3.ddpo import NativeUpdate
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.wrappers import KLPenaltyVectorEnv
 
@@ -66,8 +64,8 @@ def test_step_rewards_become_rewards_to_go(make_env, perturb, algorithm, ddpo, r
     env.policy = perturb(model.policy.actor, 0.3)
     buffer = rolled(model)
     if algorithm == "DDPOPPO":
-        model._normalize_rewards()
-        advantages, latents, tokens = buffer.step_advantages, buffer.latents, buffer.tokens
+        advantages = torch.as_tensor(NativeUpdate(model, model.config).advantages(buffer.trajectories()))
+        latents, tokens = buffer.latents, buffer.tokens
     else:
         advantages = torch.as_tensor(buffer.advantages)
         observations = {key: torch.as_tensor(value) for key, value in buffer.observations.items()}
@@ -102,7 +100,7 @@ def test_samples_whose_reward_failed_are_left_out(make_env, perturb, ddpo):
     model.learn(4 * T)
     assert all(torch.isfinite(value).all() for value in model.policy.state_dict().values())
     assert model.logger.name_to_value["train/samples_dropped"] == 1
-    with pytest.raises(RuntimeError, match="all 2 rewards of the rollout are NaN or infinite"):
+    with pytest.raises(RuntimeError, match="all 2 rewards of the iteration are NaN or infinite"):
         ddpo(make_env(2, num_inference_steps=T, reward=lambda images, *_: images.mean((1, 2, 3)) * math.nan)).learn(1)
 
 

@@ -85,7 +85,7 @@ def test_scaled_observations_and_actions_are_refused(make_env, ddpo):
         own.learn(2 * T)
     ddpo_is(VecNormalize(env, norm_obs=False, gamma=1.0)).learn(2 * T)  # rewards may be
     scaled = gym.wrappers.vector.RescaleAction(make_env(2, output="numpy"), -1.0, 1.0)
-    with pytest.raises(ValueError, match="action_space=.* is not that of model=.*; take wrappers off that scale"):
+    with pytest.raises(ValueError, match="action_space=.* is not that of model=.*; take off the wrapper that scales"):
         ddpo_is(scaled)
 
 
@@ -94,7 +94,7 @@ def test_other_values_that_are_refused(make_env, ddpo):
     for options, message in (
         ({"batch_size": 4}, "batch_size=4 must be a multiple of T=3"),
         ({"trained_steps": (0.5, 0.5)}, "trained_steps=.* must be two fractions of T=3"),
-        ({"micro_batch_size": 0}, "micro_batch_size=0 must be at least 1"),
+        ({"micro_batch_size": -1}, "micro_batch_size=-1 must be 0 .automatic. or larger"),
         ({"normalization": "group"}, "normalization='group' must be one of prompt, batch, none"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0 must be at least 0"),
         ({"kl_form": "js"}, "kl_form='js' must be one of"),

@@ -15,8 +15,9 @@ def test_the_optimiser_takes_the_mean_over_uneven_shares(in_processes, loss_scal
 
     def step(processes):
         weight, unused = torch.nn.Parameter(start.clone()), torch.nn.Parameter(torch.ones(2))
-        options = OptimizerOptions(0.1, epsilon=1e-3, max_grad_norm=0.5, loss_scaling=loss_scaling)
-        optimizer = AccumulatingOptimizer({"weight": weight, "unused": unused}, options, processes)
+        options = OptimizerOptions(0.1, adam_epsilon=1e-3, max_grad_norm=0.5)
+        parameters = {"weight": weight, "unused": unused}
+        optimizer = AccumulatingOptimizer(parameters, options, processes, loss_scaling=loss_scaling)
 
         def losses(items):
             error = x[items] @ weight - y[items]

@@ -1,4 +1,4 @@
-"""What Stable-Baselines3's own algorithms are told where they meet a denoising environment.
+"""What Stable-Baselines3's own algorithms do where they meet a denoising environment.
 
 SB3 shows a policy the spaces alone, and compares nothing else when a file is loaded for another environment. Only the
 algorithm has policy, environment and discounts, so its `_setup_model` and `set_env` are extended here.
@@ -14,9 +14,11 @@ from warnings import warn
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from diffusion_gym.agents.adapters import env_identity
 from diffusion_gym.agents.identity import require_same
+from diffusion_gym.agents.policy import denoising_env
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
-from diffusion_gym.agents.sb3.setup import env_identity, horizon_of, is_denoising, policy_kwargs
+from diffusion_gym.agents.sb3.setup import is_denoising, policy_kwargs
 
 _EXTENDED = "_knows_denoising_environments"
 
@@ -26,13 +28,13 @@ def extend_algorithms() -> None:
 
     Once extended they stay so, however often this is called.
     """
-    for owner, name, extended in (
+    for owner, name, extend in (
         (OnPolicyAlgorithm, "_setup_model", _setup_model),
         (BaseAlgorithm, "set_env", _set_env),
     ):
         original = getattr(owner, name)
         if not hasattr(original, _EXTENDED):
-            method = wraps(original)(extended(original))
+            method = wraps(original)(extend(original))
             setattr(method, _EXTENDED, True)
             setattr(owner, name, method)
 
@@ -47,7 +49,13 @@ def _setup_model(original: Callable[..., None]) -> Callable[..., None]:
                 algorithm.policy_kwargs = policy_kwargs(algorithm.env, **given)
             _warn_of_discounts(algorithm)
         elif known:
-            _warn_of_policy(algorithm)
+            warn(
+                f"policy={algorithm.policy_class.__name__!r} is a network of its own that learns to denoise from "
+                "nothing: the model of the environment does not act and is not trained; use 'CFGUNetPolicy', or "
+                "ddpo_is(env)",
+                UserWarning,
+                stacklevel=4,
+            )
         original(algorithm)
         if known and guided:
             require_same(algorithm.policy.identity(), env_identity(algorithm.env))
@@ -67,7 +75,7 @@ def _set_env(original: Callable[..., None]) -> Callable[..., None]:
 
 def _warn_of_discounts(algorithm: Any) -> None:
     """A reward that comes at the end and is credited to all steps has gamma 1, and without values lambda 1."""
-    decay, horizon = algorithm.gamma, horizon_of(algorithm.env)
+    decay, horizon = algorithm.gamma, denoising_env(algorithm.env).horizon
     if not algorithm.policy_kwargs.get("value_network"):
         decay *= algorithm.gae_lambda
     if decay != 1:
@@ -78,12 +86,3 @@ def _warn_of_discounts(algorithm: Any) -> None:
             UserWarning,
             stacklevel=5,
         )
-
-
-def _warn_of_policy(algorithm: Any) -> None:
-    warn(
-        f"policy={algorithm.policy_class.__name__!r} is a network of its own that learns to denoise from nothing: the "
-        "model of the environment does not act and is not trained; use 'CFGUNetPolicy', or ddpo_is(env)",
-        UserWarning,
-        stacklevel=5,
-    )
