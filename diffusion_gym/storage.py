@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import stat
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,7 @@ from typing import Any, Final
 import torch
 
 _UNFINISHED = ".unfinished"
+_DATA, _TENSORS = "diffusion_gym.json", "tensors.safetensors"  # in an archive
 _LEVELS: Final = 100  # of JSON; Python's own limit is about 1,000 calls, of which a copy takes several a level
 # What a pipeline's loader would take; of two kinds it takes the shards, however old.
 _PIPELINE_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -306,3 +309,40 @@ def joined(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.T
 def part_of(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix.`, without it."""
     return {key.removeprefix(f"{prefix}."): v for key, v in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def write_archive(path: str | Path | io.BufferedIOBase, content: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write JSON text and tensors as one zip file, atomically; `.zip` is added to a name without suffix."""
+    from safetensors.torch import save
+
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(_DATA, content)
+        stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        archive.writestr(_TENSORS, save(stored))
+    if isinstance(path, str | Path):
+        path = Path(path)
+        write_bytes(path if path.suffix else path.with_suffix(".zip"), data.getvalue())
+    else:
+        path.write(data.getvalue())
+
+
+def read_archive(path: str | Path | io.BufferedIOBase) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What `write_archive` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is another, or truncated.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    source: Any = path
+    if isinstance(path, str | Path):
+        named = Path(path)
+        source = io.BytesIO((named if named.exists() else named.with_suffix(".zip")).read_bytes())
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return parse_json(archive.read(_DATA)), load(archive.read(_TENSORS))
+    except (zipfile.BadZipFile, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"path={str(path)!r} is truncated or no file that this package saved ({error})") from error

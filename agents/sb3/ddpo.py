@@ -24,10 +24,17 @@ from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import denoising_env
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
-from diffusion_gym.agents.sb3.files import read_archive, write_archive
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy, UnsavedModel
 from diffusion_gym.agents.sb3.setup import FROM_ENV, Env, as_vec_env, ddpo_settings
-from diffusion_gym.storage import exact_json, joined, optimizer_tensors, part_of, restore_optimizer
+from diffusion_gym.storage import (
+    exact_json,
+    joined,
+    optimizer_tensors,
+    part_of,
+    read_archive,
+    restore_optimizer,
+    write_archive,
+)
 
 _PROGRESS: Final = ("num_timesteps", "_total_timesteps", "_current_progress_remaining", "_n_updates")
 # Options of the native agent; the divergence to the pretrained model counts only where a weight is given.

@@ -21,6 +21,7 @@ from diffusion_gym.agents.optimization import OptimizerOptions, recomputed
 from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.devices import numbered
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.models import DenoisingModel, load_model
 from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
@@ -170,7 +171,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         named = source if isinstance(source, str) else source.model
         options = self._source["model_kwargs"] if isinstance(named, str) else None
         model = load_model(named, device, self._source["dtype"], options)
-        if not _same_device(model.device, device):
+        if numbered(model.device) != numbered(device):
             raise ValueError(
                 f"device={str(device)!r}: policy_kwargs['model'] is an object on {model.device}; pass "
                 f"device={str(model.device)!r}"
@@ -196,7 +197,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
 
     def to(self, device: torch.device | str) -> Self:  # type: ignore[override]
         """This policy on another device, for which the model is loaded there; the environment's own stays."""
-        if not _same_device(torch.device(device), self.device):
+        if numbered(torch.device(device)) != numbered(self.device):
             weights, rate = self.state_dict(), self.optimizer.param_groups[0]["lr"]
             self._make(torch.device(device), rate)
             self.load_state_dict(weights)
@@ -357,8 +358,3 @@ def _refuse(observation_space: Any, required: Mapping[str, Any], options: Mappin
             raise ValueError(
                 f"policy_kwargs has no {name!r}; pass policy_kwargs=diffusion_gym.agents.sb3.policy_kwargs(env)"
             )
-
-
-def _same_device(one: torch.device, other: torch.device) -> bool:
-    """Whether both are one device; `cuda` is `cuda:0`."""
-    return one.type == other.type and (one.index or 0) == (other.index or 0)

@@ -135,7 +135,7 @@ def test_ddpoppo_file_goes_on(make_env, tmp_path, monkeypatch, observed, ddpo):
         assert not serialized(json.loads(archive.read("diffusion_gym.json")))
         require_no_pickle(archive.read("tensors.safetensors"))
     loaded = DDPOPPO.load(tmp_path / "run", make_env(4, num_inference_steps=T))
-    assert loaded.num_timesteps == 4 * T and loaded.kl_weight == 0.1 and loaded._n_updates == 1
+    assert loaded.num_timesteps == 4 * T and loaded.config.kl_weight == 0.1 and loaded._n_updates == 1
     assert loaded.statistics.state() == part.statistics.state()
     states = observed(make_env(2, num_inference_steps=T))
     np.testing.assert_array_equal(*(m.predict(states, deterministic=True)[0] for m in (part, loaded)))
@@ -158,7 +158,7 @@ def test_ddpoppo_files_that_do_not_fit(make_env, tmp_path, exact_end_pipeline, d
     with pytest.raises(ValueError, match=r"model=.*exact-end.* of the environment is model=.*tiny.* in path="):
         DDPOPPO.load(tmp_path / "run", make_env(2, num_inference_steps=T, model=str(exact_end_pipeline)))
     (tmp_path / "cut.zip").write_bytes((tmp_path / "run.zip").read_bytes()[:300])
-    with pytest.raises(ValueError, match="truncated or no file of DDPOPPO.save"):
+    with pytest.raises(ValueError, match="truncated or no file that this package saved"):
         DDPOPPO.load(tmp_path / "cut.zip", make_env(2, num_inference_steps=T))
 
 

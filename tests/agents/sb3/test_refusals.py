@@ -93,7 +93,7 @@ def test_other_values_that_are_refused(make_env, ddpo):
     env = make_env(2, num_inference_steps=T)
     for options, message in (
         ({"batch_size": 4}, "batch_size=4 must be a multiple of T=3"),
-        ({"trained_steps": (0.5, 0.5)}, "trained_steps=.* must be two fractions of T=3"),
+        ({"trained_steps": (0.5, 0.5)}, "trained_steps=.* must be two fractions of T"),
         ({"micro_batch_size": -1}, "micro_batch_size=-1 must be 0 .automatic. or larger"),
         ({"normalization": "group"}, "normalization='group' must be one of prompt, batch, none"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0 must be at least 0"),

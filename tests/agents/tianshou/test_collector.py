@@ -1,7 +1,6 @@
 """`TrajectoryCollector`: whole trajectories, also where Tianshou leaves envs out."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from diffusion_gym.agents.tianshou import (
 )
 from diffusion_gym.wrappers import KLPenaltyVectorEnv
 
-ROOT = Path(__file__).parents[3]
 T = 3
 SHAPE = (4, 4, 4)
 

@@ -1,7 +1,5 @@
 """`TrajectoryRewards`: what happens to a rollout before the update."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ from diffusion_gym.agents.tianshou import (
     ddpo_is,
 )
 
-ROOT = Path(__file__).parents[3]
 T = 3
 SHAPE = (4, 4, 4)
 

@@ -1,7 +1,5 @@
 """`TianshouVectorEnv`: a denoising vector environment as Tianshou takes it."""
 
-from pathlib import Path
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -17,9 +15,7 @@ from diffusion_gym.agents.tianshou import (
 )
 from diffusion_gym.wrappers import OneStepVectorEnv
 
-ROOT = Path(__file__).parents[3]
 T = 3
-SHAPE = (4, 4, 4)
 
 
 def test_it_is_what_tianshou_makes_of_single_environments(make, noise, same):

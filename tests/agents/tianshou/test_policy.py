@@ -1,7 +1,5 @@
 """`GuidedPolicy`, its distribution and the critics."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -25,7 +23,6 @@ from diffusion_gym.agents.tianshou import (
     ddpo_sf,
 )
 
-ROOT = Path(__file__).parents[3]
 T = 3
 SHAPE = (4, 4, 4)
 

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,6 @@ from diffusion_gym.agents.tianshou import (
     ddpo_is,
     ddpo_sf,
 )
-
-ROOT = Path(__file__).parents[3]
-T = 3
-SHAPE = (4, 4, 4)
 
 
 def test_wrong_options(make):

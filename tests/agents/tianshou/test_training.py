@@ -30,7 +30,6 @@ from diffusion_gym.storage import load_tensors, save_tensors
 
 ROOT = Path(__file__).parents[3]
 T = 3
-SHAPE = (4, 4, 4)
 
 
 @pytest.mark.parametrize("build", [ddpo_sf, ddpo_is])
