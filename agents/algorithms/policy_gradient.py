@@ -160,10 +160,10 @@ class PolicyGradientAgent(Agent):
         return False
 
     def _step(
-        self, items: torch.Tensor, made: Callable[[torch.Tensor], Transitions], count: int
+        self, items: torch.Tensor, transitions_at: Callable[[torch.Tensor], Transitions], count: int
     ) -> dict[str, torch.Tensor]:
         """One gradient step on the transitions that are made of the items."""
-        return self.minimize(items, lambda part: self.losses(made(part)), count)
+        return self.minimize(items, lambda part: self.losses(transitions_at(part)), count)
 
     def _sampled(
         self, trajectories: Trajectories, advantages: torch.Tensor, minibatches: list[torch.Tensor]
@@ -180,20 +180,22 @@ class PolicyGradientAgent(Agent):
         rng: np.random.Generator,
     ) -> Iterator[_Update]:
         """Updates on the finished pictures of such pairs, noised anew; the noise is drawn twice, not stored."""
-        made, planned = partial(Transitions.renoised, self.policy.table, trajectories, advantages), []
+        transitions_at, planned = partial(Transitions.renoised, self.policy.table, trajectories, advantages), []
         for pairs in minibatches:  # before the first update: all ratios are to the policy that sampled
             items = self.local(torch.cat([pairs, torch.arange(len(pairs))[:, None]], 1), len(trajectories))
             seed = int(rng.integers(2**62))
             eps = fresh_noise(trajectories, len(pairs), seed)
             old = eps.new_zeros(len(pairs))
-            old[items[:, 2]] = self.optimizer.evaluate(items, partial(self._log_probs, partial(made, eps, old)))
+            old[items[:, 2]] = self.optimizer.evaluate(
+                items, partial(self._log_probs, partial(transitions_at, eps, old))
+            )
             planned.append((items, seed, old))
         for items, seed, old in planned:
-            yield items, partial(made, fresh_noise(trajectories, len(old), seed), old), len(old)
+            yield items, partial(transitions_at, fresh_noise(trajectories, len(old), seed), old), len(old)
 
-    def _log_probs(self, made: Callable[[torch.Tensor], Transitions], items: torch.Tensor) -> torch.Tensor:
+    def _log_probs(self, transitions_at: Callable[[torch.Tensor], Transitions], items: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(M,)` of the transitions that are made of the items."""
-        batch = made(items)
+        batch = transitions_at(items)
         return self.policy(batch.observation, batch.action)
 
     def minibatch(self, usable: int) -> int:

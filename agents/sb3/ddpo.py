@@ -261,15 +261,16 @@ class NativeUpdate(DDPOISKL):
         Raises:
             ValueError: there are rewards before the last step, which are not normalised.
         """
-        buffer, normalized = self.algorithm.rollout_buffer, self.normalized_rewards(trajectories)
-        if not buffer.has_step_rewards():
-            buffer.replace_rewards(self.normalizer.clip(normalized))
-        elif self.config.normalization != "none":
+        buffer, stepwise = self.algorithm.rollout_buffer, self.algorithm.rollout_buffer.has_step_rewards()
+        if stepwise and self.config.normalization != "none":
             raise ValueError(
                 f"normalization={self.config.normalization!r} is for a reward at the end, and env has rewards before "
                 "the last step; use normalization='none', with PromptNormalizationVectorEnv below the wrapper that "
                 "adds them"
             )
+        normalized = self.normalized_rewards(trajectories)
+        if not stepwise:
+            buffer.replace_rewards(self.normalizer.clip(normalized))
         else:
             buffer.step_advantages.clamp_(-self.config.advantage_clip, self.config.advantage_clip)
         return buffer.step_advantages.cpu().numpy()
@@ -284,7 +285,7 @@ class NativeUpdate(DDPOISKL):
         return target is not None and float(means["approx_kl"]) > 1.5 * target
 
     def _step(
-        self, items: torch.Tensor, made: Callable[[torch.Tensor], Transitions], count: int
+        self, items: torch.Tensor, transitions_at: Callable[[torch.Tensor], Transitions], count: int
     ) -> dict[str, torch.Tensor]:
         """One step, with the value network's error; `target_kl` stops before it."""
         policy, returns, weight = (
@@ -294,7 +295,7 @@ class NativeUpdate(DDPOISKL):
         )
 
         def losses(pairs: torch.Tensor) -> Losses:
-            batch = made(pairs)
+            batch = transitions_at(pairs)
             rows = self.losses(batch)
             if not weight:
                 return rows
