@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final
+from weakref import WeakSet
 
 import torch
 
 from diffusion_gym.images import to_float
 from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate
 
-_ABANDONED: Final[list[threading.Thread]] = []
+_CLOSED: Final[WeakSet[threading.Thread]] = WeakSet()
 
 
 def abandoned() -> bool:
@@ -24,7 +25,7 @@ def abandoned() -> bool:
     Its thread does not keep the program from ending. But one in the midst of a library's work may have the interpreter
     abort on its way out: such a program ends by `os._exit`, as our commands do.
     """
-    return any(thread.is_alive() for thread in _ABANDONED)
+    return any(thread.is_alive() for thread in _CLOSED)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class RewardWorker:
 
         A thread whose reward goes on is left alone, see `abandoned`.
         """
+        _CLOSED.add(self._thread)  # now, as a signal may end the waiting below
         with self._changed:
             self._closed = True
             for job in self._jobs:
@@ -124,8 +126,6 @@ class RewardWorker:
                 cancel()  # again and again: a call that begins only now may forget what came before it
             self._thread.join(pause)
             pause *= 2
-        if self._thread.is_alive():
-            _ABANDONED.append(self._thread)
 
     def _work(self) -> None:
         while self._work_once():
