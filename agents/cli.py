@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -214,7 +216,11 @@ def parse_train(args: Sequence[str], shown: bool = True) -> Any:
         )
         start = start if env else replace(start, env=tyro.MISSING)
     check_option_names(args, start)
-    settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train", console_outputs=shown)
+    with ExitStack() as unseen:
+        if not shown:  # tyro's own `console_outputs=False` lets a part of its errors through
+            unseen.enter_context(redirect_stdout(io.StringIO()))
+            unseen.enter_context(redirect_stderr(io.StringIO()))
+        settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
     if resume:
         _check_same(start, settings)
     elif settings.trust:

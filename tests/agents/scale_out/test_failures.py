@@ -97,7 +97,7 @@ def test_one_process_that_ends_while_updating_ends_all(train, alone, tmp_path, e
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"agent.clip-range": -1}, "error: clip_range=-1.0 must be"),
+        ({"agent.clip-range": -1}, "clip_range=-1.0 must be"),
         ({"agent.clip-rang": 1}, "error: --agent.clip-rang is no option of train"),
         ({"seed": "x"}, "seed"),
         ({"env.model": "/nowhere"}, "error: model='/nowhere'"),
