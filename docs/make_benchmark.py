@@ -1,11 +1,11 @@
-"""The reference results of `shapes-v1`, and the tables that are made of them in README.md and docs/benchmark.md.
+"""The reference results of suites, and the tables that are made of them in README.md and the pages.
 
     diffusion-gym bench --suite shapes-v1 --seeds 5 --jobs 2 --out runs/shapes-v1   # goes on where it was stopped
     python docs/make_benchmark.py runs/shapes-v1     # take its records and figures over, and write the tables
-    python docs/make_benchmark.py                    # only write the tables again
+    python docs/make_benchmark.py                    # only write the tables of all suites again
 
-The records are kept in `docs/results/shapes-v1/`, a benchmark's folder without its runs: `diffusion-gym report` makes a
-page of it. A test checks that the tables agree with them.
+The records are kept in `docs/results/SUITE/`, a benchmark's folder without its runs, of which `diffusion-gym report`
+makes a page. A test checks that the tables agree with them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,15 @@ from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-KEPT: Final = ROOT / "docs" / "results" / "shapes-v1"
-PAGES: Final = {"README.md": ("scores",), "docs/benchmark.md": ("scores", "verdicts", "costs")}
+KEPT: Final = ROOT / "docs" / "results"
+# The marked parts that each page has of each suite; a part's name begins with its suite.
+PAGES: Final = {
+    "README.md": ("shapes-v1 scores", "libraries costs"),
+    "docs/benchmark.md": ("shapes-v1 scores", "shapes-v1 verdicts", "shapes-v1 costs", "shapes-v1 hours"),
+    "docs/agents.md": ("shapes-v1 scores", "shapes-v1 costs"),
+    "docs/libraries.md": ("libraries scores", "libraries verdicts", "libraries costs"),
+}
+SUITES: Final = tuple(dict.fromkeys(name.split()[0] for names in PAGES.values() for name in names))
 _FIGURES: Final = (
     "scores.svg",
     "profiles.svg",
@@ -37,24 +44,42 @@ _FIGURES: Final = (
 
 
 def take_over(folder: Path) -> None:
-    """Copy a benchmark's suite and records, its charts, and the pictures of its best agent."""
-    shutil.rmtree(KEPT, ignore_errors=True)
+    """Copy a benchmark's suite and records, its charts, and the pictures of its best agent.
+
+    Raises:
+        ValueError: no page has a table of the suite.
+    """
+    results = Results.read(folder)
+    if results.suite.name not in SUITES:
+        raise ValueError(f"{folder} is of suite {results.suite.name!r}; pages are made of {', '.join(SUITES)}")
+    kept = KEPT / results.suite.name
+    shutil.rmtree(kept, ignore_errors=True)
     for path in sorted((folder / "records").glob("*.json")):
-        write_json(KEPT / "records" / path.name, read_json(path))
+        write_json(kept / "records" / path.name, read_json(path))
     suite = next(folder.glob("*.toml"))
-    write_text(KEPT / suite.name, suite.read_text(encoding="utf-8"))
+    write_text(kept / suite.name, suite.read_text(encoding="utf-8"))
     write_benchmark_report(folder)
-    best = Results.read(folder).agents[0]
-    (KEPT / "figures").mkdir()
-    for pattern in (*_FIGURES, f"before-after--*--{best}.png"):
+    (kept / "figures").mkdir()
+    for pattern in (*_FIGURES, f"before-after--*--{results.agents[0]}.png"):
         for path in sorted((folder / "figures").glob(pattern)):
-            shutil.copyfile(path, KEPT / "figures" / path.name)
+            shutil.copyfile(path, kept / "figures" / path.name)
+
+
+def parts() -> dict[str, str]:
+    """The marked parts of the pages, by name."""
+    every = {suite: blocks(Results.read(KEPT / suite)) for suite in SUITES}
+    return {f"{suite} {name}": text for suite, found in every.items() for name, text in found.items()}
 
 
 def blocks(results: Results) -> dict[str, str]:
-    """The marked parts of the pages, by name."""
+    """The tables of a suite, by name."""
     summary = summary_json(results)
-    return {"scores": _scores(results, summary), "verdicts": _verdicts(results), "costs": _costs(results, summary)}
+    return {
+        "scores": _scores(results, summary),
+        "verdicts": _verdicts(results),
+        "costs": _costs(results, summary),
+        "hours": _hours(results),
+    }
 
 
 def _scores(results: Results, summary: Mapping[str, Any]) -> str:
@@ -81,31 +106,44 @@ def _verdicts(results: Results) -> str:
 
 
 def _costs(results: Results, summary: Mapping[str, Any]) -> str:
-    """A row an agent: means over its runs of what the reward costs."""
-    head = ["agent", "success", "success, held-out", "KL, nats", "Vendi score", "network evaluations", "GB"]
+    """A row an agent: means over its runs of what the reward costs, as far as the records have it."""
     rows = []
     for agent in summary["agents"]:
         runs = [record for (name, _, _), record in results.records.items() if name == agent]
         first, last = ([record["points"][place] for record in runs] for place in (0, -1))
-        changes = [_change(first, last, key) for key in ("success", "held_out_success")]
-        kl = np.mean([point["kl"] for point in last])
-        vendi = [np.mean([point["vendi"] for point in points]) for points in (first, last)]
-        evaluations = np.mean([point["network_evaluations"] for point in last])
-        memory = max(record["peak_memory_mb"] for record in runs) / 1000
-        cells = [*changes, f"{kl:,.0f}", f"{vendi[0]:.1f} → {vendi[1]:.1f}", f"{evaluations:,.0f}", f"{memory:.1f}"]
-        rows.append([f"`{agent}`", *cells])
+        vendi = [_mean_of(points, "vendi", ",.1f") for points in (first, last)]
+        row = {
+            "success": _change(first, last, "success"),
+            "success, held-out": _change(first, last, "held_out_success"),
+            "KL, nats": _mean_of(last, "kl", ",.0f"),
+            "Vendi score": " → ".join(vendi) if all(vendi) else "",
+            "network evaluations": _mean_of(last, "network_evaluations", ",.0f"),
+            "CPU seconds": _mean_of(last, "cpu_seconds", ",.0f"),
+            "GB": f"{max(record['peak_memory_mb'] for record in runs) / 1000:.1f}",
+        }
+        rows.append({"agent": f"`{agent}`", **row})
+    head = [name for name in rows[0] if any(row[name] for row in rows)]
+    return markdown_table(head, [[row[name] or "–" for name in head] for row in rows])
+
+
+def _hours(results: Results) -> str:
     minutes = [record["total_seconds"] / 60 for record in results.records.values()]
-    note = (
+    return (
         f"A run took {np.median(minutes):.1f} minutes in the median, all {len(minutes)} together "
         f"{sum(minutes) / 60:.1f} hours, with start and measurements."
     )
-    return f"{markdown_table(head, rows)}\n\n{note}"
+
+
+def _mean_of(points: list[Any], key: str, form: str) -> str:
+    """The mean of a measure over the runs that have it; empty where none has."""
+    found = [point[key] for point in points if point.get(key) is not None]
+    return format(np.mean(found), form) if found else ""
 
 
 def _change(first: list[Any], last: list[Any], key: str) -> str:
     """The mean change of a measure over the runs that have it."""
     changes = [after[key] - before[key] for before, after in zip(first, last, strict=True) if key in after]
-    return f"{np.mean(changes):+.2f}" if changes else "–"
+    return f"{np.mean(changes):+.2f}" if changes else ""
 
 
 def _seeds(results: Results, task: str) -> set[int]:
@@ -124,6 +162,6 @@ def _mean(found: Mapping[str, float | None]) -> str:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         take_over(Path(sys.argv[1]))
-    parts = blocks(Results.read(KEPT))
-    for name, names in PAGES.items():
-        write_marked(ROOT / name, {part: parts[part] for part in names})
+    made = parts()
+    for page, names in PAGES.items():
+        write_marked(ROOT / page, {name: made[name] for name in names})
