@@ -1,11 +1,11 @@
-"""The reference results of suites, and the tables that are made of them in README.md and the pages.
+"""The tables of suites' reference results, in the README and the pages.
 
     diffusion-gym bench --suite shapes-v1 --seeds 5 --jobs 2 --out runs/shapes-v1   # goes on where it was stopped
-    python docs/make_benchmark.py runs/shapes-v1     # take its records and figures over, and write the tables
-    python docs/make_benchmark.py                    # only write the tables of all suites again
+    python -m tools.pages.benchmark runs/shapes-v1                                  # take its records and figures over
+    python -m tools.pages                                                           # write the tables
 
 The records are kept in `docs/results/SUITE/`, a benchmark's folder without its runs, of which `diffusion-gym report`
-makes a page. A test checks that the tables agree with them.
+makes a page.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.summary import summary_json, summary_text
 from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table
 from diffusion_gym.storage import read_json, write_json, write_text
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parents[2]
 KEPT: Final = ROOT / "docs" / "results"
 # The marked parts that each page has of each suite; a part's name begins with its suite.
 PAGES: Final = {
@@ -160,8 +160,4 @@ def _mean(found: Mapping[str, float | None]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        take_over(Path(sys.argv[1]))
-    made = parts()
-    for page, names in PAGES.items():
-        write_marked(ROOT / page, {name: made[name] for name in names})
+    take_over(Path(sys.argv[1]))

@@ -1,9 +1,8 @@
-"""Puts measured results into the README: run it after the demo, or alone to write the tables again.
+"""The tables of the demo and of the embedded model in the README.
 
-    python docs/make_results.py runs/demo-seed-0 runs/demo-seed-1 runs/demo-seed-2   # take the runs' numbers over
-    python docs/make_results.py                                                      # only write the tables again
-
-The numbers are kept in `docs/results/`; a test checks that the README agrees with them.
+diffusion-gym demo --seed 0 --out runs/demo-seed-0                # and seeds 1 and 2
+python -m tools.pages.demo runs/demo-seed-0 runs/demo-seed-1 runs/demo-seed-2    # take the runs' numbers over
+python -m tools.pages                                                            # write the tables
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_gym.agents.reporting.marked import write_marked
 from diffusion_gym.storage import json_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
+PAGES = {"README.md": ("demo", "model")}
 CARD = ROOT / "diffusion_gym" / "models" / "shapes" / "weights" / "README.md"
 
 
@@ -76,12 +75,10 @@ def model_table() -> str:
     return "\n".join(lines[start:])
 
 
-def blocks() -> dict[str, str]:
-    """The marked parts of the README, by name."""
+def parts() -> dict[str, str]:
+    """The marked parts, by name."""
     return {"demo": demo_table(), "model": model_table()}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        take_over([Path(argument) for argument in sys.argv[1:]])
-    write_marked(ROOT / "README.md", blocks())
+    take_over([Path(argument) for argument in sys.argv[1:]])

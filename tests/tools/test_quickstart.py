@@ -6,14 +6,15 @@ import io
 import re
 from pathlib import Path
 
-import make_quickstart
 import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools import quickstart
+
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 
@@ -42,7 +43,7 @@ def test_the_notebook_runs(stored, tmp_path, monkeypatch):
     monkeypatch.setenv("QUICKSTART_QUERIES", "8")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    done = make_quickstart.cleaned(make_quickstart.executed(nbformat.read(NOTEBOOK, as_version=4), tmp_path))
+    done = quickstart.cleaned(quickstart.executed(nbformat.read(NOTEBOOK, as_version=4), tmp_path))
     assert len(pictures(done)) == len(pictures(stored)) == 5
     assert "8 samples of each model from the same noise" in "".join(texts(done))
     assert (tmp_path / "runs" / "quickstart" / "model" / "model_index.json").exists()
@@ -93,7 +94,7 @@ def test_cleaning_keeps_results_and_drops_progress_bars():
     both = {"image/png": png(noise), "image/jpeg": "anBn", "text/plain": "<a picture>"}
     shown = new_output("display_data", data=both, metadata={"size": 1})
     said = new_output("stream", name="stdout", text="reward 1\n")
-    cell = make_quickstart.cleaned(notebook_with(bar, shown, said)).cells[0]
+    cell = quickstart.cleaned(notebook_with(bar, shown, said)).cells[0]
     assert [output.output_type for output in cell.outputs] == ["display_data", "stream"]
     assert set(cell.outputs[0].data) == {"image/png", "text/plain"} and cell.outputs[0].metadata == {}
     assert cell.outputs[1].text == "reward 1\n" and cell.metadata == {}
@@ -106,4 +107,4 @@ def test_cleaning_keeps_results_and_drops_progress_bars():
 def test_cleaning_refuses_a_warning():
     warning = new_output("stream", name="stderr", text="  0%|   | 0/8\n/somewhere/file.py:1: UserWarning: look out\n")
     with pytest.raises(ValueError, match="look out"):
-        make_quickstart.cleaned(notebook_with(warning))
+        quickstart.cleaned(notebook_with(warning))

@@ -1,9 +1,9 @@
-"""The tables of docs/sample-efficiency.md and the README's line, from the records in `docs/results/shapes-fast/`.
+"""The tables of docs/sample-efficiency.md and the README's lines, from the records in `docs/results/shapes-fast/`.
 
-    python docs/make_sample_efficiency.py runs/paper-style runs/fast    # take their records over, write the tables
-    python docs/make_sample_efficiency.py                               # only write the tables again
+    python -m tools.pages.sample_efficiency runs/paper-style runs/fast    # take their records over
+    python -m tools.pages                                                 # write the tables
 
-The page has the commands that made them.
+The page has the commands that made the runs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from diffusion_gym.agents.benchmark.results import Record, Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, Scores, holm, mean, sign_flip_p
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.reporting.marked import markdown_table
 from diffusion_gym.storage import read_json, write_json, write_text
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parents[2]
 KEPT: Final = ROOT / "docs" / "results" / "shapes-fast"
 PAGES: Final = {"README.md": ("queries",), "docs/sample-efficiency.md": ("comparison", "ablation")}
 SUITE: Final = "shapes-fast"
@@ -62,8 +62,13 @@ def check_variant(suite: Suite, name: str, record: Record) -> None:
             raise ValueError(f"{name} has {option}={settings[option]!r}, the suite {value!r}; run it again")
 
 
-def blocks(results: Results) -> dict[str, str]:
+def parts() -> dict[str, str]:
     """The marked parts of the pages, by name."""
+    return blocks(read())
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """The same of any results."""
     return {"queries": _headline(results), "comparison": _comparison(results), "ablation": _ablation(results)}
 
 
@@ -162,8 +167,4 @@ def read() -> Results:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        take_over([Path(argument) for argument in sys.argv[1:]])
-    parts = blocks(read())
-    for name, names in PAGES.items():
-        write_marked(ROOT / name, {part: parts[part] for part in names})
+    take_over([Path(argument) for argument in sys.argv[1:]])

@@ -1,6 +1,6 @@
 """Runs the notebook examples/quickstart.ipynb and stores its outputs in it.
 
-    python docs/make_quickstart.py
+    python -m tools.quickstart
 
 It needs the extra `dev`. What belongs to the machine or the moment is left out: run folders, times, progress bars.
 """
