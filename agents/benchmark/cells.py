@@ -177,6 +177,7 @@ def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, An
     work = Work(contender.policy)
     if points:
         work.evaluations, work.seconds = points[-1]["network_evaluations"], points[-1]["seconds"]
+        work.cpu_seconds = points[-1].get("cpu_seconds", 0.0)
     evaluator = _evaluator(cell, suite, settings)
     for target in [0, *suite.points(settings.samples_per_iteration)]:
         if points and points[-1]["reward_queries"] >= target:
@@ -212,6 +213,7 @@ def _point(cell: Cell, contender: Contender, evaluator: Evaluator, work: Work) -
     return {
         "reward_queries": contender.reward_queries,
         "seconds": round(work.seconds, 3),
+        "cpu_seconds": round(work.cpu_seconds, 3),
         "network_evaluations": work.evaluations,
         "measuring_seconds": round(time.perf_counter() - started, 3),
         **{name: value if math.isfinite(value) else None for name, value in found.values.items()},
