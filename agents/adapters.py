@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class SharedEnv:
         """
         if not (isinstance(env, VectorEnv) and isinstance(env.unwrapped, DenoisingVectorEnv)):
             raise ValueError(f"env={env!r} is no denoising vector environment; make one with gym.make_vec")
-        self.env, self.vector = env, cast(DenoisingVectorEnv, env.unwrapped)
+        self.env, self.vector = env, env.unwrapped
 
     def shared(self, name: str) -> Any:
         """An attribute of the environment or its wrappers; of the spaces those of one env.

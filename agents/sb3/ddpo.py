@@ -85,7 +85,7 @@ class DDPOPPO(PPO):
     ) -> None:
         if policy != "CFGUNetPolicy" and not (isinstance(policy, type) and issubclass(policy, CFGUNetPolicy)):
             raise ValueError(f"policy={policy!r} must be 'CFGUNetPolicy' or a subclass: DDPO trains a denoising policy")
-        native = {**_WITHOUT_KL, **{name: options.pop(name) for name in _NATIVE if name in options}}
+        native: dict[str, Any] = {**_WITHOUT_KL, **{name: options.pop(name) for name in _NATIVE if name in options}}
         native |= {"trained_steps": tuple(native.get("trained_steps", DDPOISKLConfig.trained_steps))}
         for name, instead in _INSTEAD.items():
             if value := options.pop(name, None):

@@ -124,7 +124,7 @@ def ddpo_settings(
             f"n_steps={settings['n_steps']} must be a multiple of T={horizon}: the reward comes with the last "
             "denoising step, and a rollout that ends before it has none"
         )
-    steps = range(horizon)
+    steps = list(range(horizon))
     if part is not None:
         steps = trained_steps(base.model.step_table(base.sampler_config), part).tolist()
         buffer = {"rollout_buffer_kwargs": {"horizon": horizon, "steps": steps}}

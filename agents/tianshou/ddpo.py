@@ -42,8 +42,13 @@ class AdamWFactory(OptimizerFactory):
         weight_decay: float = OptimizerOptions.weight_decay,
     ) -> None:
         super().__init__()
-        adam = {"adam_beta1": betas[0], "adam_beta2": betas[1], "adam_epsilon": epsilon, "weight_decay": weight_decay}
-        self.options = OptimizerOptions(learning_rate, **adam)
+        self.options = OptimizerOptions(
+            learning_rate,
+            adam_beta1=betas[0],
+            adam_beta2=betas[1],
+            adam_epsilon=epsilon,
+            weight_decay=weight_decay,
+        )
 
     def _create_optimizer_for_params(self, params: ParamsType) -> torch.optim.Optimizer:
         every: Any = params  # Tianshou gives all parameters of a module, frozen ones too
