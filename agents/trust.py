@@ -184,8 +184,8 @@ def _options(prefix: str, values: Mapping[str, Any], *kinds: Any) -> Iterator[Cl
     for name, value in values.items():
         option = prefix + name
         if option == "env.reward_kwargs":
-            given = checked(dict[str, Any] | None, value, option, "give names and values")
-            yield from _keywords(option, parse_keywords(given or {}))
+            given = {} if value is None else checked(dict[str, Any], value, option, "give names and values")
+            yield from _keywords(option, parse_keywords(given))
         elif option == "env.reward":
             for source in reward_sources(value) if isinstance(value, str | Mapping) else _texts_in(value):
                 yield from _reward(option, source)

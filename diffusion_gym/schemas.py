@@ -69,7 +69,6 @@ def parse_checked(schema: type[T], text: str | bytes, where: str, remedy: str) -
     return checked(schema, value, where, remedy)
 
 
-@cache
 def options_schema(kind: Any, without: frozenset[str] = frozenset(), **others: Any) -> type[Schema]:
     """The schema of an object that holds all fields of a dataclass, whatever their defaults; lists stand for tuples.
 
@@ -80,6 +79,11 @@ def options_schema(kind: Any, without: frozenset[str] = frozenset(), **others: A
         without: fields that the object does not have.
         others: types that stand in for those of fields.
     """
+    return _options_schema(kind, without, **others)
+
+
+@cache
+def _options_schema(kind: Any, without: frozenset[str], **others: Any) -> type[Schema]:
     hints = {**get_type_hints(kind), **others}
     declared: dict[str, Any] = {
         f"option_{entry.name}": Annotated[_of_json(hints[entry.name]), Field(alias=entry.name)]

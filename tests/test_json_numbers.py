@@ -87,7 +87,8 @@ def test_an_evaluation_with_failed_rewards_is_written_printed_and_shown(tmp_path
     sampled = Sampled(("a red star", "a red star", "a dog", "a cat"), values, {"success": values})
     result = Comparison(sampled, sampled, torch.full((4,), math.inf)).summary()
     assert result["samples"] == 4 and ("reward_mean" in result) and result["success_ci95"][0] >= 0
-    text = json_text({"iteration": 1, "seed": 0, **result, "held_out": result})
+    about = {"env": "E", "agent": "ddpo_is", "seed": 0, "iteration": 1, "reward_queries": 4}
+    text = json_text({**about, **result, "held_out": result})
     stored = strictly(text)
     assert (stored["reward_mean"] is None) == (len(failed) == 4) and stored["kl_to_base"] is None
     assert stored["prompts"]["a red star"]["reward"] == (0.0 if failed == [0] else None)

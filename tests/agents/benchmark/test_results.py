@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmark_suites import write_record
+from diffusion_gym.agents.benchmark.records import FORMAT
 from diffusion_gym.agents.benchmark.results import Results, Verdict
 from diffusion_gym.agents.benchmark.statistics import Estimate, holm, paired_difference, sign_flip_p
 from diffusion_gym.agents.benchmark.suites import Suite, Task
@@ -119,7 +120,8 @@ def test_three_seeds_on_one_task_decide_nothing(tmp_path):
 
 
 def test_the_summary(results, tmp_path):
-    write_json(tmp_path / "records" / "z.json", {"task": "easy", "agent": "b", "seed": 3, "error": "OSError: no disk"})
+    about = {"format": FORMAT, "task": "easy", "agent": "b", "seed": 3, "threads": 1}
+    write_json(tmp_path / "records" / "z.json", {**about, "error": "OSError: no disk"})
     found = results(a=([0.5, 0.9, 0.7], [-20.0] * 3), b=([0.4, 0.8, 0.6], [-22.0] * 3))
     write_summary(found)
     text = (tmp_path / "summary.json").read_text()
