@@ -68,7 +68,7 @@ class _Run(Schema):
 
 class _Finished(_Run):
     versions: dict[str, str]
-    hardware: dict[str, str | int | None]
+    hardware: dict[str, str | Count | None]
     suite: str
     trained: str
     settings: _Settings
@@ -83,7 +83,7 @@ class _Failed(_Run):
     error: str
     traceback: list[str] = []
     versions: dict[str, str] = {}
-    hardware: dict[str, str | int | None] = {}
+    hardware: dict[str, str | Count | None] = {}
     suite: str = ""
     trained: str = ""
     settings: _Settings | None = None
