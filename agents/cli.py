@@ -17,6 +17,7 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import gymnasium as gym
 import tyro
 
+from diffusion_gym.agents.command_line import parsed
 from diffusion_gym.agents.evaluation import EVALUATION_SEED
 from diffusion_gym.registry import WrongKeyword, unknown_name
 
@@ -123,13 +124,21 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         paths = [repr(str(path)) for path in (error.filename, error.filename2) if path is not None]
         return f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
+    if isinstance(error, gym.error.Error):
+        return f"env: {error}; `diffusion-gym envs` lists the environments"
     return str(error) or type(error).__name__
 
 
 def _fail(message: str | None, code: int) -> None:
     if message is not None:
-        print(f"error: {message}", file=sys.stderr)
+        lines = [_shortened(line) for line in f"error: {message}".splitlines()]
+        print("\n".join(lines), file=sys.stderr)
     raise SystemExit(code)
+
+
+def _shortened(line: str) -> str:
+    """A line without its middle where it shows a value that is very long."""
+    return line if len(line) <= 2 * _SHOWN else f"{line[:_SHOWN]} ... {line[-_SHOWN:]}"
 
 
 def _envs(args: list[str]) -> None:
@@ -137,7 +146,7 @@ def _envs(args: list[str]) -> None:
     from diffusion_gym.models import MODELS
     from diffusion_gym.rewards import REWARDS
 
-    tyro.cli(EnvsOptions, args=args, prog="diffusion-gym envs")
+    parsed(EnvsOptions, args, "envs")
     print(f"{'environment':48}prompts, unless others are asked for")
     for id_, kwargs in environment_ids().items():
         prompted = "prompt" in MODELS.traits(kwargs["model"])
@@ -149,7 +158,7 @@ def _envs(args: list[str]) -> None:
 def _presets(args: list[str]) -> None:
     from diffusion_gym.agents.presets_table import PresetsOptions, print_presets
 
-    print_presets(tyro.cli(PresetsOptions, args=args, prog="diffusion-gym presets"))
+    print_presets(parsed(PresetsOptions, args, "presets"))
 
 
 def _train(args: list[str]) -> None:
@@ -205,7 +214,7 @@ def parse_train(args: Sequence[str]) -> Any:
         )
         start = start if env else replace(start, env=tyro.MISSING)
     check_option_names(args, start)
-    settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
+    settings = parsed(RunSettings, args, "train", start)
     if resume:
         _check_same(start, settings)
     elif settings.trust:
@@ -254,7 +263,7 @@ def _eval(args: list[str]) -> None:
     from diffusion_gym.agents.runs import evaluate_run
     from diffusion_gym.storage import json_text
 
-    options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
+    options = parsed(EvalOptions, args, "eval")
     result = evaluate_run(options.dir, options.samples, options.seed, trust=options.trust, token_to=options.token_to)
     print(json_text(result) if options.json else summary_text(result))
 
@@ -264,7 +273,7 @@ def _report(args: list[str]) -> None:
     from diffusion_gym.agents.reporting.page import write_report
     from diffusion_gym.agents.trust import require_trust, seal_of
 
-    options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
+    options = parsed(ReportOptions, args, "report")
     if seal_of(options.dir) is None:
         require_trust(options.dir, (), options.trust)
     if is_benchmark(options.dir):
@@ -284,19 +293,19 @@ def _report(args: list[str]) -> None:
 def _demo(args: list[str]) -> None:
     from diffusion_gym.agents.demo import DemoOptions, run_demo
 
-    run_demo(tyro.cli(DemoOptions, args=args, prog="diffusion-gym demo"))
+    run_demo(parsed(DemoOptions, args, "demo"))
 
 
 def _serve_reward(args: list[str]) -> None:
     from diffusion_gym.agents.reward_options import ServeRewardOptions, serve_reward
 
-    serve_reward(tyro.cli(ServeRewardOptions, args=args, prog="diffusion-gym serve-reward"))
+    serve_reward(parsed(ServeRewardOptions, args, "serve-reward"))
 
 
 def _download(args: list[str]) -> None:
     from diffusion_gym.agents.downloads import DownloadOptions, run_download
 
-    run_download(tyro.cli(DownloadOptions, args=args, prog="diffusion-gym download"))
+    run_download(parsed(DownloadOptions, args, "download"))
 
 
 def _bench(args: list[str]) -> None:
@@ -304,7 +313,7 @@ def _bench(args: list[str]) -> None:
 
     if args == ["--list"]:
         print(suites_text())
-    elif code := run_bench(tyro.cli(BenchOptions, args=args, prog="diffusion-gym bench")):
+    elif code := run_bench(parsed(BenchOptions, args, "bench")):
         raise SystemExit(code)
 
 
@@ -312,6 +321,7 @@ _OURS: Final = (
     "Unless it comes from code of your own, this is a fault of diffusion-gym and not of your command: please report it "
     "to the maintainers, with these lines and the command."
 )
+_SHOWN: Final = 1_000  # characters of a line's begin, and of its end
 _STOPPED: Final = {
     "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint of the run's "
     "folder, or begins anew where there is none yet; without a folder run the same command again",

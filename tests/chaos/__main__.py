@@ -6,6 +6,7 @@ Rows are kept as they come, so that the command can be stopped and goes on; docs
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -65,6 +66,7 @@ def _run(options: Options, kinds: list[str]) -> None:
     if not todo:
         return
     warm_up()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `finally` that ends the programs
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         os.environ["XDG_DATA_HOME"] = folder + "/data"
         place, missing = Place(Path(folder)), set()

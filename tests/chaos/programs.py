@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 _FORK = multiprocessing.get_context("fork")
+_STARTED = []
 _LONGEST = 300.0  # seconds that a program may take before it counts as one that hangs
 _IMPORTS = (
     "diffusion_gym.agents.cli",
@@ -67,6 +67,7 @@ class Program:
         self.log = Path(log)
         self._process = _FORK.Process(target=_run_command, args=([str(part) for part in arguments], self.log))
         self._process.start()
+        _STARTED.append(self)
 
     @property
     def running(self):
@@ -80,6 +81,16 @@ class Program:
     @property
     def printed(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    @property
+    def own_kilobytes(self):
+        """Its resident memory that is no file's, RssAnon of proc(5); 0 when it has ended."""
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return 0
+        found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
+        return int(found[0]) if found else 0
 
     def send(self, signum):
         if self.running:
@@ -116,15 +127,12 @@ class Program:
             time.sleep(0.002)
 
 
-@contextmanager
-def ended_after(*programs):
-    """Kill at the end what still runs."""
-    try:
-        yield
-    finally:
-        for program in programs:
-            if program.running:
-                program.kill()
+def end_all():
+    """Kill what still runs, of all that was started."""
+    while _STARTED:
+        program = _STARTED.pop()
+        if program.running:
+            program.kill()
 
 
 def _run_command(arguments, log):

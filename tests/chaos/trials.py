@@ -13,7 +13,7 @@ from benchmark_suites import write_suite
 from diffusion_gym.agents.algorithms import AGENTS
 from run_folders import CARRYING_OPTIONS, metrics_lines
 from tests.chaos.folders import benchmark_difference, difference, half_written, newest_checkpoint
-from tests.chaos.programs import Program, ended_after, run_function
+from tests.chaos.programs import Program, end_all, run_function
 
 ITERATIONS, SAMPLES = 6, 8
 PROMPTS = ("a red circle", "two blue stars", "a green square", "three circles", "a yellow star")
@@ -52,6 +52,7 @@ class Place:
         try:
             yield folder, []
         finally:
+            end_all()
             shutil.rmtree(folder)
 
     def whole(self, name, make):
@@ -175,8 +176,7 @@ def two_writers(place, folder, rng, told):
     first.sleep(rng.choice((0.0, rng.uniform(0, 0.2), rng.uniform(0, seconds))))
     arguments = ["train", "--resume", "--out", out] if resumed else train_arguments(place.pipeline, agent, out)
     second = Program(arguments, folder / "second.log")
-    with ended_after(first, second):
-        codes = first.wait(), second.wait()
+    codes = first.wait(), second.wait()
     told.append(f"{agent}, {'resumed' if resumed else 'new'}, exit codes {codes}")
     for program in (first, second):
         if program.code:
@@ -239,26 +239,20 @@ def _served(place, folder, rng, told, disturb):
     agent = rng.choice(("ddpo_is", "rwr"))
     remote = ("--env.reward", place.url, "--env.reward-kwargs", "timeout", "2")
     server = _serve(place, folder)
-    try:
-        whole, seconds = place.whole(f"served-{agent}", lambda out: place.train(agent, out, *remote))
-        out = folder / "run"
-        program = place.train(agent, out, *remote)
-        program.wait_until(lambda: (out / "config.json").exists())  # without a server no run begins
-        moment = rng.uniform(0, seconds / 2)
-        if disturb is None:
-            _break_at(program, moment, told, out, Program.kill)
-            program = go_on(place, agent, out, *remote)
-        else:
-            program.sleep(moment)
-            told.append(
-                f"{agent}, {moment:.2f} s after its begin, {len(metrics_lines(out))} of {ITERATIONS} iterations"
-            )
-            server = disturb(server)
-        _finish(program)
-        _require(difference(out, whole))
-    finally:
-        server.send(signal.SIGCONT)
-        server.kill()
+    whole, seconds = place.whole(f"served-{agent}", lambda out: place.train(agent, out, *remote))
+    out = folder / "run"
+    program = place.train(agent, out, *remote)
+    program.wait_until(lambda: (out / "config.json").exists())  # without a server no run begins
+    moment = rng.uniform(0, seconds / 2)
+    if disturb is None:
+        _break_at(program, moment, told, out, Program.kill)
+        program = go_on(place, agent, out, *remote)
+    else:
+        program.sleep(moment)
+        told.append(f"{agent}, {moment:.2f} s after its begin, {len(metrics_lines(out))} of {ITERATIONS} iterations")
+        server = disturb(server)
+    _finish(program)
+    _require(difference(out, whole))
 
 
 def _serve(place, folder):
