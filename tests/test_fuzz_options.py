@@ -72,7 +72,7 @@ def options(draw, known):
     return words
 
 
-@bounded(120)
+@bounded(60)
 @given(words=options(TRAIN))
 def test_train(tmp_path, words):
     command(["train", "--env", ENV, "--agent", AGENT, "--out", tmp_path / "run", *words])
@@ -83,7 +83,7 @@ def test_train(tmp_path, words):
 def test_every_other_command(tmp_path, name):
     base, kinds = OTHERS[name]
 
-    @bounded(30)
+    @bounded(12)
     @given(words=options([entry for entry in names(*kinds) if entry != "--limits"]))
     def check(words):
         command([name, *(str(tmp_path / "out") if part == "OUT" else part for part in base), *words])
@@ -91,7 +91,7 @@ def test_every_other_command(tmp_path, name):
     check()
 
 
-@bounded(30)
+@bounded(12)
 @given(words=st.lists(WORDS.filter(harmless), max_size=3))
 def test_any_words(tmp_path, words):
     if words != ["demo"]:

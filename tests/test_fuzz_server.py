@@ -61,7 +61,7 @@ def check(answer):
         assert len(answer.json()["scores"]) == len(json.loads(answer.request.content)["images"])
 
 
-@bounded(60)
+@bounded(40)
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "BREW"]),
     path=st.sampled_from(["/score", "/health", "/", "/score/", "//score", "/../score", "/%00", "/score?a=b", "/é"]),
@@ -77,7 +77,7 @@ def test_any_request(client, method, path, names, body):
         check(client.request(method, path, headers={**AS_MEANT, **names}, content=body))
 
 
-@bounded(100)
+@bounded(60)
 @given(change=changed(REQUEST) | JSON, bytes_=damaged(json.dumps(REQUEST).encode()), bad=st.integers(0, 4))
 def test_any_body(client, change, bytes_, bad):
     body = json.dumps(change).encode() if bad else bytes_
@@ -85,7 +85,7 @@ def test_any_body(client, change, bytes_, bad):
         check(client.post("/score", content=body, headers=AS_MEANT))
 
 
-@bounded(80)
+@bounded(50)
 @given(
     picture=st.sampled_from([png(), png((1, 1)), png((9, 7), "L"), png((8, 8), "RGBA"), png((8, 8), "P")]).flatmap(
         damaged

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from diffusion_gym.agents.cli import main
@@ -19,7 +19,12 @@ def bounded(examples):
     """Settings of a fuzz test: so many examples, always the same ones, however slow the machine."""
     unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=unhealthy
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # a failure is shown as it was drawn: to make it small takes minutes
+        suppress_health_check=unhealthy,
     )
 
 
