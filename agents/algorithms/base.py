@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from pydantic import ConfigDict
 
 from diffusion_gym.agents.advantages import NoUsableReward, usable_rewards
 from diffusion_gym.agents.algorithms.metrics import Metrics
@@ -22,6 +23,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
 from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
+from diffusion_gym.schemas import Positive, Schema
 from diffusion_gym.storage import joined, part_of, restore_parameters
 
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
@@ -51,6 +53,20 @@ class AgentConfig(OptimizerOptions, PolicyOptions):
             raise ValueError(f"trained_steps={self.trained_steps!r} must be two fractions of T, 0 <= first < last <= 1")
 
 
+class OptimizerState(Schema):
+    """What `AccumulatingOptimizer.state` gives."""
+
+    micro_batch_size: Positive
+    loss_scale: dict[str, float | int]
+
+
+class AgentState(Schema):
+    """What `Agent.state` gives; agents of others may add to it without a schema of their own."""
+
+    model_config = ConfigDict(extra="allow")
+    optimizer: OptimizerState
+
+
 class Agent(ABC):
     """Learns from trajectories by changing its policy.
 
@@ -60,6 +76,8 @@ class Agent(ABC):
         processes: the processes that train together; by default this one alone.
 
     Attributes:
+        Config: the class of its options.
+        State: the schema of what `state` gives, by which a checkpoint is read.
         needs_stochastic_steps: whether the agent uses log-probabilities, which a deterministic step does not have.
         optimizer: takes the gradient steps; see `AccumulatingOptimizer.step`.
         steps: the steps of a trajectory that are trained on, int64.
@@ -70,6 +88,7 @@ class Agent(ABC):
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    State: ClassVar[type[AgentState]] = AgentState
     needs_stochastic_steps: ClassVar[bool] = True
 
     def __init__(self, policy: DenoisingPolicy, config: AgentConfig, processes: Processes | None = None) -> None:

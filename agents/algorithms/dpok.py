@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from diffusion_gym.agents.advantages import Normalization
-from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, AgentState, OptimizerState
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
-from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
+from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientState, Transitions
 from diffusion_gym.agents.finite import require, require_choice
 from diffusion_gym.agents.losses import KLForm, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
@@ -76,11 +76,16 @@ class DPOKConfig(ClippedConfig):
         require(self, "at least 0", "kl_weight", "value_updates")
 
 
+class _State(PolicyGradientState):
+    value_optimizer: OptimizerState
+
+
 @AGENTS.register("dpok")
 class DPOK(PolicyGradientAgent):
     """Policy gradient with KL regularisation; every update draws random transitions of the last rollouts."""
 
     Config: ClassVar[type[AgentConfig]] = DPOKConfig
+    State: ClassVar[type[AgentState]] = _State
     config: DPOKConfig
 
     def __init__(self, policy: DenoisingPolicy, config: DPOKConfig, processes: Processes | None = None) -> None:
