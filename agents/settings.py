@@ -52,7 +52,7 @@ class EnvOptions:
     strict: bool | None = None
     """Shapes rewards only: score success in {0, 1} in place of the share of facts."""
     prompts: tuple[str, ...] | None = None
-    """A prompt set by name, a file (.txt, .json, .jsonl, .csv, .tsv), or the prompts themselves."""
+    """A prompt set by name, a file (.txt, .jsonl), or the prompts themselves."""
     device: str | None = None
     """Device of the model, the latents and the rewards."""
     dtype: str | None = None

@@ -26,7 +26,7 @@ from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.reward_options import parse_keywords
 from diffusion_gym.agents.settings import EnvOptions, RunSettings
 from diffusion_gym.models import MODELS
-from diffusion_gym.prompts.files import is_prompt_file
+from diffusion_gym.prompts.files import names_prompt_file
 from diffusion_gym.rewards import REWARDS
 from diffusion_gym.rewards.factory import reward_sources
 from diffusion_gym.storage import read_json, write_json
@@ -242,7 +242,7 @@ def _model(option: str, text: str) -> Iterator[Claim]:
 
 
 def _prompts(option: str, text: str) -> Iterator[Claim]:
-    if is_prompt_file(text):
+    if names_prompt_file(text):
         yield Claim("read", f"{text}, whose lines go to the reward", option)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sysconfig
 import threading
 import traceback
@@ -126,8 +127,8 @@ def evaluate(
 ) -> RewardOutput:
     """Call `reward` once on the whole batch and check its answer.
 
-    The reward gets a copy of the pictures, without those that are not finite: these have NaN for a score and all
-    components, with a warning. It is called by one thread at a time; another one waits for its turn.
+    The reward gets a copy of the metadata and of the pictures, without those that are not finite: these have NaN for a
+    score and all components, with a warning. It is called by one thread at a time; another one waits for its turn.
 
     Args:
         reward: the reward.
@@ -174,7 +175,7 @@ def _called(
     name, number = reward_name(reward), len(prompts)
     try:
         with _turn(reward):
-            output: Any = reward(images, prompts, metadata)
+            output: Any = reward(images, prompts, copy.deepcopy(metadata))
     except RewardError:
         raise  # says already which reward
     except Exception as error:
