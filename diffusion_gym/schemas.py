@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -10,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from diffusion_gym.storage import parse_json, read_json
 
 T = TypeVar("T")
-_SHOWN: Final = 80  # characters of a wrong value
+_SHORT: Final = reprlib.Repr()  # of a wrong value, which may be as large as a body of the wire
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Schema(BaseModel):
@@ -75,8 +77,7 @@ def _complaint(error: ValidationError) -> str:
         return f"the field {field!r} is missing{more}"
     if first["type"] == "extra_forbidden":
         return f"the field {field!r} is not known here{more}"
-    value = repr(first["input"])
-    value = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
+    value = _SHORT.repr(first["input"])
     reason = first["msg"][:1].lower() + first["msg"][1:]
     return f"{f'{field}={value}' if field else value}: {reason}{more}"
 

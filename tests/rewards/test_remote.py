@@ -137,7 +137,7 @@ def test_another_service_there_is_named(stub, health):
 
 @pytest.mark.parametrize(("key", "value"), [("max_batch", "64"), ("max_bytes", 0), ("max_unpacked", True)])
 def test_limits_that_are_none_are_named(stub, key, value):
-    with pytest.raises(RewardError, match=f"is no reward server: .*/health has {key}={value!r}"):
+    with pytest.raises(RewardError, match=f"is no reward server: .*/health: {key}={value!r}: input .*; give the"):
         RemoteReward(stub({**HEALTH, key: value}).url)
 
 
@@ -214,9 +214,24 @@ def test_requests_unpack_to_no_more_than_the_server_takes(stub):
         evaluate(RemoteReward(server.url), torch.rand(1, 3, 16, 16), ["a"])
 
 
-@pytest.mark.parametrize("answer", [{}, {"scores": [1], "info": {}}, "text"])
-def test_an_answer_without_scores_is_named(stub, answer):
-    with pytest.raises(RewardError, match="the answer holds"):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({}, "the answer: the field 'scores' is missing"),
+        ({"scores": [1, 2, 3]}, "the answer: the field 'info' is missing"),
+        ({"scores": [1], "info": {}}, "the answer holds 1 scores for 3 pictures"),
+        ({"scores": [1, 2, 3], "info": {"a": [1]}}, "the answer holds 1 a for 3 pictures"),
+        ({"scores": [1, "2", 3], "info": {}}, "the answer: scores.1='2': input should be a valid number"),
+        ({"scores": [1, True, 3], "info": {}}, "the answer: scores.1=True: "),
+        ({"scores": [1, 2, 3], "info": {"a": 1}}, "the answer: info.a=1: "),
+        ({"scores": [1, 2, 3], "info": {}, "name": 5}, "the answer: name=5: "),
+        ({"scores": [1, 2, float("nan")], "info": {}}, "the answer: scores.2=nan: "),
+        ([], r"the answer: \[\]: "),
+        ("text", "the answer: 'text': "),
+    ],
+)
+def test_an_answer_of_another_shape_is_named_by_its_field(stub, answer, words):
+    with pytest.raises(RewardError, match=words):
         evaluate(RemoteReward(stub(answers=[(200, answer)]).url), IMAGES, PROMPTS)
 
 
