@@ -8,12 +8,9 @@ import math
 import ssl
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from diffusion_gym.storage import json_text, parse_json
-
-if TYPE_CHECKING:
-    import httpx2
 
 _MOST_BYTES: Final = 2**24  # an answer is a few kB; this bounds what a stray server can make us read
 _TRY_AGAIN: Final = frozenset({408, 409, 425, 429})
@@ -57,22 +54,24 @@ def request_json(
     """
     import httpx2
 
-    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    method, content, headers = "GET", None, {"Accept": "application/json", "Accept-Encoding": "identity"}
     if body is not None:
-        headers["Content-Type"] = "application/json"
+        method, content, headers["Content-Type"] = "POST", json_text(body).encode(), "application/json"
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    content = None if body is None else json_text(body).encode()
     try:
         with (
             httpx2.Client(verify=_certificates(), mounts=_DIRECT, timeout=timeout) as client,
-            client.stream("GET" if body is None else "POST", url, content=content, headers=headers) as answer,
+            client.stream(method, url, content=content, headers=headers) as answer,
         ):
-            text = _read(answer)
-    except httpx2.ConnectTimeout:
-        raise RequestFailed(f"no connection within timeout={timeout:g} s") from None
-    except httpx2.TimeoutException:
-        raise RequestFailed(f"no answer within timeout={timeout:g} s") from None
+            text = bytearray()
+            for part in answer.iter_bytes():
+                text += part
+                if len(text) > _MOST_BYTES:
+                    raise RequestFailed(f"the answer is longer than {_MOST_BYTES} bytes")
+    except httpx2.TimeoutException as error:
+        what = "connection" if isinstance(error, httpx2.ConnectTimeout) else "answer"
+        raise RequestFailed(f"no {what} within timeout={timeout:g} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise RequestFailed(f"{type(error).__name__}: {error}") from None
     if not answer.is_success:
@@ -92,16 +91,7 @@ def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-def _read(answer: httpx2.Response) -> bytes:
-    text = bytearray()
-    for part in answer.iter_bytes():
-        text += part
-        if len(text) > _MOST_BYTES:
-            break
-    return bytes(text[:_MOST_BYTES])
-
-
-def _message(text: bytes) -> str:
+def _message(text: bytearray) -> str:
     """What the server says of its error: OpenAI's and FastAPI's fields, else the beginning of the text."""
     try:
         found = parse_json(text)

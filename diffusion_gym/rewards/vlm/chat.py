@@ -118,13 +118,13 @@ class ChatVLM:
         Raises:
             VLMError: the server refuses the key or the model.
         """
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
+        from tenacity import Retrying, retry_if_exception, sleep_using_event, stop_after_attempt, stop_when_event_set
 
-        tries: Retrying = Retrying(
+        tries = Retrying(
             retry=retry_if_exception(_passes),
             wait=self._pause,
             stop=stop_after_attempt(self.retries + 1) | stop_when_event_set(stop),
-            sleep=stop.wait,
+            sleep=sleep_using_event(stop),
             reraise=True,
         )
         try:
@@ -136,17 +136,15 @@ class ChatVLM:
 
     def _complete(self, body: Mapping[str, Any]) -> str:
         with self._slots:  # not while it waits for its next try
-            answer = request_json(f"{self.url}/chat/completions", body, key=self._key, timeout=self.timeout)
-        return _content(answer)
+            return _content(request_json(f"{self.url}/chat/completions", body, key=self._key, timeout=self.timeout))
 
     def _pause(self, state: RetryCallState) -> float:
         """Seconds before the next try."""
         from tenacity import wait_exponential
 
-        error = state.outcome.exception() if state.outcome else None
-        asked = getattr(error, "retry_after", None) or 0.0
+        asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
         backoff = wait_exponential(multiplier=self.backoff, max=_LONGEST_BACKOFF)(state)
-        return max(backoff * random.uniform(0.5, 1.0), asked)
+        return max(backoff * random.uniform(0.5, 1.0), asked or 0.0)
 
     def _body(self, picture: NDArray[np.uint8], question: str) -> dict[str, Any]:
         content = [
