@@ -196,6 +196,18 @@ def test_requests_hold_no_more_pictures_than_the_server_takes(stub):
     assert [entry for request in server.requests for entry in request["metadata"]] == metadata
 
 
+def test_what_a_prompt_file_says_of_a_prompt_is_sent_with_its_picture(stub, make_env):
+    server = stub()
+    lines = [{"prompt": "a" * number, "wanted": [{"class": "star", "number": number}]} for number in range(1, 9)]
+    env = make_env(2, reward=server.url, prompts=lines, num_inference_steps=2, autoreset_mode="Disabled")
+    _, infos = env.reset(seed=0)
+    for _ in range(2):
+        _, rewards, *_ = env.step(torch.zeros(env.action_space.shape))
+    [request] = server.requests
+    assert request["metadata"] == infos["metadata"].tolist()
+    assert [entry["wanted"][0]["number"] for entry in request["metadata"]] == rewards.tolist()
+
+
 def test_requests_are_no_larger_than_the_server_takes(stub):
     server = stub({**HEALTH, "max_bytes": 1000})
     evaluate(RemoteReward(server.url), IMAGES[:1].repeat(6, 1, 1, 1), ["é" * 20] * 6)
