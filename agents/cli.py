@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -58,6 +60,8 @@ class EvalOptions:
     """Run, contact, read and write what a folder names that was not made here; docs/trust.md."""
     token_to: tuple[str, ...] | None = None
     """The only addresses that get the tokens of the environment; by default those that you named, not a folder."""
+    reward_seconds: float | None = None
+    """Seconds for one call of the reward; by default the run's own limit, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _option(rest, "--out") == "":
             raise ValueError("out='' names no folder; give a new one")
         _COMMANDS[name](rest)
-    except KeyboardInterrupt:
-        _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
+    except KeyboardInterrupt as error:
+        stopped = getattr(error, "__notes__", None) is None and _STOPPED.get(name, "stopped")
+        _fail(error, stopped or _words(error, "stopped at once"), 130)
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except _mistakes() as error:
-        _fail(None if _told_elsewhere(error) else _words(error), 2)
+        _fail(error, _words(error, type(error).__name__), 2)
     except Exception as error:
         error.add_note(_OURS)
         raise
-
-
-def _told_elsewhere(error: Exception) -> bool:
-    """Whether another process of this machine prints what went wrong in a training of several."""
-    from diffusion_gym.agents.processes import PeerFailed
-
-    return isinstance(error, PeerFailed) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
@@ -118,18 +116,27 @@ def _mistakes() -> tuple[type[Exception], ...]:
     return (ValueError, WrongKeyword, OSError, gym.error.Error, RewardError, NoUsableReward, Diverged, PeerFailed)
 
 
-def _words(error: Exception) -> str:
-    """What an error says; of the system's own, which begin with a number, the path and the reason."""
+def _words(error: BaseException, unsaid: str) -> str:
+    """What an error says, and how to go on; of the system's own, which begin with a number, the path and the reason.
+
+    Args:
+        error: the error.
+        unsaid: stands for what an error without words says.
+    """
+    said = str(error) or unsaid
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         paths = [repr(str(path)) for path in (error.filename, error.filename2) if path is not None]
-        return f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
-    return str(error) or type(error).__name__
+        said = f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
+    return "; ".join([said, *getattr(error, "__notes__", ())])
 
 
-def _fail(message: str | None, code: int) -> None:
-    if message is not None:
+def _fail(error: BaseException, message: str, code: int) -> None:
+    from diffusion_gym.agents.ending import leave
+    from diffusion_gym.agents.processes import told_elsewhere
+
+    if not told_elsewhere(error):
         print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)
+    leave(code)
 
 
 def _envs(args: list[str]) -> None:
@@ -156,9 +163,9 @@ def _train(args: list[str]) -> None:
     from diffusion_gym.agents import runs
     from diffusion_gym.agents.processes import Processes
 
-    settings = parse_train(args)
     processes = Processes.launched()
     with processes.leaving():
+        settings = processes.together(lambda: parse_train(args, processes.main))
         if processes.main:
             print(
                 f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; "
@@ -170,17 +177,21 @@ def _train(args: list[str]) -> None:
         return
     print(f"{done.iteration} iterations, {done.reward_queries} reward queries")
     if done.reward_queries < settings.total_reward_queries:
-        print(runs.stopped_early(settings.out))
+        print(f"Stopped early, {runs.how_to_go_on(settings.out)}")
     else:
         print(f"Next: diffusion-gym eval {settings.out}; diffusion-gym report {settings.out}")
         print(f"In diffusers: {loading}")
 
 
-def parse_train(args: Sequence[str]) -> Any:
+def parse_train(args: Sequence[str], shown: bool = True) -> Any:
     """The settings that a `train` command line stands for.
 
     The options of the agent, and the defaults, depend on `--agent`, `--preset`, `--env` and `--resume`, so these are
     looked at first.
+
+    Args:
+        args: the command line.
+        shown: whether help, and errors of the command line's form, are printed.
 
     Raises:
         ValueError: an option that does not exist; with `--resume`, one that differs from the run's own.
@@ -205,7 +216,11 @@ def parse_train(args: Sequence[str]) -> Any:
         )
         start = start if env else replace(start, env=tyro.MISSING)
     check_option_names(args, start)
-    settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
+    with ExitStack() as unseen:
+        if not shown:  # tyro's own `console_outputs=False` lets a part of its errors through
+            unseen.enter_context(redirect_stdout(io.StringIO()))
+            unseen.enter_context(redirect_stderr(io.StringIO()))
+        settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
     if resume:
         _check_same(start, settings)
     elif settings.trust:
@@ -240,6 +255,8 @@ def _check_same(stored: Any, asked: Any) -> None:
         "resume_from_older",
         "out",
     }
+    seconds = asked.env_options.reward_seconds
+    stored = replace(stored, env_options=replace(stored.env_options, reward_seconds=seconds))
     for entry in fields(stored):
         before, now = getattr(stored, entry.name), getattr(asked, entry.name)
         if entry.name not in free and before != now:
@@ -255,7 +272,8 @@ def _eval(args: list[str]) -> None:
     from diffusion_gym.storage import json_text
 
     options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
-    result = evaluate_run(options.dir, options.samples, options.seed, trust=options.trust, token_to=options.token_to)
+    given = {name: getattr(options, name) for name in ("samples", "seed", "trust", "token_to", "reward_seconds")}
+    result = evaluate_run(options.dir, **given)
     print(json_text(result) if options.json else summary_text(result))
 
 
@@ -315,6 +333,7 @@ _OURS: Final = (
 _STOPPED: Final = {
     "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint of the run's "
     "folder, or begins anew where there is none yet; without a folder run the same command again",
+    "eval": "stopped; the same command begins anew",
     "bench": "stopped; the same command goes on from the last measurement of each run",
     "serve-reward": "stopped",
 }

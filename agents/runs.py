@@ -171,7 +171,7 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
 
 def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     use_threads(settings.threads)
-    env = make_env(settings, settings.rollout_batch, processes=processes)
+    env = processes.together(lambda: make_env(settings, settings.rollout_batch, processes=processes))
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
@@ -181,8 +181,12 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
         done = trainer.run()
-    except KeyboardInterrupt:
-        _write_profile(trainer)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _write_profile(trainer)
+        if paths := trainer.checkpoints.paths():
+            iteration = int(paths[-1].stem.rpartition("-")[2])
+            error.add_note(f"a checkpoint keeps iteration {iteration}, {how_to_go_on(settings.out)}")
         raise
     loading = ""
     failure: OSError | None = None
@@ -223,9 +227,9 @@ def _write_profile(trainer: Trainer) -> None:
         print(trainer.profile.write(trainer.out), flush=True)
 
 
-def stopped_early(folder: Path) -> str:
-    """What to tell the user of a run that Ctrl-C ended."""
-    return f"Stopped early. Go on with: diffusion-gym train --resume --out {folder}"
+def how_to_go_on(folder: Path) -> str:
+    """What to tell the user of a run that has not come to its end."""
+    return f"go on with: diffusion-gym train --resume --out {folder}"
 
 
 def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet | None:
@@ -265,6 +269,7 @@ def evaluate_run(
     *,
     trust: bool = False,
     token_to: tuple[str, ...] | None = None,
+    reward_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
 
@@ -275,6 +280,7 @@ def evaluate_run(
         batch: pictures sampled at once.
         trust: go on though the folder was not made here.
         token_to: the only addresses that get the tokens of the environment; None leaves it at what the folder may.
+        reward_seconds: what one call of the reward may take; None leaves it at the run's own limit.
 
     Returns:
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
@@ -286,6 +292,8 @@ def evaluate_run(
     settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
     if token_to is not None:
         settings = replace(settings, token_to=token_to)
+    if reward_seconds is not None:
+        settings = replace(settings, env_options=replace(settings.env_options, reward_seconds=reward_seconds))
     use_threads(min(settings.threads, cores()))  # a run of a larger machine gets all of this one
     env = make_env(settings, settings.rollout_batch)
     agent = build_agent(settings, env, from_checkpoint=True)

@@ -51,6 +51,8 @@ class EnvOptions:
     """Keywords of the reward: names and values in turn, values as JSON where they are JSON."""
     strict: bool | None = None
     """Shapes rewards only: score success in {0, 1} in place of the share of facts."""
+    reward_seconds: float | None = None
+    """Seconds for one call of the reward; a longer one ends the run with its checkpoint kept. By default no limit."""
     prompts: tuple[str, ...] | None = None
     """A prompt set by name, a file (.txt, .jsonl), or the prompts themselves."""
     device: str | None = None

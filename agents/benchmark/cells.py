@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of,
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.ending import leave
 from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.runs import library_versions, write_config
 from diffusion_gym.agents.settings import RunSettings, make_env
@@ -28,6 +30,7 @@ from diffusion_gym.agents.threads import use_threads
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
+from diffusion_gym.rewards.time_limit import limited
 from diffusion_gym.rewards.tokens import tokens_only_to
 from diffusion_gym.storage import exact_json, read_json, save_tensors, write_json
 
@@ -160,7 +163,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         about |= {"suite": suite.name, "trained": trained, "settings": _comparable(settings)}
         points = _train(cell, suite, settings)
         record = {**about, "points": points, "peak_memory_mb": peak_memory_mb()}
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = traceback.format_exc().splitlines()
         record = {**about, "error": f"{type(error).__name__}: {error}", "traceback": lines[-12:]}
     record["total_seconds"] = round(time.perf_counter() - started, 1)
@@ -222,7 +225,8 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
     task = suite.tasks[cell.task]
     with tokens_only_to(cell.token_to):
-        probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+        made = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+    probe = made and limited(made, settings.env_options.reward_seconds)
     return Evaluator(env, held_out, suite.samples, cell.seed, probe)
 
 
@@ -248,6 +252,7 @@ def main(arguments: list[str]) -> int:
     """
     if "--end-with-parent" in arguments:
         threading.Thread(target=_end_with_input, daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's: a reward may raise what looks like it
     record = run_cell(Cell(**json.loads(arguments[0])))
     return 1 if "error" in record else 0
 
@@ -260,4 +265,4 @@ def _end_with_input() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -244,6 +246,28 @@ def test_a_reward_that_fails_leaves_a_checkpoint_and_the_row_to_the_resumed_run(
         trainer.run()
     assert [row["iteration"] for row in records(trainer)] == [1]
     assert [path.stem for path in trainer.checkpoints.paths()] == ["iteration-000002"]
+    resumed = make_trainer(3, checkpoint_every=10)
+    resumed.run(resume=True)
+    assert records(resumed) == records(whole) and metrics_rows(resumed.out) == metrics_rows(whole.out)
+
+
+@pytest.mark.parametrize("call", [1, 3, 2 + 2 * (STEPS + 1) + 1], ids=["original", "its path", "current"])
+def test_a_signal_ends_an_evaluation_at_its_next_batch(make_trainer, capsys, call):
+    """Nothing of it is written, and the resumed run catches up on it."""
+    whole = make_trainer(3, "whole", checkpoint_every=10)
+    whole.run()
+    calls, terminate = [], when(call, lambda images: os.kill(os.getpid(), signal.SIGTERM))
+
+    def counted(*given):
+        calls.append(None)
+        return terminate(*given)
+
+    trainer = make_trainer(3, reward=counted, checkpoint_every=10)
+    assert trainer.run() == Progress(1, trainer.schedule.samples_per_iteration)
+    assert len(calls) <= call + STEPS + 1  # no more than the batch at which the signal came
+    assert not (trainer.out / "development.jsonl").exists()
+    assert "The development set is not evaluated now" in capsys.readouterr().out
+    assert not list((trainer.out / "images").glob("development-*"))
     resumed = make_trainer(3, checkpoint_every=10)
     resumed.run(resume=True)
     assert records(resumed) == records(whole) and metrics_rows(resumed.out) == metrics_rows(whole.out)
