@@ -18,11 +18,12 @@ from diffusion_gym.agents.checkpoint import Progress
 from diffusion_gym.agents.denoised_path import denoised_path
 from diffusion_gym.agents.pictures import compared_sheet, png_bytes
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
+from diffusion_gym.agents.records import append_record, drop_records_after, read_development
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.tracking import Picture, Tracker
 from diffusion_gym.devices import require_memory
-from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata, write_bytes
+from diffusion_gym.schemas import parse_checked
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
 
 _NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
 _COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
@@ -156,7 +157,7 @@ class DevelopmentSet:
             RewardError: the reward failed.
             ValueError: the run's prompts or reward paths are no longer those of the stored pictures.
         """
-        if any(row["iteration"] == progress.iteration for row in read_metrics(self._records)):
+        if any(row["iteration"] == progress.iteration for row in read_development(self._records)):
             return True
         started = time.perf_counter()
         try:
@@ -211,8 +212,9 @@ class DevelopmentSet:
             save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
         tensors = load_tensors(self._file)
         try:
-            prompts = tuple(parse_json(tensors_metadata(self._file)["prompts"]))
-            return Samples(prompts, tensors["images"], tensors["rewards"], tensors["path"])
+            stored = tensors_metadata(self._file)["prompts"]
+            prompts = parse_checked(list[str], stored, f"{self._file}, prompts", "delete the file")
+            return Samples(tuple(prompts), tensors["images"], tensors["rewards"], tensors["path"])
         except KeyError as error:
             raise ValueError(f"{self._file} is no file of a development set ({error}); delete it") from error
 

@@ -21,13 +21,14 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import read_metrics
+from diffusion_gym.agents.run_files import FORMAT, read_config
 from diffusion_gym.agents.settings import RunSettings, check_seed, make_env
 from diffusion_gym.agents.threads import check_threads, cores, use_threads
 from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.storage import write_json
 
 _LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "transformers", "peft")
 _PICTURES = 16
@@ -45,16 +46,16 @@ def load_settings(folder: Path, trust: bool = False) -> RunSettings:
         ValueError: its `config.json` is truncated or of something else.
         Untrusted: the folder was not made here, and names something that is not registered.
     """
-    stored = _stored(folder)
+    config = read_config(folder)
     try:
-        claims = run_claims(stored)
+        claims = run_claims(config.settings)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     seal = seal_of(folder) or require_trust(folder, claims, trust)
-    settings = replace(RunSettings.from_json(stored, folder), token_to=() if seal is None else seal.token_to)
+    settings = RunSettings.from_json(config.settings, folder, file_format=config.format)
     if seal is not None and trust:
         write_seal(folder, seal)
-    return settings
+    return replace(settings, token_to=() if seal is None else seal.token_to)
 
 
 def read_settings(folder: Path) -> RunSettings:
@@ -64,23 +65,15 @@ def read_settings(folder: Path) -> RunSettings:
         FileNotFoundError: the folder holds no run.
         ValueError: its `config.json` is truncated or of something else.
     """
-    return RunSettings.from_json(_stored(folder), folder, imports=False)
-
-
-def _stored(folder: Path) -> Any:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no run (no config.json); pass the --out of a training run")
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise ValueError(f"{path} is no config of a diffusion-gym run ('settings' is missing)")
-    return content["settings"]
+    config = read_config(folder)
+    return RunSettings.from_json(config.settings, folder, imports=False, file_format=config.format)
 
 
 def write_config(settings: RunSettings) -> None:
     """Write `config.json` of a run; a folder that is new, or has a seal, is sealed with it."""
     seal = seal_of(settings.out) if settings.resume else Seal()
-    write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+    content = {"format": FORMAT, "settings": settings.to_json(), "versions": library_versions()}
+    write_json(settings.out / "config.json", content)
     if seal is not None:
         write_seal(settings.out, Seal(settings.token_to))
 
@@ -109,18 +102,19 @@ _AT_THE_START: Final = frozenset(
 
 def _not_begun(folder: Path) -> bool:
     """Whether a folder holds a run without one iteration, such as one that failed at its start: nothing to lose."""
-    entries, config = content(folder), folder / "config.json"
+    entries = content(folder)
     if not {path.name for path in entries} <= _AT_THE_START or any(path.is_symlink() for path in entries):
         return False
-    if not config.is_file() or (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
+    metrics = folder / "metrics.jsonl"
+    if not (folder / "config.json").is_file() or (metrics.is_file() and metrics.stat().st_size):
         return False
     pictures = {path.name for path in (folder / "images").glob("*")}
     states = {path.name for path in (folder / "checkpoints").glob("*")}
     try:
-        ours = set(read_json(config)) == {"settings", "versions"}
-    except (ValueError, TypeError):
+        read_config(folder)
+    except ValueError:
         return False
-    return ours and pictures <= {"iteration-000000.png"} and states <= {"iteration-000000.safetensors"}
+    return pictures <= {"iteration-000000.png"} and states <= {"iteration-000000.safetensors"}
 
 
 def _clear(folder: Path) -> None:

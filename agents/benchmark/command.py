@@ -13,6 +13,7 @@ from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.contenders import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
+from diffusion_gym.agents.benchmark.records import POINTS, read_record
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
@@ -21,7 +22,7 @@ from diffusion_gym.agents.folders import check_out, content, holding
 from diffusion_gym.agents.threads import check_threads
 from diffusion_gym.agents.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
-from diffusion_gym.storage import number_or_nan, read_json, write_text
+from diffusion_gym.storage import number_or_nan, write_text
 
 _MOST_SEEDS: Final = 1_000
 
@@ -166,7 +167,7 @@ def keep_suite(suite: str, out: Path) -> Path:
     for other in out.glob("*.toml"):
         if other.name == target.name and _measured(Suite.load(str(other))) == asked:
             continue
-        if any(out.glob("runs/*/points.json")) or any("error" not in read_json(path) for path in _records(out)):
+        if any(out.glob(f"runs/*/{POINTS}")) or any("error" not in read_record(path) for path in _records(out)):
             raise ValueError(f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out")
         other.unlink()  # nothing was measured yet
     write_text(target, text)

@@ -21,6 +21,7 @@ from diffusion_gym.agents.pictures import compared_sheet
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.reporting.development import development_section
 from diffusion_gym.agents.rollout import collect_many
+from diffusion_gym.agents.run_files import OLD_FORMAT
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.settings import RunSettings, starting_point
 from diffusion_gym.agents.tracking import Tracker
@@ -341,7 +342,8 @@ def test_a_run_folder_from_before_these_options_is_read(tmp_path):
     stored = settings.to_json()
     old = {key: value for key, value in stored.items() if not key.startswith("development") and key != "track"}
     assert len(old) == len(stored) - 4
-    assert RunSettings.from_json(old, tmp_path) == settings
+    found = RunSettings.from_json(old, tmp_path, file_format=OLD_FORMAT)
+    assert found == replace(settings, development_every=0)  # such a run had no development set
     assert RunSettings.from_json({**stored, "development_every": 7}, tmp_path).development_every == 7
 
 
