@@ -19,6 +19,7 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import gymnasium as gym
 import tyro
 
+from diffusion_gym.agents.command_line import parsed
 from diffusion_gym.agents.evaluation import EVALUATION_SEED
 from diffusion_gym.registry import WrongKeyword, unknown_name
 
@@ -127,6 +128,8 @@ def _words(error: BaseException, unsaid: str) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         paths = [repr(str(path)) for path in (error.filename, error.filename2) if path is not None]
         said = f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
+    elif isinstance(error, gym.error.Error):
+        said = f"env: {said}; `diffusion-gym envs` lists the environments"
     return "; ".join([said, *getattr(error, "__notes__", ())])
 
 
@@ -135,8 +138,13 @@ def _fail(error: BaseException, message: str, code: int) -> None:
     from diffusion_gym.agents.processes import told_elsewhere
 
     if not told_elsewhere(error):
-        print(f"error: {message}", file=sys.stderr)
+        print("\n".join(map(_shortened, f"error: {message}".splitlines())), file=sys.stderr)
     leave(code)
+
+
+def _shortened(line: str) -> str:
+    """A line without its middle where it shows a value that is very long."""
+    return line if len(line) <= 2 * _SHOWN else f"{line[:_SHOWN]} ... {line[-_SHOWN:]}"
 
 
 def _envs(args: list[str]) -> None:
@@ -144,7 +152,7 @@ def _envs(args: list[str]) -> None:
     from diffusion_gym.models import MODELS
     from diffusion_gym.rewards import REWARDS
 
-    tyro.cli(EnvsOptions, args=args, prog="diffusion-gym envs")
+    parsed(EnvsOptions, args, "envs")
     print(f"{'environment':48}prompts, unless others are asked for")
     for id_, kwargs in environment_ids().items():
         prompted = "prompt" in MODELS.traits(kwargs["model"])
@@ -156,7 +164,7 @@ def _envs(args: list[str]) -> None:
 def _presets(args: list[str]) -> None:
     from diffusion_gym.agents.presets_table import PresetsOptions, print_presets
 
-    print_presets(tyro.cli(PresetsOptions, args=args, prog="diffusion-gym presets"))
+    print_presets(parsed(PresetsOptions, args, "presets"))
 
 
 def _train(args: list[str]) -> None:
@@ -217,10 +225,10 @@ def parse_train(args: Sequence[str], shown: bool = True) -> Any:
         start = start if env else replace(start, env=tyro.MISSING)
     check_option_names(args, start)
     with ExitStack() as unseen:
-        if not shown:  # tyro's own `console_outputs=False` lets a part of its errors through
+        if not shown:
             unseen.enter_context(redirect_stdout(io.StringIO()))
             unseen.enter_context(redirect_stderr(io.StringIO()))
-        settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
+        settings = parsed(RunSettings, args, "train", start)
     if resume:
         _check_same(start, settings)
     elif settings.trust:
@@ -271,7 +279,7 @@ def _eval(args: list[str]) -> None:
     from diffusion_gym.agents.runs import evaluate_run
     from diffusion_gym.storage import json_text
 
-    options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
+    options = parsed(EvalOptions, args, "eval")
     given = {name: getattr(options, name) for name in ("samples", "seed", "trust", "token_to", "reward_seconds")}
     result = evaluate_run(options.dir, **given)
     print(json_text(result) if options.json else summary_text(result))
@@ -282,7 +290,7 @@ def _report(args: list[str]) -> None:
     from diffusion_gym.agents.reporting.page import write_report
     from diffusion_gym.agents.trust import require_trust, seal_of
 
-    options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
+    options = parsed(ReportOptions, args, "report")
     if seal_of(options.dir) is None:
         require_trust(options.dir, (), options.trust)
     if is_benchmark(options.dir):
@@ -302,19 +310,19 @@ def _report(args: list[str]) -> None:
 def _demo(args: list[str]) -> None:
     from diffusion_gym.agents.demo import DemoOptions, run_demo
 
-    run_demo(tyro.cli(DemoOptions, args=args, prog="diffusion-gym demo"))
+    run_demo(parsed(DemoOptions, args, "demo"))
 
 
 def _serve_reward(args: list[str]) -> None:
     from diffusion_gym.agents.reward_options import ServeRewardOptions, serve_reward
 
-    serve_reward(tyro.cli(ServeRewardOptions, args=args, prog="diffusion-gym serve-reward"))
+    serve_reward(parsed(ServeRewardOptions, args, "serve-reward"))
 
 
 def _download(args: list[str]) -> None:
     from diffusion_gym.agents.downloads import DownloadOptions, run_download
 
-    run_download(tyro.cli(DownloadOptions, args=args, prog="diffusion-gym download"))
+    run_download(parsed(DownloadOptions, args, "download"))
 
 
 def _bench(args: list[str]) -> None:
@@ -322,7 +330,7 @@ def _bench(args: list[str]) -> None:
 
     if args == ["--list"]:
         print(suites_text())
-    elif code := run_bench(tyro.cli(BenchOptions, args=args, prog="diffusion-gym bench")):
+    elif code := run_bench(parsed(BenchOptions, args, "bench")):
         raise SystemExit(code)
 
 
@@ -330,6 +338,7 @@ _OURS: Final = (
     "Unless it comes from code of your own, this is a fault of diffusion-gym and not of your command: please report it "
     "to the maintainers, with these lines and the command."
 )
+_SHOWN: Final = 1_000  # characters of a line's begin, and of its end
 _STOPPED: Final = {
     "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint of the run's "
     "folder, or begins anew where there is none yet; without a folder run the same command again",

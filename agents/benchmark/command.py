@@ -88,7 +88,7 @@ def run_bench(options: BenchOptions) -> int:
         if (device := options.device or Suite.load(options.suite).device) is not None:
             device_called(device)
     out = options.out.absolute()  # another process may have another current directory
-    check_out(out, "benchmark", _is_benchmark)
+    check_out(out, "benchmark", is_benchmark)
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
     seal = _seal(options, out)
     chosen["token_to"] = () if seal is None else seal.token_to
@@ -174,18 +174,18 @@ def keep_suite(suite: str, out: Path) -> Path:
     return target
 
 
-def _is_benchmark(out: Path) -> bool:
+def is_benchmark(out: Path) -> bool:
     """Whether a folder is one that `bench` made: its only `.toml` file is a suite, beside the folders of its runs.
 
-    A kill right after the suite was written leaves that alone.
+    A kill before the first run has its folder leaves the suite and perhaps the logs.
     """
     kept = list(out.glob("*.toml"))
     try:
         whole = len(kept) == 1 and not kept[0].is_symlink() and Suite.load(str(kept[0])) is not None
     except ValueError:
         return False
-    folders = [out / name for name in ("records", "runs")]
-    return whole and (any(folder.is_dir() for folder in folders) or content(out) == kept)
+    begun = any((out / name).is_dir() for name in ("records", "runs"))
+    return whole and (begun or {path.name for path in content(out)} <= {kept[0].name, "logs"})
 
 
 def _records(out: Path) -> list[Path]:

@@ -45,7 +45,7 @@ class _Point(Schema):
     __pydantic_extra__: dict[str, float | None]
     reward_queries: Count
     seconds: _Seconds
-    network_evaluations: Count
+    network_evaluations: Count | None  # none in records of runs that did not count them
     reward: float | None
 
 

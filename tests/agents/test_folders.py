@@ -12,6 +12,7 @@ import pytest
 
 from benchmark_suites import write_record
 from diffusion_gym.agents.benchmark.cells import Cell
+from diffusion_gym.agents.benchmark.command import is_benchmark
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.agents.cli import main
@@ -120,6 +121,7 @@ def test_a_suite_file_with_such_a_task_writes_and_removes_nothing(tmp_path, caps
         {"pyproject.toml": "[project]\n", "runs/a/config.json": "{}"},
         {"smoke.toml": SUITE.format(task="a"), "other.toml": "", "records/x.json": "{}"},
         {"smoke.toml": SUITE.format(task="a"), "thesis.txt": "mine"},
+        {"smoke.toml": SUITE.format(task="a"), "logs/a.log": "", "thesis.txt": "mine"},
         {"thesis.txt": "mine"},
         {"records/x.json": "{}"},
     ],
@@ -133,6 +135,14 @@ def test_bench_takes_only_a_new_folder_or_its_own(tmp_path, capsys, held):
     error = refused(capsys, "bench", "--suite", "smoke", "--agents", "ddpo_is", "--out", out)
     assert "is not empty and no benchmark of diffusion-gym; choose another --out" in error
     assert files(out) == before
+
+
+@pytest.mark.parametrize("held", [[], ["logs/a.log"], ["logs/a.log", "runs/a/config.json"], ["records/a.json"]])
+def test_bench_takes_what_a_kill_left_of_it_at_any_moment(tmp_path, held):
+    for name, text in {"smoke.toml": SUITE.format(task="a"), **dict.fromkeys(held, "")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    check_out(tmp_path, "benchmark", is_benchmark)
 
 
 @pytest.mark.parametrize(
