@@ -12,8 +12,8 @@ from torch.distributions import Normal, kl_divergence
 
 from diffusion_gym.agents.evaluation import trajectory_kl
 from diffusion_gym.agents.rollout import collect
-from diffusion_gym.envs import conformance
-from diffusion_gym.envs.conformance import RULES, check_vector_env
+from diffusion_gym.testing import conformance
+from diffusion_gym.testing.conformance import RULES, check_vector_env
 from diffusion_gym.wrappers import KLPenalty, KLPenaltyVectorEnv, OneStep, OneStepVectorEnv
 from diffusion_gym.wrappers.kl_penalty import divergence
 

@@ -12,7 +12,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformReward
 
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.rollout import collect
-from diffusion_gym.envs.conformance import check_vector_env
+from diffusion_gym.testing.conformance import check_vector_env
 from diffusion_gym.wrappers import OneStep, OneStepVectorEnv
 
 SHAPE = (4, 4, 4)

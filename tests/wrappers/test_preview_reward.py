@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode
 
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.rollout import collect
-from diffusion_gym.envs import conformance
-from diffusion_gym.envs.conformance import RULES
-from diffusion_gym.models.random_ddpm import write_random_ddpm
-from diffusion_gym.models.random_pipeline import write_random_pipeline
+from diffusion_gym.testing import conformance
+from diffusion_gym.testing.conformance import RULES
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
 from diffusion_gym.wrappers import OneStepVectorEnv, PreviewReward, PreviewRewardVectorEnv
 
 MODES = list(AutoresetMode)

@@ -7,7 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from diffusion_gym.agents.advantages import PromptStatistics
-from diffusion_gym.envs.conformance import check_vector_env
+from diffusion_gym.testing.conformance import check_vector_env
 from diffusion_gym.wrappers import (
     KLPenalty,
     KLPenaltyVectorEnv,

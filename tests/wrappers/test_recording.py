@@ -8,8 +8,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.rewards import RewardOutput
+from diffusion_gym.testing.conformance import check_vector_env
 from diffusion_gym.wrappers import RecordPicturesVectorEnv, recording
 
 NUMBER, T = 3, 4
