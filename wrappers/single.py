@@ -34,7 +34,7 @@ class VectorView(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, 1)
 
     @property
-    def unwrapped(self) -> VectorEnv[Any, Any, Any]:
+    def unwrapped(self) -> Any:
         """The denoising vector environment that does the work."""
         return getattr(self.env.unwrapped, "vector", self)
 
@@ -50,8 +50,8 @@ class VectorView(VectorEnv[Any, Any, Any]):
         return self._batched(observation), np.array([reward], dtype=np.float64), *flags, self._add_info({}, info, 0)
 
     def _batched(self, observation: Any) -> Any:
-        space = self.single_observation_space
-        return concatenate(space, [observation], create_empty_array(space, n=1))
+        empty: Any = create_empty_array(self.single_observation_space, n=1)
+        return concatenate(self.single_observation_space, [observation], empty)
 
     def render(self) -> tuple[Any, ...] | None:
         """As the single environment's."""
