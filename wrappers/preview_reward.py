@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.models import DenoisingModel
+from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import Reward, evaluate
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv, Mask, like, require_states, rows, with_info
 from diffusion_gym.wrappers.single import SingleWrapper
@@ -66,6 +67,7 @@ class PreviewRewardVectorEnv(EpisodesVectorEnv):
         super().__init__(env)
         self._model: DenoisingModel = base.model
         self._reward: Reward = base.reward
+        self._prompt_set: PromptSet = base.prompt_set
         self._denoiser, self._every = denoiser, int(every)
         self._age = np.zeros(env.num_envs, dtype=np.int64)
         self._potential = torch.zeros(env.num_envs, device=base.device)
@@ -116,7 +118,8 @@ class PreviewRewardVectorEnv(EpisodesVectorEnv):
         index = np.flatnonzero(self._due)
         x0 = self._denoiser.denoised(rows(observation, self._due))
         images = self._model.decode(x0.to(last.device))
-        scores = evaluate(self._reward, images, [str(prompts[each]) for each in index.tolist()]).scores.to(last.device)
+        asked = [str(prompts[each]) for each in index.tolist()]
+        scores = evaluate(self._reward, images, asked, self._prompt_set.metadata_of(asked)).scores.to(last.device)
         place = torch.from_numpy(index).to(last.device)
         # A preview that cannot be scored changes nothing: a NaN would spoil the whole episode.
         return last.index_copy(0, place, torch.where(scores.isfinite(), scores, last[place]))
