@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from diffusion_gym.hub import located, located_file
-from diffusion_gym.hub_files import UnfitFiles
+from diffusion_gym.hub import located
 from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
@@ -34,7 +32,6 @@ TUNED_LAYERS: Final = {
     "deberta-v3-base": 9,
     "deberta-v3-large": 12,
 }
-_PICKLE: Final = "pytorch_model.bin"
 _MOST_TOKENS: Final = 512  # where neither the tokenizer nor the model states a limit
 
 
@@ -68,7 +65,7 @@ class BERTScore:
             )
         self.layers = known if layers is None else layers
         self.batch_size = batch_size
-        self.folder = _located(source)
+        self.folder = located(source, argument="bertscore_model", pickle=True)  # read as tensors only
         self._files = fingerprint(self.folder)
 
     def __call__(
@@ -107,33 +104,6 @@ class BERTScore:
             embedded = encoder.embed([sentences[text] for text in part])
             found.update({text: row[: len(sentences[text])] for text, row in zip(part, embedded, strict=True)})
         return found
-
-
-def _located(source: str) -> str:
-    """The folder of an encoder's safetensors; where it is published without, of its `pytorch_model.bin`.
-
-    Raises:
-        FileNotFoundError: neither is here or can be fetched.
-    """
-    try:
-        return located(source, argument="bertscore_model")
-    except FileNotFoundError as error:
-        if not isinstance(error.__cause__, UnfitFiles) and not _pickle_is_cached(source):
-            raise
-    weights = located_file(source, _PICKLE, argument="bertscore_model")
-    if not Path(source).is_dir():
-        located(source, argument="bertscore_model", weights=False)  # config and tokenizer, to the same folder
-    return str(Path(weights).parent)
-
-
-def _pickle_is_cached(source: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(source, _PICKLE), str)
-    except HFValidationError:
-        return False
 
 
 class Side(NamedTuple):
