@@ -146,10 +146,11 @@ class Work:
     Attributes:
         evaluations: samples that went through the network forward, both branches of the guidance counted.
         seconds: wall-clock time.
+        cpu_seconds: of the process, all its threads together.
     """
 
     def __init__(self, policy: DenoisingPolicy) -> None:
-        self.evaluations, self.seconds = 0, 0.0
+        self.evaluations, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
         self._networks = {policy.unet, policy.model.unet}
 
     @contextmanager
@@ -160,10 +161,11 @@ class Work:
             self.evaluations += len(arguments[0])
 
         handles = [network.register_forward_pre_hook(count) for network in self._networks]
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
+            self.cpu_seconds += time.process_time() - cpu
             for handle in handles:
                 handle.remove()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_gym.agents.records import read_metrics
+from diffusion_gym.agents.records import read_development
 from diffusion_gym.agents.reporting.charts import Curve, line_chart
 from diffusion_gym.agents.reporting.markup import Html, element, picture
 from diffusion_gym.agents.reporting.results import number, percent
@@ -20,7 +20,7 @@ def development_section(folder: Path) -> Html:
     Args:
         folder: the run folder.
     """
-    rows = read_metrics(folder / "development.jsonl")
+    rows = read_development(folder / "development.jsonl")
     if not rows:
         return Html()
     last = rows[-1]

@@ -40,6 +40,7 @@ from diffusion_gym.prompts import PromptSet, make_prompts
 from diffusion_gym.registry import WrongKeyword, unknown_name
 from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.factory import Source
+from diffusion_gym.rewards.time_limit import limited
 from diffusion_gym.rewards.worker import RewardWorker
 from diffusion_gym.scheduling import TERMINAL, StepTable
 from diffusion_gym.timing import span
@@ -59,6 +60,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         reward: a name, a reward server's URL, `module:attribute`, a weighted sum or a callable; see `make_reward`.
         reward_kwargs: keywords of a reward that is not a callable.
         strict: the same as `reward_kwargs={"strict": ...}`, of the Shapes rewards.
+        reward_seconds: what one call of the reward may take, in seconds, see `TimeLimited`; None for no limit.
         prompts: a registered prompt set, a list, a file; by default the reward's, else the model's.
         device: where latents, decoding and rewards live.
         dtype: type of the model's weights; latents are always float32.
@@ -85,6 +87,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         reward: Source = "Compressibility",
         reward_kwargs: Mapping[str, Any] | None = None,
         strict: bool | None = None,
+        reward_seconds: float | None = None,
         prompts: str | Sequence[str] | PromptSet | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
@@ -105,7 +108,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         device_called(device)
         torch_dtype(dtype)
         of_model = merged("model_kwargs", model_kwargs, revision=revision, variant=variant)
-        self.reward: Reward = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
+        made = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
+        self.reward: Reward = limited(made, reward_seconds)
         chosen = make_prompts(prompts) if prompts is not None else None
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         self.model_kwargs: dict[str, str | None] = dict(of_model)
@@ -177,7 +181,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             gymnasium.error.ResetNeeded: before `reset`, or after the end with autoreset disabled.
             ValueError: an action of wrong shape, dtype or device, or with NaN, which on a GPU is found at the end of an
                 episode. Nothing has been stepped then.
-            RewardError: the reward raised or returned something else than one number a picture.
+            RewardError: the reward raised, took too long or returned something else than one number a picture.
         """
         self._require_open()
         self._require_running()

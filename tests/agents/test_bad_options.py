@@ -126,9 +126,9 @@ def test_a_rank_up_to_the_widest_layer_is_taken(make_env):
         ),
         ({"learning_rate": "1e-3\ncheckpoint_every = 2"}, "overrides: checkpoint_every=2 is not read in a benchmark"),
         ({"cfg_training": "false\ndevelopment_every = 1"}, "agents.frozen_null: development_every=1 is not read"),
-        ({"ceiling": "nan"}, "ceiling=nan must be a number that is finite"),
-        ({"ceiling": "inf"}, "ceiling=inf must be a number that is finite"),
-        ({"ceiling": "1.0\nprobe_kwargs = 3"}, "probe_kwargs=3 must be a table"),
+        ({"ceiling": "nan"}, "tasks.size.ceiling=nan: input should be a finite number"),
+        ({"ceiling": "inf"}, "tasks.size.ceiling=inf: input should be a finite number"),
+        ({"ceiling": "1.0\nprobe_kwargs = 3"}, "tasks.size.probe_kwargs=3: input should be an object"),
         ({"description": "[" * 100_000}, "is nested too deep to be read"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from diffusion_gym.agents.benchmark.cells import file_name as agent_name
+from diffusion_gym.agents.benchmark.records import file_name as agent_name
 from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.reporting.drawing import Drawing
 from diffusion_gym.agents.reporting.markup import Html, element, join
