@@ -72,7 +72,7 @@ def _tensorboard(folder: Path, queries: int) -> Any:
     """TensorBoard's event files; it hides what an interrupted run wrote after `queries`."""
     from accelerate.tracking import TensorBoardTracker
 
-    class TensorBoard(TensorBoardTracker):
+    class TensorBoard(TensorBoardTracker):  # type: ignore[misc]
         def log_images(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
             super().log_images(values, step=step, dataformats="NHWC", **options)
 
@@ -86,7 +86,7 @@ def _weights_and_biases(folder: Path) -> Any:
     """
     from accelerate.tracking import WandBTracker
 
-    class WeightsAndBiases(WandBTracker):
+    class WeightsAndBiases(WandBTracker):  # type: ignore[misc]
         def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
             # A resumed run repeats steps, which W&B would drop from its own counter.
             super().log({**values, "reward_queries": step}, **options)

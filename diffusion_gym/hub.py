@@ -110,7 +110,7 @@ class Repository:
 
     def __post_init__(self) -> None:
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         told = (
             f"{self.argument}={self.source!r} is no path here and no hub id of the form 'owner/name'; pass one of these"
