@@ -58,7 +58,7 @@ class EnvOptions:
     reward_seconds: float | None = None
     """Seconds for one call of the reward; a longer one ends the run with its checkpoint kept. By default no limit."""
     prompts: tuple[str, ...] | None = None
-    """A prompt set by name, a file (.txt, .json, .jsonl, .csv, .tsv), or the prompts themselves."""
+    """A prompt set by name, a file (.txt, .jsonl), or the prompts themselves."""
     device: str | None = None
     """Device of the model, the latents and the rewards."""
     dtype: str | None = None

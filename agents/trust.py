@@ -29,7 +29,7 @@ from diffusion_gym.agents.reward_options import parse_keywords
 from diffusion_gym.agents.run_files import read_config
 from diffusion_gym.agents.settings import EnvOptions, RunSettings
 from diffusion_gym.models import MODELS
-from diffusion_gym.prompts.files import is_prompt_file
+from diffusion_gym.prompts.files import names_prompt_file
 from diffusion_gym.rewards import REWARDS
 from diffusion_gym.rewards.factory import reward_sources
 from diffusion_gym.schemas import Schema, checked, read_checked
@@ -249,7 +249,7 @@ def _model(option: str, text: str) -> Iterator[Claim]:
 
 
 def _prompts(option: str, text: str) -> Iterator[Claim]:
-    if is_prompt_file(text):
+    if names_prompt_file(text):
         yield Claim("read", f"{text}, whose lines go to the reward", option)
 
 

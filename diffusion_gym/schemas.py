@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,8 @@ from diffusion_gym.registry import closest_name
 from diffusion_gym.storage import parse_json, read_json
 
 T = TypeVar("T")
-_SHOWN: Final = 80  # characters of a wrong value
+_SHORT: Final = reprlib.Repr()  # of a wrong value, which may be as large as a body of the wire
+_SHORT.maxstring = _SHORT.maxother = 80
 _MOST: Final = 2**63  # of a whole number, as in torch and NumPy
 
 Integer = Annotated[int, Field(ge=-_MOST, lt=_MOST)]
@@ -124,8 +126,7 @@ def _complaint(error: ValidationError, schema: Any) -> str:
         return f"the field {field!r} is not known here{f'; did you mean {closest!r}?' if closest else ''}{more}"
     if first["type"] == "value_error":  # of a check of ours, which names the value
         return f"{f'{field}: ' if field else ''}{first['ctx']['error']}{more}"
-    value = repr(first["input"])
-    value = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
+    value = _SHORT.repr(first["input"])
     reason = _WORDS.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
     return f"{f'{field}={value}' if field else value}: {reason}{more}"
 

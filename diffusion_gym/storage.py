@@ -199,9 +199,9 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     level = [value]
     for _ in range(_LEVELS + 1):
         level = [part for entry in level for part in _parts(entry)]
-    if level:
-        raise too_deep
-    return value
+        if not level:
+            return value
+    raise too_deep
 
 
 def _parts(value: Any) -> Iterable[Any]:

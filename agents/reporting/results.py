@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from diffusion_gym.agents.reporting.markup import Html, card, element, join, table
-from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
+from diffusion_gym.shapes.captions import FAMILIES, parse
 from diffusion_gym.storage import number_or_nan
 
 

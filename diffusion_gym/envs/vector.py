@@ -61,7 +61,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         reward_kwargs: keywords of a reward that is not a callable.
         strict: the same as `reward_kwargs={"strict": ...}`, of the Shapes rewards.
         reward_seconds: what one call of the reward may take, in seconds, see `TimeLimited`; None for no limit.
-        prompts: a registered prompt set, a list, a file; by default the reward's, else the model's.
+        prompts: a registered prompt set, a list, a file; by default the reward's, else the model's. What the set says
+            of a prompt besides its text is in `info["metadata"]`, and the reward gets it.
         device: where latents, decoding and rewards live.
         dtype: type of the model's weights; latents are always float32.
         autoreset_mode: `SAME_STEP` (with `final_obs` and `final_info`), `NEXT_STEP` or `DISABLED`.
@@ -88,7 +89,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         reward_kwargs: Mapping[str, Any] | None = None,
         strict: bool | None = None,
         reward_seconds: float | None = None,
-        prompts: str | Sequence[str] | PromptSet | None = None,
+        prompts: str | Sequence[str | Mapping[str, Any]] | PromptSet | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
@@ -166,7 +167,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._begin(chosen)
         if chosen.prompts is not None:
             warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")
-        return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, chosen.mask)
+        return self._observe(), self._prompted(chosen.mask)
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Carry x_{t-1} over; decode and score the pictures of the episodes that end.
@@ -193,7 +194,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._carry_over(latents, moving)
         ended = moving & (self._step == self.horizon)
         rewards = torch.zeros(self.num_envs, device=self.device)
-        infos = self._with_masks({"prompt": self._prompts.copy()}, np.ones(self.num_envs, dtype=bool))
+        infos = self._prompted(np.ones(self.num_envs, dtype=bool))
         if ended.any():
             self._started[ended] = False  # a reward that raises leaves them to be reset
             infos.update(self._score(ended, rewards))
@@ -305,11 +306,12 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             images = self.model.decode(self._latents[rows])
             pictures = to_uint8(images)
         prompts = list(self._prompts[ended])
+        metadata = self.prompt_set.metadata_of(prompts)
         if self._worker is None:
             with span("reward"):
-                result = evaluate(self.reward, images, prompts)
+                result = evaluate(self.reward, images, prompts, metadata)
         else:
-            self._deferred.append(self._worker.submit(images, prompts))
+            self._deferred.append(self._worker.submit(images, prompts, metadata))
             result = RewardOutput(torch.zeros(len(prompts)))
         rewards[rows] = result.scores.to(self.device)
 
@@ -327,10 +329,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         final_obs = np.full(self.num_envs, None, dtype=object)
         for index in np.flatnonzero(ended):
             final_obs[index] = {key: value[index] for key, value in last.items()}
-        final_info = {**infos, "_prompt": ended.copy()}
+        final_info = {**infos, **self._prompted(ended)}
         self._begin(ResetOptions(ended, None, None))
-        every = np.ones(self.num_envs, dtype=bool)
-        fresh = self._with_masks({"prompt": self._prompts.copy()}, every)
+        fresh = self._prompted(np.ones(self.num_envs, dtype=bool))
         return {**fresh, **self._with_masks({"final_obs": final_obs, "final_info": final_info}, ended)}
 
     # --- what goes out -------------------------------------------------------------------------------------
@@ -341,6 +342,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         if self.model.prompt_length:
             observation["prompt"] = self._out(self._tokens, copy=True)
         return {key: observation[key] for key in self._observed}
+
+    def _prompted(self, mask: np.ndarray) -> dict[str, Any]:
+        """The infos of the episodes in `mask`: their prompts, and the metadata where the prompt set has some."""
+        infos = {"prompt": self._prompts.copy()}
+        if self.prompt_set.metadata:
+            infos["metadata"] = np.array(self.prompt_set.metadata_of(self._prompts.tolist()), object)
+        return self._with_masks(infos, mask)
 
     def _out(self, tensor: torch.Tensor, copy: bool = False) -> Any:
         tensor = tensor.clone() if copy else tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import sysconfig
 import threading
@@ -128,8 +129,8 @@ def evaluate(
 ) -> RewardOutput:
     """Call `reward` once on the whole batch and check its answer.
 
-    The reward gets a copy of the pictures, without those that are not finite: these have NaN for a score and all
-    components, with a warning. It is called by one thread at a time; another one waits for its turn.
+    The reward gets a copy of the metadata and of the pictures, without those that are not finite: these have NaN for a
+    score and all components, with a warning. It is called by one thread at a time; another one waits for its turn.
 
     Args:
         reward: the reward.
@@ -177,7 +178,7 @@ def _called(
     name, number = reward_name(reward), len(prompts)
     try:
         with awaiting(name), _turn(reward):
-            output: Any = reward(images, prompts, metadata)
+            output: Any = reward(images, prompts, copy.deepcopy(metadata))
     except RewardError:
         raise  # says already which reward
     except BaseException as error:  # a reward's sys.exit() is no wish of the user's

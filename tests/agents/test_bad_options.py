@@ -12,8 +12,6 @@ from diffusion_gym.agents import DenoisingPolicy, cli, demo
 from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.threads import cores
-from diffusion_gym.prompts.files import read_prompt_file
-from diffusion_gym.prompts.templates import fill
 from diffusion_gym.rewards import RewardError, RewardOutput, evaluate
 from diffusion_gym.storage import parse_json
 
@@ -137,41 +135,6 @@ def test_a_suite_with_a_value_that_nothing_reads_is_refused(tiny_pipeline, tmp_p
         Suite.load(str(write_suite(tmp_path, tiny_pipeline, **changed)))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('Prompts\na cat\n"a dog\na fox\n', "unexpected end of data"),
-        ('Prompts\n"a cat\n"a dog"\n', "expected after"),
-        ("Prompts\n" + "a" * 200_000 + "\n", "at most 131072 characters"),
-    ],
-    ids=["open-quote", "quote-inside", "long-cell"],
-)
-def test_a_table_that_cannot_be_read_as_written_is_refused(tmp_path, text, message):
-    path = tmp_path / "prompts.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_prompt_file(str(path))
-
-
-def test_quotes_that_close_are_read(tmp_path):
-    path = tmp_path / "prompts.csv"
-    path.write_text('Prompts\n"a sign, ""stop"""\na 5" cat\n')
-    assert read_prompt_file(str(path)).prompts == ('a sign, "stop"', 'a 5" cat')
-
-
-def test_a_file_that_is_no_utf8_is_refused_in_our_words(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(b"a caf\xe9\n")
-    with pytest.raises(ValueError, match="is not UTF-8 from byte 5 on; save it as UTF-8"):
-        read_prompt_file(str(path))
-
-
-def test_the_prompts_of_a_template_are_counted_before_they_are_made():
-    words = [str(number) for number in range(1000)]
-    with pytest.raises(ValueError, match=r"1000 \* 1000 \* 1000 = 1000000000 prompts, more than 1000000"):
-        fill("{a} {b} {c}", {"a": words, "b": words, "c": words})
-
-
 @pytest.mark.parametrize("depth", [101, 100_000])
 @pytest.mark.parametrize("brackets", [("[", "]"), ('{"a":', "}")], ids=["list", "object"])
 def test_json_nested_too_deep_is_refused(depth, brackets):
@@ -179,14 +142,6 @@ def test_json_nested_too_deep_is_refused(depth, brackets):
     with pytest.raises(ValueError, match="nested more than 100 levels deep"):
         parse_json(opening * depth + "1" + closing * depth)
     assert parse_json(opening * 100 + "1" + closing * 100)
-
-
-def test_a_prompt_file_nested_too_deep_is_refused(tmp_path):
-    for suffix in (".json", ".jsonl"):
-        path = tmp_path / f"prompts{suffix}"
-        path.write_text("[" * 100_000)
-        with pytest.raises(ValueError, match="nested more than 100 levels deep"):
-            read_prompt_file(str(path))
 
 
 @pytest.mark.parametrize(

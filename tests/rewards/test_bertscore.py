@@ -19,7 +19,7 @@ from diffusion_gym.rewards.bertscore import (
     greedy_match,
     make_bertscore,
 )
-from diffusion_gym.rewards.random_vlm import write_random_bert
+from diffusion_gym.testing.random_vlm import write_random_bert
 
 CANDIDATES = [
     "a dog riding a bike",

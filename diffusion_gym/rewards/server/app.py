@@ -146,7 +146,7 @@ class _Service:
                 pictures = await run_in_threadpool(asked.unpack)
             except BadRequest as error:
                 raise _Refusal(422, str(error)) from None
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise _Refusal(400, f"the body is not JSON ({error})") from None
         text = 4 * (number - sum(map(len, asked.images)))  # Python holds up to 4 bytes a character
         asked.images.clear()
