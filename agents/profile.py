@@ -151,6 +151,8 @@ class Trace:
     """
 
     def __init__(self, device: torch.device) -> None:
+        # Read at the first session: the profiler's library would say two lines of each session on the progress bar.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         kinds = torch.profiler.ProfilerActivity
         self._activities = [kinds.CPU, *([kinds.CUDA] if device.type == "cuda" else [])]
         self._sessions: list[torch.profiler.profile] = []
@@ -162,8 +164,7 @@ class Trace:
             self.pause()
         elif not self._running:
             session = torch.profiler.profile(activities=self._activities)
-            with _silent():
-                session.start()
+            session.start()
             self._sessions.append(session)
             self._running = True
 
@@ -171,8 +172,7 @@ class Trace:
         """Stop until the next span that is to be traced."""
         if self._running:
             self._running = False
-            with _silent():
-                self._sessions[-1].stop()
+            self._sessions[-1].stop()
 
     def write(self, folder: Path) -> Path | None:
         """Write `trace.json`, or `trace.json.gz` where it is large; None if nothing was traced."""
@@ -209,20 +209,3 @@ def _exported(session: torch.profiler.profile) -> dict[str, Any]:
         session.export_chrome_trace(str(path))
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps what the profiler's C++ library says of each session, whatever its log level, off the progress bar."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # standard error is closed
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

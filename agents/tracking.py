@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,31 +25,15 @@ Picture = npt.NDArray[np.uint8]
 _COUNTERS: Final = frozenset({"iteration", "reward_queries"})
 
 
-class Writer(Protocol):
-    """What can show a training; `queries` are the reward queries so far, the x axis."""
-
-    def scalars(self, values: Mapping[str, float], queries: int) -> None:
-        """Show finite numbers by name."""
-
-    def picture(self, name: str, pixels: Picture, queries: int) -> None:
-        """Show a picture, uint8 `(H, W, 3)`."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], queries: int) -> None:
-        """Show rows of numbers, text and pictures; they are made only for who reads them."""
-
-    def close(self, *, failed: bool) -> None:
-        """Finish writing."""
-
-
 class Tracker:
-    """Passes everything to a number of writers; a context manager that closes them.
+    """Shows a training by accelerate's trackers; a context manager that closes them.
 
     Args:
-        writers: the writers; none for a process that shows nothing.
+        trackers: started trackers of accelerate; none for a process that shows nothing.
     """
 
-    def __init__(self, writers: Sequence[Writer] = ()) -> None:
-        self.writers = writers
+    def __init__(self, trackers: Sequence[Any] = ()) -> None:
+        self._trackers = trackers
 
     def __enter__(self) -> Tracker:
         return self
@@ -57,107 +41,65 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for writer in self.writers:
-            writer.close(failed=kind is not None)
+        for tracker in self._trackers:
+            if kind is not None and tracker.name == "wandb":
+                tracker.tracker.finish(exit_code=1)  # accelerate's own `finish` always tells of success
+            else:
+                tracker.finish()
 
     def scalars(self, record: Mapping[str, Any], queries: int, prefix: str = "") -> None:
         """Show the finite numbers of a record, each as `prefix` and its name; its counters are the x axis."""
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
         shown = {prefix + k: v for k, v in numbers.items() if k not in _COUNTERS and math.isfinite(v)}
-        for writer in self.writers:
-            writer.scalars(shown, queries)
+        for tracker in self._trackers:
+            tracker.log(shown, step=queries)
 
     def picture(self, name: str, pixels: Picture, queries: int) -> None:
         """Show a picture, uint8 `(H, W, 3)`."""
-        for writer in self.writers:
-            writer.picture(name, pixels, queries)
+        for tracker in self._trackers:
+            tracker.log_images({name: pixels[None]}, step=queries)
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], queries: int) -> None:
-        """Show a table to the writers that have such."""
-        for writer in self.writers:
-            writer.table(name, columns, rows, queries)
+        """Show rows of numbers, text and pictures where there are tables; they are made only for who reads them."""
+        for tracker in self._trackers:
+            if tracker.name == "wandb":
+                image = _wandb().Image
+                data = [[image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+                tracker.log_table(name, columns=list(columns), data=data, step=queries)
 
 
-class TensorBoard:
-    """Writes TensorBoard's event files.
+def _tensorboard(folder: Path, queries: int) -> Any:
+    """TensorBoard's event files; it hides what an interrupted run wrote after `queries`."""
+    from accelerate.tracking import TensorBoardTracker
 
-    Args:
-        folder: of the files.
-        queries: where the run goes on; TensorBoard hides what an interrupted run wrote after it.
-    """
+    class TensorBoard(TensorBoardTracker):  # type: ignore[misc]
+        def log_images(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+            super().log_images(values, step=step, dataformats="NHWC", **options)
 
-    def __init__(self, folder: Path, queries: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board: Any = SummaryWriter(str(folder), purge_step=queries + 1)
-
-    def scalars(self, values: Mapping[str, float], queries: int) -> None:
-        """Write each as a scalar."""
-        for name, value in values.items():
-            self._board.add_scalar(name, value, queries)
-
-    def picture(self, name: str, pixels: Picture, queries: int) -> None:
-        """Write an image."""
-        self._board.add_image(name, pixels, queries, dataformats="HWC")
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], queries: int) -> None:
-        """Nothing: TensorBoard has no tables of pictures."""
-
-    def close(self, *, failed: bool) -> None:
-        """Write what is left."""
-        self._board.close()
+    return TensorBoard("tensorboard", folder, purge_step=queries + 1)
 
 
-class WandB:
-    """Writes to Weights & Biases; a resumed run goes on in the same W&B run, whose id `wandb.json` holds.
+def _weights_and_biases(folder: Path) -> Any:
+    """W&B; a resumed run goes on in the same W&B run, whose id `wandb.json` holds.
 
     W&B's own environment variables choose the rest, such as WANDB_PROJECT and WANDB_MODE=offline.
-
-    Args:
-        folder: the run folder; its `config.json`, if there, becomes the configuration shown.
-
-    Raises:
-        ValueError: wandb is not installed, or has no account to write to.
     """
+    from accelerate.tracking import WandBTracker
 
-    def __init__(self, folder: Path) -> None:
-        self._wandb = _wandb()
-        try:
-            self._run: Any = self._wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "diffusion-gym"),
-                name=os.environ.get("WANDB_NAME", folder.resolve().name),
-                id=_run_id(folder),
-                resume="allow",
-                dir=str(folder),
-                config=read_config(folder).model_dump() if (folder / "config.json").is_file() else {},
-                settings=self._wandb.Settings(console="off"),  # the progress bar would fill its log
-            )
-        except self._wandb.errors.Error as error:
-            raise ValueError(
-                f"track='wandb' failed ({' '.join(str(error).split())}); run `wandb login`, set WANDB_MODE=offline, or "
-                "use --track tensorboard"
-            ) from error
-        self._run.define_metric("*", step_metric="reward_queries")
+    class WeightsAndBiases(WandBTracker):  # type: ignore[misc]
+        def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+            # A resumed run repeats steps, which W&B would drop from its own counter.
+            super().log({**values, "reward_queries": step}, **options)
 
-    def scalars(self, values: Mapping[str, float], queries: int) -> None:
-        """Log the numbers."""
-        self._log(dict(values), queries)
-
-    def picture(self, name: str, pixels: Picture, queries: int) -> None:
-        """Log an image."""
-        self._log({name: self._wandb.Image(pixels)}, queries)
-
-    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], queries: int) -> None:
-        """Log a table; arrays in it are pictures."""
-        data = [[self._wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
-        self._log({name: self._wandb.Table(columns=list(columns), data=data)}, queries)
-
-    def close(self, *, failed: bool) -> None:
-        """Finish the W&B run."""
-        self._run.finish(exit_code=int(failed))
-
-    def _log(self, values: dict[str, Any], queries: int) -> None:
-        self._run.log({**values, "reward_queries": queries})
+    return WeightsAndBiases(
+        os.environ.get("WANDB_PROJECT", "diffusion-gym"),
+        name=os.environ.get("WANDB_NAME", folder.resolve().name),
+        id=_run_id(folder),
+        resume="allow",
+        dir=str(folder),
+        config=read_config(folder).model_dump() if (folder / "config.json").is_file() else {},
+        settings=_wandb().Settings(console="off"),  # the progress bar would fill its log
+    )
 
 
 def check_track(track: str) -> None:
@@ -173,7 +115,7 @@ def check_track(track: str) -> None:
 
 
 def open_tracker(track: Track, folder: Path, queries: int) -> Tracker:
-    """The writers of a run.
+    """The trackers of a run.
 
     Args:
         track: `tensorboard`; `wandb`, which is both; or `none`.
@@ -183,13 +125,26 @@ def open_tracker(track: Track, folder: Path, queries: int) -> Tracker:
     Raises:
         ValueError: wandb is asked for and not installed, or has no account.
     """
+    from accelerate import PartialState
+
     check_track(track)
-    writers: list[Writer] = []
+    if track == "none":
+        return Tracker()
+    PartialState()  # without which its trackers raise; the one of before where there are several processes
+    trackers = []
     if track == "wandb":
-        writers.append(WandB(folder))
-    if track != "none":
-        writers.append(TensorBoard(folder / "tensorboard", queries))
-    return Tracker(writers)
+        trackers.append(_weights_and_biases(folder))
+        try:
+            trackers[0].start()
+        except _wandb().errors.Error as error:
+            raise ValueError(
+                f"track='wandb' failed ({' '.join(str(error).split())}); run `wandb login`, set WANDB_MODE=offline, or "
+                "use --track tensorboard"
+            ) from error
+        trackers[0].tracker.define_metric("*", step_metric="reward_queries")
+    trackers.append(_tensorboard(folder, queries))
+    trackers[-1].start()
+    return Tracker(trackers)
 
 
 def _wandb() -> Any:

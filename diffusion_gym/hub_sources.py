@@ -44,9 +44,9 @@ MAYBE_PICKLED: Final = frozenset({DEBERTA})
 
 # In 10^9 bytes, approximate: parameters times the bytes of the published type, float32 but for LLaVA (float16). The
 # parameters, from the published configs: 1,066 M for the three networks of Stable Diffusion 1.x, 113.7 M for the DDPMs,
-# 427.6 M for CLIP ViT-L/14, 986 M for PickScore and CLIP ViT-H/14, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
-# DeBERTa XL (an upper bound: it may be stored as float16), 0.45 G for ImageReward. `diffusion-gym download` asks the
-# hub for the exact size.
+# 427.6 M for CLIP ViT-L/14, 986 M for PickScore, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
+# DeBERTa XL (an upper bound: it may be stored as float16), 0.45 G for ImageReward; a tokenizer's where it suffices.
+# `diffusion-gym download` asks the hub for the exact size.
 _GIGABYTES: Final[dict[str, float]] = {
     MODEL_SOURCES["SD14"]: 4.3,
     MODEL_SOURCES["SD15"]: 4.3,
@@ -56,25 +56,17 @@ _GIGABYTES: Final[dict[str, float]] = {
     CLIP_L: 1.7,
     AESTHETIC_HEAD: 0.01,
     "yuvalkirstain/PickScore_v1": 3.9,
-    CLIP_H: 3.9,
+    CLIP_H: 0.005,
     AGE_CLASSIFIER: 0.35,
     "llava-hf/llava-1.5-7b-hf": 14.0,
     DEBERTA: 3.0,
     IMAGE_REWARD: 1.8,
-    BERT: 0.45,
+    BERT: 0.001,
 }
 
 
-def size_text(source: str, *, variant: str | None = None, weights: bool = True) -> str:
-    """About how much disk a hub id takes, in words.
-
-    Args:
-        source: the hub id.
-        variant: half the size for `fp16` and `bf16`.
-        weights: False for the tokenizer and the configs alone.
-    """
-    if not weights:
-        return "a few MB"
+def size_text(source: str, variant: str | None = None) -> str:
+    """About how much disk a hub id takes, in words; half of it for `fp16` and `bf16`."""
     if source not in _GIGABYTES:
         return "size unknown"
     gigabytes = _GIGABYTES[source] / (2 if variant in ("fp16", "bf16") else 1)

@@ -35,7 +35,7 @@ class Clock(Protocol):
         """This moment."""
 
     def seconds(self, marks: Sequence[Any]) -> list[float]:
-        """The seconds from each mark to the next, one fewer than marks, which are not used again."""
+        """The seconds from each mark to the next, one fewer than marks."""
 
 
 class HostClock:
@@ -51,29 +51,24 @@ class HostClock:
 
 
 class DeviceClock:
-    """The clock of a CUDA device, read by events on one stream.
+    """The clock of a CUDA device: events on its current stream, which nothing waits for before they are read.
 
     Args:
-        device: the device; its current stream is the one.
+        device: the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device)
-        self._free: list[torch.cuda.Event] = []
 
     def mark(self) -> torch.cuda.Event:
-        """When the stream comes to here; nothing waits for that."""
-        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)
-        return event
+        """When the stream comes to here."""
+        return self._stream.record_event(torch.cuda.Event(enable_timing=True))
 
     def seconds(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
         """The device's seconds between them; waits for the last."""
         if marks:
             marks[-1].synchronize()
-        found = [before.elapsed_time(after) / 1000 for before, after in zip(marks, marks[1:], strict=False)]
-        self._free += marks
-        return found
+        return [before.elapsed_time(after) / 1000 for before, after in zip(marks, marks[1:], strict=False)]
 
 
 def clock_of(device: torch.device) -> Clock:

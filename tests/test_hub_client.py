@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from diffusion_gym.agents.cli import main
+from diffusion_gym.hub import located_file
 from diffusion_gym.models import load_model
 from diffusion_gym.testing.random_ddpm import write_random_ddpm
+from waiting import at_once
 
 ID, COMMIT = "owner/tiny-ddpm", "a" * 40
 
@@ -96,6 +99,33 @@ def test_model_is_fetched_where_it_is_first_asked_for(hub):
 def test_repository_that_is_not_there_is_reported(hub, capsys):
     with pytest.raises(SystemExit):
         main(["download", "owner/other"])
-    assert "(RepositoryNotFoundError: 404" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match="RepositoryNotFoundError: 404"):
+    assert f"is not at {huggingface_hub.constants.ENDPOINT}/owner/other, or is private" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="model='owner/other' is not at http.*, or is private"):
         load_model("owner/other", "cpu", "float32")
+
+
+def test_hub_that_takes_connections_and_never_answers_is_waited_for_as_long_as_its_setting_says(hub, monkeypatch):
+    silent = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+    with (
+        at_once(),
+        silent,
+        pytest.raises(FileNotFoundError, match=r"gave nothing \(ReadTimeout: timed out\); fetch it"),
+    ):
+        load_model(ID, "cpu", "float32")
+
+
+@pytest.mark.parametrize("revision", [None, "v2", COMMIT])
+def test_without_a_network_nothing_is_tried_again(hub, monkeypatch, revision):
+    free = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    free.close()
+    kwargs = {"revision": revision}
+    with (
+        at_once(),
+        pytest.raises(FileNotFoundError, match=r"gave nothing \(ConnectError: .*diffusion-gym download owner"),
+    ):
+        load_model(ID, "cpu", "float32", kwargs)
+    with at_once(), pytest.raises(FileNotFoundError, match=r"gave nothing \(ConnectError: "):
+        located_file(ID, "head.pth", argument="head", revision=revision)

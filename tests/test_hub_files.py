@@ -24,7 +24,7 @@ CLIP = """README.md config.json flax_model.msgpack merges.txt model.safetensors 
 SHARDED = """config.json chat_template.jinja tokenizer.model model-00001-of-00002.safetensors
     model-00002-of-00002.safetensors model.safetensors.index.json model.safetensors.index.fp16.json
     model.fp16-00001-of-00002.safetensors model.fp16-00002-of-00002.safetensors
-    model-00001-of-00002.bf16.safetensors""".split()
+    model-00001-of-00001.bf16.safetensors model.safetensors.index.bf16.json""".split()
 
 
 def weights(files):
@@ -77,7 +77,7 @@ def test_shards_are_fetched_with_their_index():
     half = {file for file in SHARDED if "fp16" in file}
     assert set(needed_files(SHARDED, variant="fp16")) == small | half
     old = needed_files(SHARDED, variant="bf16")
-    assert weights(old) == {"model-00001-of-00002.bf16.safetensors"}
+    assert weights(old) == {"model-00001-of-00001.bf16.safetensors"}
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -88,3 +88,15 @@ def test_pickles_are_refused_only_where_weights_are_needed(weights):
             needed_files(deberta)
     else:
         assert set(needed_files(deberta, weights=False)) == set(deberta) - {"pytorch_model.bin"}
+
+
+def test_pickle_is_taken_where_it_is_asked_for_and_there_are_no_safetensors():
+    files = ["config.json", "pytorch_model.bin", "other.bin"]
+    assert set(needed_files(files, pickle=True)) == {"config.json", "pytorch_model.bin"}
+    assert set(needed_files([*files, "model.safetensors"], pickle=True)) == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("gone", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+def test_shards_are_refused_where_one_of_them_or_their_index_is_missing(gone):
+    with pytest.raises(FileNotFoundError, match=r"has \d of 2 shards in its top folder, or not their index"):
+        needed_files([file for file in SHARDED if file != gone])

@@ -1,22 +1,24 @@
 """BERTScore: how well the words of one sentence find their like in another (Zhang et al. 2020).
 
-The bert-score package 0.3.13 computes the same, and a test holds the two equal. It is not used here: with transformers
-5 it fails on an empty candidate and on a tokenizer without a length limit, it picks the model's class by letters in its
-path, and it batches sentences in the order of a set, so that the last bits differ from run to run.
+Of our own, which gives the published numbers, and by the bert-score package, where somebody wants its very numbers.
+The package 0.3.13 fails with transformers 5 on an empty candidate and on a tokenizer without a length limit, asks for a
+space before RoBERTa's first word in a way that transformers 5 does not hear, and batches sentences in the order of a
+set, so that the last bits differ from run to run.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from diffusion_gym.hub import located, located_file
-from diffusion_gym.hub_files import UnfitFiles
+from diffusion_gym.hub import located
 from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
 
@@ -34,7 +36,6 @@ TUNED_LAYERS: Final = {
     "deberta-v3-base": 9,
     "deberta-v3-large": 12,
 }
-_PICKLE: Final = "pytorch_model.bin"
 _MOST_TOKENS: Final = 512  # where neither the tokenizer nor the model states a limit
 
 
@@ -44,6 +45,20 @@ class Scores(NamedTuple):
     precision: torch.Tensor
     recall: torch.Tensor
     f1: torch.Tensor
+
+
+def make_bertscore(kind: str, source: str, layers: int | None = None) -> BERTScore:
+    """BERTScore by `kind`: `native`, or `package` for the bert-score package.
+
+    Raises:
+        FileNotFoundError: the encoder's files are not here and cannot be fetched.
+        ValueError: another kind; the package is not installed; or no layer is tuned for the encoder, and none given.
+    """
+    if kind not in ("native", "package"):
+        raise ValueError(f"bertscore={kind!r} must be 'native' or 'package'")
+    if kind == "package" and find_spec("bert_score") is None:
+        raise ValueError("bertscore='package' needs bert-score; pip install bert-score, or use bertscore='native'")
+    return (PackageBERTScore if kind == "package" else BERTScore)(source, layers=layers)
 
 
 class BERTScore:
@@ -68,7 +83,7 @@ class BERTScore:
             )
         self.layers = known if layers is None else layers
         self.batch_size = batch_size
-        self.folder = _located(source)
+        self.folder = located(source, argument="bertscore_model", pickle=True)  # read as tensors only
         self._files = fingerprint(self.folder)
 
     def __call__(
@@ -87,16 +102,25 @@ class BERTScore:
             for index, pair in enumerate(zip(candidates, references, strict=True))
             if all(encoder.is_word(sentences[text]).any() for text in pair)
         ]
-        needed = dict.fromkeys(text for index in scored for text in (candidates[index], references[index]))
-        vectors = self._embed(encoder, {text: sentences[text] for text in needed})
-        for start in range(0, len(scored), self.batch_size):
-            part = scored[start : start + self.batch_size]
-            sides = [
-                _pad([vectors[s[i]] for i in part], [encoder.is_word(sentences[s[i]]) for i in part])
-                for s in (candidates, references)
-            ]
-            scores[:, part] = torch.stack(greedy_match(*sides)).cpu()
+        pairs = [(candidates[index], references[index]) for index in scored]
+        if pairs:
+            scores[:, scored] = self._scored(encoder, pairs, sentences)
         return Scores(*scores)
+
+    def _scored(
+        self, encoder: _Encoder, pairs: Sequence[tuple[str, str]], sentences: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Precision, recall and F1, `(3, N)`, of pairs with words, whose token ids `sentences` holds."""
+        needed = dict.fromkeys(text for pair in pairs for text in pair)
+        vectors = self._embed(encoder, {text: sentences[text] for text in needed})
+        found = []
+        for start in range(0, len(pairs), self.batch_size):
+            sides = [
+                _pad([vectors[text] for text in side], [encoder.is_word(sentences[text]) for text in side])
+                for side in zip(*pairs[start : start + self.batch_size], strict=True)
+            ]
+            found.append(torch.stack(greedy_match(*sides)).cpu())
+        return torch.cat(found, 1)
 
     def _embed(self, encoder: _Encoder, sentences: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Contextual embeddings of token ids, `(L, D)` a sentence; long sentences first, so that little is padded."""
@@ -109,31 +133,25 @@ class BERTScore:
         return found
 
 
-def _located(source: str) -> str:
-    """The folder of an encoder's safetensors; where it is published without, of its `pytorch_model.bin`.
+class PackageBERTScore(BERTScore):
+    """The scores of the bert-score package, with its tokens, on a network that is loaded and checked as ours.
 
-    Raises:
-        FileNotFoundError: neither is here or can be fetched.
+    The package is spared what it fails on: sentences without words, and tokenizers without a limit of length.
     """
-    try:
-        return located(source, argument="bertscore_model")
-    except FileNotFoundError as error:
-        if not isinstance(error.__cause__, UnfitFiles) and not _pickle_is_cached(source):
-            raise
-    weights = located_file(source, _PICKLE, argument="bertscore_model")
-    if not Path(source).is_dir():
-        located(source, argument="bertscore_model", weights=False)  # config and tokenizer, to the same folder
-    return str(Path(weights).parent)
 
+    def _scored(
+        self, encoder: _Encoder, pairs: Sequence[tuple[str, str]], sentences: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        from bert_score.utils import bert_cos_score_idf, get_tokenizer
 
-def _pickle_is_cached(source: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(source, _PICKLE), str)
-    except HFValidationError:
-        return False
+        tokenizer = get_tokenizer(str(Path(self.folder).resolve()))  # a path, by which it takes no model of its own
+        tokenizer.model_max_length = encoder.limit
+        weights = defaultdict(lambda: 1.0, {tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
+        candidates, references = zip(*pairs, strict=True)
+        scores = bert_cos_score_idf(
+            encoder.model, references, candidates, tokenizer, weights, device=encoder.device, batch_size=self.batch_size
+        )
+        return scores.cpu().T
 
 
 class Side(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from diffusion_gym.hub import REWARD_SOURCES
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards.base import REWARDS, RewardOutput
-from diffusion_gym.rewards.bertscore import BERTScore
+from diffusion_gym.rewards.bertscore import BERTScore, make_bertscore
 from diffusion_gym.rewards.question_answer import Counting
 from diffusion_gym.rewards.vlm import VLM, VLMError, check_vlm_options, make_vlm
 from diffusion_gym.rewards.vlm.base import without_reasoning
@@ -33,6 +33,7 @@ class PromptAlignment:
         mode: `describe` or `count`.
         question: what is asked; with `count`, `{things}` stands for the prompt's noun.
         reference: what the description is compared with, `{prompt}` standing for the prompt.
+        bertscore: `native`, or `package` for the numbers of the bert-score package as it is installed.
         bertscore_model: hub id or directory of BERTScore's encoder.
         bertscore_layers: its layers to run; by default the tuned number.
         cache: folder in which the model's answers are kept; None for no cache.
@@ -60,6 +61,7 @@ class PromptAlignment:
         mode: Literal["describe", "count"] = "describe",
         question: str | None = None,
         reference: str = "{prompt}",
+        bertscore: Literal["native", "package"] = "native",
         bertscore_model: str = DEBERTA,
         bertscore_layers: int | None = None,
         cache: str | None = None,
@@ -68,7 +70,8 @@ class PromptAlignment:
         check_vlm_options(vlm, vlm_options, list(inspect.signature(PromptAlignment).parameters)[:-1])
         self._judge: _Judge
         if mode == "describe":
-            self._judge = _Description(question or QUESTION, reference, bertscore_model, bertscore_layers)
+            judge = make_bertscore(bertscore, bertscore_model, bertscore_layers)
+            self._judge = _Description(question or QUESTION, reference, judge)
         elif mode == "count":
             self._judge = Counting(question)
         else:
@@ -127,11 +130,10 @@ class _Judge(Protocol):
 
 
 class _Description:
-    def __init__(self, question: str, reference: str, bertscore_model: str, bertscore_layers: int | None) -> None:
+    def __init__(self, question: str, reference: str, bertscore: BERTScore) -> None:
         if "{prompt}" not in reference:
             raise ValueError(f"reference={reference!r} must hold {{prompt}}, which stands for the prompt")
-        self.question, self.reference = question, reference
-        self.bertscore = BERTScore(bertscore_model, layers=bertscore_layers)
+        self.question, self.reference, self.bertscore = question, reference, bertscore
 
     def questions(self, prompts: Sequence[str]) -> list[str]:
         return [self.question] * len(prompts)

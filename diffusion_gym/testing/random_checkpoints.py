@@ -162,10 +162,16 @@ def _randomised(network: Any) -> Any:
 
 
 def _write_image_processor(folder: Path, **values: Any) -> None:
-    from diffusion_gym.rewards.preprocessing import CLIP_MEAN, CLIP_STD
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
     from diffusion_gym.storage import write_json
 
-    clip = {"resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_center_crop": "crop_size" in values}
+    clip = {
+        "resample": 3,
+        "image_mean": OPENAI_CLIP_MEAN,
+        "image_std": OPENAI_CLIP_STD,
+        "do_center_crop": "crop_size" in values,
+    }
     steps = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
     write_json(folder / "preprocessor_config.json", {**clip, **steps, **values})
 

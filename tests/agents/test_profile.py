@@ -171,6 +171,18 @@ def test_sessions_are_joined_without_names_of_the_machine(sessions, tmp_path, mo
     assert json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes())) == trace
 
 
+def test_the_profiler_says_nothing_on_the_progress_bar(capfd, tmp_path):
+    profile = Profile(torch.device("cpu"))
+    with profile.iteration(last=True):
+        for name in ("a", "b"):
+            with span(name):
+                torch.ones(2) + 1
+    profile.write(tmp_path)
+    assert capfd.readouterr().err == ""
+    names = [event["name"] for event in read_json(tmp_path / "trace.json")["traceEvents"]]
+    assert {"a", "b", "aten::add"} <= set(names)
+
+
 def test_a_background_reward_is_waited_for(make_env, make_agent, tmp_path, sessions):
     def reward(images, prompts, metadata):
         return brightness(images, prompts, metadata)

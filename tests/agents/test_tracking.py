@@ -27,7 +27,7 @@ class Wandb(ModuleType):
         self.begun, self.logged, self.finished, self.axes = [], [], [], []
         self.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
         self.Settings, self.Image = dict, lambda pixels: ("image", pixels.shape)
-        self.Table = lambda columns, data: ("table", columns, data)
+        self.Table = lambda columns, data, dataframe: ("table", columns, data)
         self.refusal = None
 
     def init(self, **options):
@@ -35,8 +35,8 @@ class Wandb(ModuleType):
             raise self.errors.Error(self.refusal)
         self.begun.append(options)
         return SimpleNamespace(
-            log=self.logged.append,
-            finish=lambda exit_code: self.finished.append(exit_code),
+            log=lambda values, step: self.logged.append(values),
+            finish=lambda exit_code=0: self.finished.append(exit_code),
             define_metric=lambda name, step_metric: self.axes.append((name, step_metric)),
         )
 
@@ -94,7 +94,7 @@ def test_wandb_is_told_the_same_as_tensorboard(tmp_path, wandb):
         tracker.table("development/samples", ("current", "reward"), [(PICTURE, 0.25)], 8)
     assert wandb.logged == [
         {"loss": 0.5, "reward_queries": 8},
-        {"development/pictures": ("image", (4, 6, 3)), "reward_queries": 8},
+        {"development/pictures": [("image", (4, 6, 3))], "reward_queries": 8},
         {
             "development/samples": ("table", ["current", "reward"], [[("image", (4, 6, 3)), 0.25]]),
             "reward_queries": 8,

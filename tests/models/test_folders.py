@@ -89,7 +89,7 @@ def test_a_network_without_config_or_weights_is_refused(size, part, copied):
     folder = copied(size)
     path, _, _ = first_weights(folder, part)
     path.rename(path.with_name("elsewhere"))
-    refused(folder, f": {part}/ cannot be loaded as ")
+    refused(folder, f" has no weights in {part}/; pass another", FileNotFoundError)
     path.with_name("elsewhere").rename(path)
     (folder / part / "config.json").write_text("{")
     refused(folder, f": {part}/(config.json cannot be read| cannot be loaded as) ")

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_gym.rewards.bertscore import TUNED_LAYERS, BERTScore, Side, greedy_match
+from diffusion_gym.rewards.bertscore import (
+    TUNED_LAYERS,
+    BERTScore,
+    PackageBERTScore,
+    Side,
+    greedy_match,
+    make_bertscore,
+)
 from diffusion_gym.testing.random_vlm import write_random_bert
 
 CANDIDATES = [
@@ -22,6 +29,7 @@ CANDIDATES = [
     "zebra!",
 ]
 REFERENCES = ["a cat riding a bike", "four wolves", "a cat washing dishes", "a dog playing chess", "an ant"]
+KINDS = pytest.mark.parametrize("kind", ["native", "package"])
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,9 @@ def limitless(tmp_path_factory):
 def test_pairs_score_as_in_the_package(folder, layers):
     package = pytest.importorskip("bert_score").BERTScorer(folder, num_layers=layers, device="cpu")
     pairs_agree(package, BERTScore(folder, layers=layers)(CANDIDATES, REFERENCES))
+    theirs = torch.stack(package.score(CANDIDATES, REFERENCES))
+    got = torch.stack(list(make_bertscore("package", folder, layers)(CANDIDATES, REFERENCES)))
+    torch.testing.assert_close(got, theirs, atol=1e-6, rtol=0)
 
 
 def write_byte_level(folder, kind, special, **config):
@@ -87,6 +98,9 @@ def test_roberta_scores_as_in_the_package_with_the_space_that_it_asks_for(tmp_pa
     folder = str(tmp_path / "model")
     tokenizer = write_byte_level(folder, "Roberta", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], pad_token_id=1)
     package = pytest.importorskip("bert_score").BERTScorer(folder, num_layers=1, device="cpu")
+    as_installed = PackageBERTScore(folder, layers=1)(CANDIDATES, REFERENCES)
+    pairs_agree(package, as_installed)
+    assert not torch.allclose(as_installed.f1, BERTScore(folder, layers=1)(CANDIDATES, REFERENCES).f1, atol=1e-3)
     # It asks for a space before the first word with each sentence, which transformers 5 overhears.
     package._tokenizer = tokenizer.from_pretrained(folder, add_prefix_space=True)
     pairs_agree(package, BERTScore(folder, layers=1)(CANDIDATES, REFERENCES))
@@ -159,28 +173,32 @@ def test_padding_does_not_hide_a_negative_cosine():
 # --- what breaks the package ---
 
 
+@KINDS
 @pytest.mark.parametrize("empty", ["", "   ", "\n"])
-def test_sentence_without_words_scores_zero(folder, empty):
-    score = BERTScore(folder, layers=2)
+def test_sentence_without_words_scores_zero(folder, empty, kind):
+    score = make_bertscore(kind, folder, 2)
     scores = score([empty, "a cat", "a cat"], ["a cat", empty, "a cat"])
     for part in scores:
         assert part[:2].tolist() == [0, 0] and part[2].item() == pytest.approx(1, abs=1e-5)
     assert [part.tolist() for part in score([empty], [empty])] == [[0], [0], [0]]
 
 
-def test_no_pairs_give_no_scores(folder):
-    assert [tuple(part.shape) for part in BERTScore(folder, layers=2)([], [])] == [(0,)] * 3
+@KINDS
+def test_no_pairs_give_no_scores(folder, kind):
+    assert [tuple(part.shape) for part in make_bertscore(kind, folder, 2)([], [])] == [(0,)] * 3
 
 
-def test_tokenizer_without_a_limit_scores_like_one_with(folder, limitless):
-    limited, unlimited = (BERTScore(path, layers=2)(CANDIDATES, REFERENCES) for path in (folder, limitless))
+@KINDS
+def test_tokenizer_without_a_limit_scores_like_one_with(folder, limitless, kind):
+    limited, unlimited = (make_bertscore(kind, path, 2)(CANDIDATES, REFERENCES) for path in (folder, limitless))
     for one, other in zip(limited, unlimited, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_text_longer_than_the_model_is_cut(limitless):
+@KINDS
+def test_text_longer_than_the_model_is_cut(limitless, kind):
     words = "a cat riding a bike and a dog playing chess " * 40  # the model has 64 positions
-    scores = BERTScore(limitless, layers=2)([words, words + "wolves"], ["a cat", "a cat"])
+    scores = make_bertscore(kind, limitless, 2)([words, words + "wolves"], ["a cat", "a cat"])
     assert scores.recall.isfinite().all() and scores.recall[0] == scores.recall[1]
 
 
@@ -245,16 +263,11 @@ def test_encoder_that_the_hub_has_as_a_pickle_is_fetched(folder, tmp_path, monke
         fetched.extend(allow_patterns)
         return str(there)
 
-    def hf_hub_download(source, filename, **others):
-        fetched.append(filename)
-        return str(there / filename)
-
     files = [SimpleNamespace(rfilename=path.name, size=1) for path in there.iterdir()]
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     assert BERTScore("microsoft/deberta-base-mnli", layers=2).folder == str(there)
     assert {"config.json", "tokenizer.json", "pytorch_model.bin"} <= set(fetched)
 
@@ -288,5 +301,14 @@ def test_model_with_a_decoder_is_refused(tmp_path):
     from transformers import T5Config
 
     T5Config().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="no plain encoder"):
         BERTScore(str(tmp_path), layers=1)(["a"], ["a"])
+
+
+def test_package_that_is_not_installed_and_another_kind_are_refused(folder, monkeypatch):
+    with pytest.raises(ValueError, match="bertscore='pakage' must be 'native' or 'package'"):
+        make_bertscore("pakage", folder, 2)
+    monkeypatch.setattr("diffusion_gym.rewards.bertscore.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="bertscore='package' needs bert-score; pip install bert-score, or use"):
+        make_bertscore("package", folder, 2)

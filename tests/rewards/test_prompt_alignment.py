@@ -83,6 +83,18 @@ def test_a_model_that_only_thought_gave_no_answer(bert, cut):
     assert reward.descriptions == ["a cat", None, "a wolf"]
 
 
+def test_bertscore_by_its_package_scores_alike(bert):
+    native, package = (
+        evaluate(
+            make_reward("PromptAlignment", vlm=Scripted("a cat", "a bike", "dishes"), bertscore=kind, **bert),
+            IMAGES,
+            PROMPTS,
+        )
+        for kind in ("native", "package")
+    )
+    torch.testing.assert_close(native.scores, package.scores, atol=1e-5, rtol=0)
+
+
 def test_info_holds_the_three_scores_of_each_picture(bert):
     output = evaluate(
         make_reward("PromptAlignment", vlm=Scripted("a cat", "a bike", "dishes"), **bert), IMAGES, PROMPTS
@@ -145,6 +157,7 @@ def test_count_refuses_prompts_without_a_number():
     ("options", "message"),
     [
         ({"mode": "guess"}, "mode='guess' must be describe or count"),
+        ({"bertscore": "other"}, "bertscore='other' must be 'native' or 'package'"),
         ({"reference": "a picture"}, "reference='a picture' must hold {prompt}"),
         ({"mode": "count", "question": "How many?"}, "must hold {things}"),
     ],
@@ -159,7 +172,7 @@ def test_misspelt_keyword_is_named(tiny):
         make_reward("PromptAlignment", **tiny, max_token=3)
 
 
-@pytest.mark.parametrize(("name", "meant"), [("max_token", "max_tokens"), ("mod", "mode"), ("bertscore", None)])
+@pytest.mark.parametrize(("name", "meant"), [("max_token", "max_tokens"), ("mod", "mode"), ("zzz", None)])
 def test_keywords_are_looked_at_before_the_weights(name, meant):
     words = f"'{name}' is unknown" + (f"; did you mean '{meant}'" if meant else "")
     with pytest.raises(TypeError, match=words):
