@@ -156,7 +156,8 @@ class DevelopmentSet:
             tracker.picture("development/reward_path", evaluation.curve(), queries)
         tracker.table("development/samples", _COLUMNS, evaluation.rows(), queries)
         seconds = round(time.perf_counter() - started, 3)
-        append_record(self._records, {**vars(progress), **summary, "seconds": seconds})
+        rewards = evaluation.current.rewards.tolist()
+        append_record(self._records, {**vars(progress), **summary, "rewards": rewards, "seconds": seconds})
 
     @torch.no_grad()
     def evaluate(self, policy: DenoisingPolicy) -> Evaluation:

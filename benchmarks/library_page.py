@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from diffusion_gym.agents.evaluation import mean_interval
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json
 
 Record = Mapping[str, Any]

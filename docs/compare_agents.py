@@ -27,7 +27,7 @@ from learning_numbers import COMMON, OWN, Measure, number, run_name
 from learning_page import write_page
 
 from diffusion_gym.agents.cli import parse_train
-from diffusion_gym.agents.reporting.page import Run
+from diffusion_gym.agents.report.run import Run
 from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent

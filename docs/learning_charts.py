@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from diffusion_gym.agents.reporting.charts import running_mean, window_for
+from diffusion_gym.agents.report.charts import running_mean, window_for
 
 
 @dataclass(frozen=True)

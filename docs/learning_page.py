@@ -23,7 +23,7 @@ from learning_numbers import (
     training_reward,
 )
 
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 
 
 def write_page(records: Path, page: Path, images: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.report.marked import write_marked
 from diffusion_gym.storage import json_text
 
 ROOT = Path(__file__).resolve().parent.parent

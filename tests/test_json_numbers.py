@@ -11,7 +11,7 @@ import torch
 
 from diffusion_gym.agents.evaluation import Comparison, summary_text
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
-from diffusion_gym.agents.reporting.page import write_report
+from diffusion_gym.agents.report.run import write_report
 from diffusion_gym.agents.settings import starting_point
 from diffusion_gym.storage import exact_json, json_text, number_or_nan, read_json, write_json
 

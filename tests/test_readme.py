@@ -5,7 +5,7 @@ from pathlib import Path
 
 import make_results
 
-from diffusion_gym.agents.reporting.marked import filled
+from diffusion_gym.agents.report.marked import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmark_folders import write_run, write_suite
-from diffusion_gym.agents.reporting.marked import filled
+from diffusion_gym.agents.report.marked import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 

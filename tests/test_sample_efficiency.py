@@ -9,7 +9,7 @@ import pytest
 
 from benchmark_folders import write_run
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file
-from diffusion_gym.agents.reporting.marked import filled
+from diffusion_gym.agents.report.marked import filled
 from diffusion_gym.storage import read_json
 
 ROOT = Path(__file__).resolve().parent.parent

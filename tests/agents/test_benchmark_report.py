@@ -12,7 +12,7 @@ from scipy import stats
 from benchmark_folders import PROMPTS, write_failure, write_run, write_suite
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.cli import main
-from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
 
 GAINS = {"ddpo_is": 0.5, "rwr": 0.1}
 SEEDS = 4

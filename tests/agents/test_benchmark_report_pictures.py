@@ -13,12 +13,12 @@ from PIL import Image
 
 from benchmark_folders import write_run, write_suite
 from diffusion_gym.agents.pictures import grid
-from diffusion_gym.agents.reporting.benchmark.data import Benchmark
-from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
-from diffusion_gym.agents.reporting.benchmark.pictures import spread
-from diffusion_gym.agents.reporting.benchmark.plots import principal_axes
-from diffusion_gym.agents.reporting.charts import Curve, LineChart
-from diffusion_gym.agents.reporting.rows import Interval, IntervalChart, ShareChart
+from diffusion_gym.agents.report.benchmark.data import Benchmark
+from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.report.benchmark.pictures import spread
+from diffusion_gym.agents.report.benchmark.plots import principal_axes
+from diffusion_gym.agents.report.charts import Curve, LineChart
+from diffusion_gym.agents.report.rows import Interval, IntervalChart, ShareChart
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
 
 REWARDS = [0.3, 0.5, 0.8]

@@ -17,7 +17,7 @@ from diffusion_gym.agents.development import DevelopmentSet, Evaluation, Samples
 from diffusion_gym.agents.evaluation import compare
 from diffusion_gym.agents.pictures import compared_sheet
 from diffusion_gym.agents.processes import Processes
-from diffusion_gym.agents.reporting.development import development_section
+from diffusion_gym.agents.report.development import development_section
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.settings import RunSettings, starting_point

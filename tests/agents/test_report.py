@@ -14,10 +14,10 @@ from PIL import Image
 
 from diffusion_gym.agents.cli import parse_train
 from diffusion_gym.agents.pictures import save_grid
-from diffusion_gym.agents.reporting.charts import Axis, Curve, line_chart, running_mean
-from diffusion_gym.agents.reporting.commands import train_command
-from diffusion_gym.agents.reporting.page import write_report
-from diffusion_gym.agents.reporting.results import number, percent
+from diffusion_gym.agents.report.charts import Axis, Curve, line_chart, running_mean
+from diffusion_gym.agents.report.commands import train_command
+from diffusion_gym.agents.report.run import write_report
+from diffusion_gym.agents.report.results import number, percent
 from diffusion_gym.agents.settings import EnvOptions, starting_point
 from diffusion_gym.storage import write_json
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from diffusion_gym.agents.reporting.benchmark.data import Benchmark
-from diffusion_gym.agents.reporting.benchmark.files import Figures
-from diffusion_gym.agents.reporting.charts import Curve, LineChart
-from diffusion_gym.agents.reporting.drawing import Key, legend_of
-from diffusion_gym.agents.reporting.markup import Html, element, note
+from diffusion_gym.agents.report.benchmark.data import Benchmark
+from diffusion_gym.agents.report.benchmark.figures import Figure, Figures
+from diffusion_gym.agents.report.charts import Curve, Key, keys_of, line_chart
 
 _COSTS: Final = {
     "reward_queries": "reward queries (images scored)",
@@ -75,100 +73,70 @@ _PAIRS: Final = (
 )
 
 
-def legend(benchmark: Benchmark, agents: Sequence[str]) -> Html:
-    """The agents' colours, once for several charts."""
-    return element("div", legend_of([Key(agent, benchmark.color(agent)) for agent in agents]), class_="chart")
+def legend(benchmark: Benchmark, agents: Sequence[str]) -> tuple[Key, ...]:
+    """The agents' inks, once for several charts."""
+    return keys_of(Curve(agent, (), (), **benchmark.style(agent)) for agent in agents)
 
 
-def learning(benchmark: Benchmark, figures: Figures) -> Html:
-    """Reward against reward queries for each task (DDPO, figure 3), and against seconds and network evaluations."""
-    text = "Mean over seeds; bands are 95 % bootstrap intervals. The first point is the pretrained model."
-    if (
-        benchmark.tasks
-        and max(len(benchmark.records(a, t)) for t in benchmark.tasks for a in benchmark.agents_of(t)) < 2
-    ):
-        text += " With one seed there is no band."
-    parts = [element("p", text, class_="muted"), legend(benchmark, benchmark.agents)]
-    for index, (cost, label) in enumerate(_COSTS.items()):
-        charts = [
+def learning(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figure]]:
+    """Reward for each task against reward queries (DDPO, figure 3), seconds and network evaluations."""
+    return {
+        label: [
             _learning_chart(benchmark, figures, task, benchmark.agents_of(task), cost, "reward")
             for task in benchmark.tasks
         ]
-        grid = element("div", *charts, class_="charts")
-        title = element("summary", f"Against {label}")
-        parts.append(grid if index == 0 else element("details", title, grid))
-    return element("section", element("h2", "Learning curves", id="learning"), *parts)
+        for cost, label in _COSTS.items()
+    }
 
 
 def _learning_chart(
     benchmark: Benchmark, figures: Figures, task: str, agents: Sequence[str], cost: str, name: str
-) -> Html:
-    curves, rows = [], []
+) -> Figure:
+    curves = []
     for agent in agents:
         found, x = benchmark.curve(agent, task, "reward"), benchmark.means(agent, task, cost)
         band = [(entry.low, entry.high) for entry in found]
-        curves.append(_curve(benchmark, agent, x, [entry.value for entry in found], band))
-        rows += [
-            {"agent": agent, cost: place, "reward": entry.value, "low": entry.low, "high": entry.high}
-            for place, entry in zip(x, found, strict=True)
-        ]
-    chart = LineChart(task, _COSTS[cost], "mean reward", curves, 230)
-    return figures.chart(f"{name}-{cost.replace('_', '-')}--{task}", chart, rows, legend=False)
+        values = [entry.value for entry in found]
+        curves.append(Curve(agent, x, values, **benchmark.style(agent), band=band, smooth=False))
+    chart = line_chart(task, _COSTS[cost], "mean reward", curves)
+    rows = [row for curve in curves for row in curve.rows(cost, "reward")]
+    return figures.chart(f"{name}-{cost.replace('_', '-')}--{task}", chart, rows)
 
 
-def _curve(
-    benchmark: Benchmark, agent: str, x: Sequence[float], y: Sequence[float], band: Sequence[tuple[float, float]] = ()
-) -> Curve:
-    return Curve(agent, x, y, benchmark.color(agent), band=band, smooth=False)
-
-
-def trade_offs(benchmark: Benchmark, figures: Figures) -> Html:
-    """Frontier, over-optimisation, diversity and generalisation: one measure against another."""
-    text = "Each point is a measurement, mean over seeds; a curve begins at the pretrained model."
-    parts = [element("p", text, class_="muted"), legend(benchmark, benchmark.agents)]
+def trade_offs(benchmark: Benchmark, figures: Figures) -> list[tuple[str, str, list[Figure]]]:
+    """Title, text and charts of frontier, over-optimisation, diversity and generalisation."""
+    found = []
     for pair in _PAIRS:
         tasks = [task for task in benchmark.tasks if _has(benchmark.measures(task), pair)]
-        if not tasks:
-            continue
-        charts = [_pair_chart(benchmark, figures, pair, task) for task in tasks]
-        parts += [element("h3", pair.title), element("p", pair.text, class_="muted")]
-        parts.append(element("div", *charts, class_="charts"))
-    if len(parts) == 2:
-        parts = [note("The records have neither KL, diversity, a probe nor held-out prompts.")]
-    return element("section", element("h2", "What the reward costs", id="trade-offs"), *parts)
+        if tasks:
+            found.append((pair.title, pair.text, [_pair_chart(benchmark, figures, pair, task) for task in tasks]))
+    return found
 
 
 def _has(measures: Sequence[str], pair: _Pair) -> bool:
     return {pair.x[0], pair.y[0]} <= {*measures} and pair.without not in measures
 
 
-def _pair_chart(benchmark: Benchmark, figures: Figures, pair: _Pair, task: str) -> Html:
+def _pair_chart(benchmark: Benchmark, figures: Figures, pair: _Pair, task: str) -> Figure:
     (x_name, x_label), (y_name, y_label) = pair.x, pair.y
     if y_name == "probe":
         y_label = f"{benchmark.results.suite.tasks[task].probe or 'probe'}, not trained on"
-    curves, rows = [], []
+    curves = []
     for agent in benchmark.agents_of(task):
         x, y = (benchmark.means(agent, task, name) for name in (x_name, y_name))
-        curves.append(_curve(benchmark, agent, x, y))
-        rows += [{"agent": agent, x_name: a, y_name: b} for a, b in zip(x, y, strict=True)]
-    chart = LineChart(task, x_label, y_label, curves, 230, from_zero=pair.from_zero)
-    return figures.chart(f"{pair.name}--{task}", chart, rows, legend=False)
+        curves.append(Curve(agent, x, y, **benchmark.style(agent), smooth=False))
+    chart = line_chart(task, x_label, y_label, curves, from_zero=pair.from_zero)
+    return figures.chart(f"{pair.name}--{task}", chart, [row for curve in curves for row in curve.rows(x_name, y_name)])
 
 
-def ablation(benchmark: Benchmark, figures: Figures) -> Html:
+def ablation(benchmark: Benchmark, figures: Figures) -> list[dict[str, Any]]:
     """Agents that differ in `cfg_training` alone, side by side (DDPO, figure 8); empty where there are none."""
-    text = "Both branches of the guidance trained, against the conditional one alone; all other settings are the same."
-    parts = []
+    found = []
     for pair in cfg_pairs(benchmark):
         tasks = [task for task in benchmark.tasks if {*pair} <= {*benchmark.agents_of(task)}]
         charts = [_learning_chart(benchmark, figures, task, pair, "reward_queries", "cfg-training") for task in tasks]
-        both, alone = pair
-        parts += [element("h3", f"{both}: both branches; {alone}: the conditional one"), legend(benchmark, pair)]
-        parts.append(element("div", *charts, class_="charts"))
-    if not parts:
-        return Html()
-    head = element("h2", "CFG training", id="cfg-training")
-    return element("section", head, element("p", text, class_="muted"), *parts)
+        found.append({"both": pair[0], "alone": pair[1], "keys": legend(benchmark, pair), "figures": charts})
+    return found
 
 
 def cfg_pairs(benchmark: Benchmark) -> list[tuple[str, str]]:
