@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_gym.agents.pictures import sheet_pairs
 from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
-from diffusion_gym.agents.report.render import Pair, Picture, pair
+from diffusion_gym.agents.report.render import Picture, pair
 from diffusion_gym.storage import load_tensors, number_or_nan, parse_json, tensors_metadata
 
 
@@ -27,7 +27,12 @@ def development(folder: Path) -> dict[str, Any] | None:
         return None
     last = rows[-1]
     sheet = folder / "images" / f"development-{last['iteration']:06d}.png"
-    content: dict[str, Any] = {"last": last, "charts": [_over_training(rows), *_along(last)], "pairs": [], "sheet": None}
+    content: dict[str, Any] = {
+        "last": last,
+        "charts": [_over_training(rows), *_along(last)],
+        "pairs": [],
+        "sheet": None,
+    }
     if sheet.is_file():
         if "rewards" in last and (folder / "development.safetensors").is_file():
             content["pairs"] = _pairs(sheet, folder / "development.safetensors", last["rewards"])
@@ -49,23 +54,16 @@ def _along(row: Mapping[str, Any]) -> list[Chart]:
     if not row["reward_path"]:
         return []
     steps = list(range(len(row["reward_path"])))
+    before, after = ([number_or_nan(value) for value in row[key]] for key in ("base_reward_path", "reward_path"))
     curves = [
-        Curve(
-            name,
-            steps,
-            [number_or_nan(value) for value in row[key]],
-            ink,
-            dashed=name == "pretrained",
-            smooth=False,
-            dots=False,
-        )
-        for name, key, ink in (("pretrained", "base_reward_path", "series-2"), ("now", "reward_path", "series-1"))
+        Curve("pretrained", steps, before, "series-2", dashed=True, smooth=False, dots=False),
+        Curve("now", steps, after, smooth=False, dots=False),
     ]
     label = "reward of the denoised estimate"
     return [line_chart("Reward along the trajectory", "denoising steps done", label, curves)]
 
 
-def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None]) -> list[Pair]:
+def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None]) -> list[dict[str, Any]]:
     stored, prompts = load_tensors(originals), parse_json(tensors_metadata(originals)["prompts"])
     found = sheet_pairs(Image.open(sheet), stored["images"][0], len(prompts))
     before = stored["rewards"].tolist()

@@ -7,17 +7,17 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from diffusion_gym.agents.pictures import png_bytes
 from diffusion_gym.agents.report.numbers import change, number, percent
-from diffusion_gym.storage import write_text
 
 _ENLARGED: Final = 480  # pixels; wider grids hold pictures that `pictures.grid` did not have to enlarge
+_OF_A_PAIR: Final = 200  # pixels at most
 _WIDEST: Final = 1200  # pixels; wider grids are made smaller, or the page would have tens of megabytes
 
 
@@ -46,46 +46,33 @@ class Picture:
     def of(cls, data: bytes | Image.Image, alt: str, widest: int = _WIDEST) -> Picture:
         """A picture, or the PNG of one; if it is wider than `widest` pixels, it is made smaller, a JPEG."""
         image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width > widest:
-            width, height = widest, round(height * widest / width)
-            buffer, kind = io.BytesIO(), "jpeg"
-            image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
+        kind = "png"
+        if image.width > widest:
+            kind, buffer = "jpeg", io.BytesIO()
+            image = image.resize((widest, round(image.height * widest / image.width)), Image.Resampling.LANCZOS)
+            image.convert("RGB").save(buffer, "JPEG", quality=88)
             data = buffer.getvalue()
-        else:
-            kind, data = "png", png_bytes(data) if isinstance(data, Image.Image) else data
-        return cls(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", alt, width, height)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The pictures of two models from the same noise.
-
-    Attributes:
-        prompt: of both.
-        pictures: the pretrained model's and the tuned one's.
-        rewards: of both.
-        passed: whether either is a strict success; None where the reward is not strict.
-    """
-
-    prompt: str
-    pictures: tuple[Picture, Picture]
-    rewards: tuple[float, float]
-    passed: tuple[bool | None, bool | None] = (None, None)
+        elif isinstance(data, Image.Image):
+            data = png_bytes(data)
+        return cls(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", alt, *image.size)
 
 
 def pair(
-    prompt: str,
-    images: Sequence[Image.Image],
-    rewards: Sequence[float],
-    passed: Sequence[float | None] = (None, None),
-    widest: int = 200,
-) -> Pair:
-    """The pictures of the pretrained and the tuned model, each at most `widest` pixels wide, and what is under them."""
-    names = ("Before", "After")
-    shown = [Picture.of(image, f"{name}: {prompt}", widest) for name, image in zip(names, images, strict=True)]
-    marks = [None if mark is None else mark == 1 for mark in passed]
-    return Pair(prompt, (shown[0], shown[1]), (rewards[0], rewards[1]), (marks[0], marks[1]))
+    prompt: str, images: Sequence[Image.Image], rewards: Sequence[float], passed: Sequence[float | None] = (None, None)
+) -> dict[str, Any]:
+    """The pictures of the pretrained and the tuned model from the same noise, and what is under them.
+
+    Args:
+        prompt: of both.
+        images: the two; made smaller where they are large.
+        rewards: of both.
+        passed: 1 for a strict success, 0 for none; None where the reward is not strict.
+    """
+    shown = [
+        Picture.of(each, f"{name}: {prompt}", _OF_A_PAIR)
+        for name, each in zip(("Before", "After"), images, strict=True)
+    ]
+    return {"prompt": prompt, "pictures": list(zip(shown, rewards, passed, strict=True))}
 
 
 def to_image(picture: torch.Tensor) -> Image.Image:
@@ -93,31 +80,18 @@ def to_image(picture: torch.Tensor) -> Image.Image:
     return Image.fromarray(picture.numpy())
 
 
-@cache
-def environment() -> Any:
-    """The templates of this folder; what they are given is escaped, and a name that they are not given is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def render(template: str, **content: Any) -> str:
+    """The text that a template makes of what it is given, all of it escaped."""
+    return _environment().get_template(template).render(content)
 
-    found = Environment(
-        loader=PackageLoader("diffusion_gym.agents.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+
+@cache
+def _environment() -> Environment:
+    """The templates of this folder; a name that they are not given is an error."""
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
+    loader = PackageLoader("diffusion_gym.agents.report")
+    found = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
     helpers: dict[str, Callable[..., Any]] = {"number": number, "percent": percent, "change": change}
     found.filters.update(helpers)
     found.globals.update(helpers)
     return found
-
-
-def render(template: str, **content: Any) -> str:
-    """The text that a template makes of what it is given."""
-    text: str = environment().get_template(template).render(content)
-    return text
-
-
-def write_page(path: Path, template: str, **content: Any) -> Path:
-    """Write a page, atomically."""
-    write_text(path, render(template, **content))
-    return path

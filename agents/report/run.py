@@ -14,11 +14,11 @@ from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart, running_mean, window_for
 from diffusion_gym.agents.report.commands import quoted, train_command
 from diffusion_gym.agents.report.development import development
-from diffusion_gym.agents.report.render import Pair, Picture, pair, write_page
+from diffusion_gym.agents.report.render import Picture, pair, render
 from diffusion_gym.agents.runs import read_settings
 from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
-from diffusion_gym.storage import number_or_nan, read_json
+from diffusion_gym.storage import number_or_nan, read_json, write_text
 
 _QUERIES: Final = "reward queries (images scored)"
 _DIAGNOSTICS: Final = {
@@ -92,8 +92,7 @@ def write_report(folder: Path) -> Path:
     """
     run = Run.read(folder)
     rewards, window = run.column("reward_mean"), window_for(len(run.metrics))
-    return write_page(
-        folder / "report.html",
+    text = render(
         "run.html.j2",
         run=run,
         at=quoted(folder),
@@ -109,41 +108,33 @@ def write_report(folder: Path) -> Path:
         **_configuration(run),
         commands=_commands(run),
     )
+    path = folder / "report.html"
+    write_text(path, text)
+    return path
 
 
-def _before_after(run: Run) -> list[tuple[str, list[Pair], list[Picture]]]:
-    """For training and held-out prompts, pairs of pictures; both grids where the evaluation does not describe them."""
-    shown = []
+def _before_after(run: Run) -> dict[str, tuple[list[dict[str, Any]], list[Picture]]]:
+    """For training and held-out prompts, pairs of pictures; or both grids, of an evaluation that does not say more."""
+    shown: dict[str, tuple[list[dict[str, Any]], list[Picture]]] = {}
     parts = dict(run.parts)
     for prefix, name in (("", "training prompts"), ("held-out-", "held-out prompts")):
         paths = [run.folder / "images" / f"{prefix}{model}.png" for model in ("before", "after")]
-        if not all(path.is_file() for path in paths):
-            continue
-        described = parts.get(name, {}).get("shown")
-        if described is None:
-            models = ("pretrained", "tuned")
-            grids = [
-                Picture.of(path.read_bytes(), f"Grid of pictures by the {model} model, {name}")
-                for path, model in zip(paths, models, strict=True)
-            ]
-            shown.append((name, [], grids))
-        else:
-            shown.append((name, _pairs(paths, described), []))
-    return shown
+        if described := parts.get(name, {}).get("shown"):
+            shown[name] = (_pairs(paths, described) if all(path.is_file() for path in paths) else [], [])
+        elif all(path.is_file() for path in paths):
+            alt = "Grid of pictures by the {} model, " + name
+            models = zip(paths, ("pretrained", "tuned"), strict=True)
+            shown[name] = ([], [Picture.of(path.read_bytes(), alt.format(model)) for path, model in models])
+    return {name: found for name, found in shown.items() if any(found)}
 
 
-def _pairs(paths: Sequence[Path], described: Mapping[str, Any]) -> list[Pair]:
-    rows, size = described["pictures"], described["size"]
-    grids = [cells(Image.open(path), size, len(rows)) for path in paths]
-    return [
-        pair(
-            row["prompt"],
-            images,
-            [number_or_nan(row[f"{prefix}reward"]) for prefix in ("base_", "")],
-            [row.get(f"{prefix}success") for prefix in ("base_", "")],
-        )
-        for row, *images in zip(rows, *grids, strict=True)
-    ]
+def _pairs(paths: Sequence[Path], described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows, found = described["pictures"], []
+    grids = [cells(Image.open(path), described["size"], len(rows)) for path in paths]
+    for row, *images in zip(rows, *grids, strict=True):
+        rewards = [number_or_nan(row["base_reward"]), number_or_nan(row["reward"])]
+        found.append(pair(row["prompt"], images, rewards, [row.get("base_success"), row.get("success")]))
+    return found
 
 
 def _charts(run: Run) -> list[Chart]:

@@ -16,8 +16,9 @@ def header(benchmark: Benchmark) -> dict[str, Any]:
     """What was run, in numbers, and what a reader should know first."""
     records, results = every_record(benchmark), benchmark.results
     seeds = sorted({seed for _, _, seed in results.records})
-    counted = {"agent": benchmark.agents, "task": benchmark.tasks, "seed": seeds, "run": results.records}
-    facts = [f"{len(found)} {name}{'' if len(found) == 1 else 's'}" for name, found in counted.items()]
+    counted = {"agent": len(benchmark.agents), "task": len(benchmark.tasks), "seed": len(seeds)}
+    counted["run"] = len(results.records)
+    facts = [f"{number} {name}{'' if number == 1 else 's'}" for name, number in counted.items()]
     minutes = sum(record.get("total_seconds", 0.0) for record in records) / 60
     tried = {(record["agent"], record["task"], record["seed"]) for record in records}
     return {

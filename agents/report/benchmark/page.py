@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusion_gym.agents.report.benchmark.curves import ablation, learning, legend, trade_offs
+from diffusion_gym.agents.report.benchmark.curves import COSTS, ablation, learning, trade_offs
 from diffusion_gym.agents.report.benchmark.data import Benchmark
 from diffusion_gym.agents.report.benchmark.figures import Figures
 from diffusion_gym.agents.report.benchmark.header import commands, header, provenance
 from diffusion_gym.agents.report.benchmark.pictures import pictures
 from diffusion_gym.agents.report.benchmark.samples import distributions, maps
-from diffusion_gym.agents.report.benchmark.scores import comparisons, leading_sentence, results, scores, shares
-from diffusion_gym.agents.report.render import write_page
+from diffusion_gym.agents.report.benchmark.scores import comparisons, results, scores, shares
+from diffusion_gym.agents.report.charts import Curve, keys_of
+from diffusion_gym.agents.report.render import render
+from diffusion_gym.storage import write_text
 
 
 def write_benchmark_report(folder: Path, seed: int | None = None) -> Path:
@@ -40,11 +42,9 @@ def write_benchmark_report(folder: Path, seed: int | None = None) -> Path:
     }
     if benchmark.agents:
         figures = Figures(folder)
-        most = max(len(benchmark.records(agent, task)) for task in benchmark.tasks for agent in benchmark.agents_of(task))
         content |= {
-            "sentence": leading_sentence(benchmark),
-            "keys": legend(benchmark, benchmark.agents),
-            "bands": most > 1,
+            "costs": COSTS,
+            "keys": keys_of(Curve(agent, (), (), **benchmark.style(agent)) for agent in benchmark.agents),
             "scores": scores(benchmark, figures),
             "learning": learning(benchmark, figures),
             "pictures": pictures(benchmark, figures),
@@ -56,7 +56,9 @@ def write_benchmark_report(folder: Path, seed: int | None = None) -> Path:
             "shares": shares(benchmark, figures),
             "ablation": ablation(benchmark, figures),
         }
-    return write_page(folder / "report.html", "benchmark.html.j2", **content)
+    path = folder / "report.html"
+    write_text(path, render("benchmark.html.j2", **content))
+    return path
 
 
 def is_benchmark(folder: Path) -> bool:

@@ -15,41 +15,17 @@ from diffusion_gym.storage import number_or_nan
 
 _THRESHOLDS: Final = 31
 _CLASS: Final = re.compile(r"p\((.+)\)")
-# Measures of the table (thesis, table 5.1): key of the points, title, whether it is a share, whether with its baseline.
-_COLUMNS: Final = (
-    ("reward", "Reward", False, True),
-    ("success", "Strict success", True, True),
-    ("held_out_reward", "Reward, held-out prompts", False, True),
-    ("held_out_success", "Strict success, held-out", True, True),
-    ("kl", "KL, nats", False, False),
-    ("vendi", "Vendi score", False, True),
-    ("distance", "Feature distance", False, True),
-    ("all_vendi", "Vendi score, all pictures", False, True),
-    ("probe", "Probe", False, True),
+_MEASURES: Final = (  # of the table (thesis, table 5.1); the page has their titles
+    "reward",
+    "success",
+    "held_out_reward",
+    "held_out_success",
+    "kl",
+    "vendi",
+    "distance",
+    "all_vendi",
+    "probe",
 )
-
-
-def leading_sentence(benchmark: Benchmark) -> str:
-    """Who is better than whom."""
-    comparisons = benchmark.summary["comparisons"]
-    beaten: dict[str, list[str]] = {agent: [] for agent in benchmark.agents}
-    for entry in comparisons:
-        if entry["verdict"] != "undecided":
-            pair = entry["first"], entry["second"]
-            winner, other = pair if entry["verdict"] == "better" else pair[::-1]
-            beaten[winner].append(other)
-    said = [f"{winner} is better than {_listed(others)}" for winner, others in beaten.items() if others]
-    undecided = sum(entry["verdict"] == "undecided" for entry in comparisons)
-    if not comparisons:
-        return "There are no two agents with a run in common to compare."
-    if not said:
-        return f"No agent is shown to be better than another: all {len(comparisons)} pairs are undecided."
-    rest = f"; {undecided} of {len(comparisons)} pairs are undecided" if undecided else ""
-    return f"{'; '.join(said)}{rest}."
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def scores(benchmark: Benchmark, figures: Figures) -> list[Figure]:
@@ -59,8 +35,8 @@ def scores(benchmark: Benchmark, figures: Figures) -> list[Figure]:
         rows.append({"agent": agent, **entry["score"], "runs": entry["runs"], "failed": entry["failed"]})
         name = f"{agent}, {entry['runs']} run" + ("" if entry["runs"] == 1 else "s")
         name += f", {entry['failed']} failed" if entry["failed"] else ""
-        ends = (number_or_nan(entry["score"][key]) for key in ("value", "low", "high"))
-        drawn.append(Interval(name, *ends, benchmark.style(agent)["ink"]))
+        value, low, high = (number_or_nan(entry["score"][key]) for key in ("value", "low", "high"))
+        drawn.append(Interval(name, value, low, high, benchmark.style(agent)["ink"]))
     label = "interquartile mean over tasks and seeds, 95 % stratified bootstrap interval"
     return [figures.chart("scores", interval_chart("Score", label, drawn), rows), _profiles(benchmark, figures)]
 
@@ -82,46 +58,39 @@ def _profiles(benchmark: Benchmark, figures: Figures) -> Figure:
 
 
 def comparisons(benchmark: Benchmark, figures: Figures) -> dict[str, Any]:
-    """Verdicts on all pairs, and the matrix of probabilities that a run of one agent scores above one of another."""
-    found: dict[str, dict[str, tuple[float, bool]]] = {agent: {} for agent in benchmark.agents}
-    flat = []
+    """The files of the verdicts on all pairs; and the matrix of probabilities that a run of one scores above another's.
+
+    An entry of the matrix is the probability, and whether its interval excludes one half.
+    """
+    matrix: dict[str, dict[str, tuple[float, bool]]] = {agent: {} for agent in benchmark.agents}
+    flat, rows = [], []
     for entry in benchmark.summary["comparisons"]:
-        first, second, probability = entry["first"], entry["second"], entry["probability"]
-        clear = number_or_nan(probability["low"]) > 0.5 or number_or_nan(probability["high"]) < 0.5
-        found[first][second] = probability["value"], clear
-        found[second][first] = 1 - probability["value"], clear
-        row = {key: entry[key] for key in ("first", "second", "verdict", "p", "pairs")}
-        both = ("difference", "probability")
-        flat.append({**row, **{f"{key}_{end}": entry[key][end] for key in both for end in entry[key]}})
-    rows = [
-        {"first": first, "second": second, "probability": value}
-        for first, others in found.items()
-        for second, (value, _) in others.items()
-    ]
-    if not flat:
-        return {"verdicts": [], "improvement": {}, "files": {}}
-    files = {"verdicts": figures.data("verdicts", flat), "improvement": figures.data("improvement", rows)}
-    return {"verdicts": benchmark.summary["comparisons"], "improvement": found, "files": files}
+        found, both = entry["probability"], (entry["first"], entry["second"])
+        clear = number_or_nan(found["low"]) > 0.5 or number_or_nan(found["high"]) < 0.5
+        for (first, second), value in ((both, found["value"]), (both[::-1], 1 - found["value"])):
+            matrix[first][second] = value, clear
+            rows.append({"first": first, "second": second, "probability": value})
+        ends = {f"{key}_{end}": entry[key][end] for key in ("difference", "probability") for end in entry[key]}
+        flat.append({key: entry[key] for key in ("first", "second", "verdict", "p", "pairs")} | ends)
+    files = [figures.data("verdicts", flat), figures.data("improvement", rows)] if flat else []
+    return {"improvement": matrix, "files": files}
 
 
 def results(benchmark: Benchmark, figures: Figures) -> dict[str, Any]:
-    """What the table of means and standard errors has for columns, and its file."""
+    """The measures that the table of means and standard errors shows, and its file."""
     present = {name for task in benchmark.tasks for name in benchmark.measures(task)}
-    columns = [column for column in _COLUMNS if column[0] in present]
-    rows = []
+    shown, rows = [name for name in _MEASURES if name in present], []
     for task in benchmark.tasks:
         for agent in benchmark.agents_of(task):
             entry = benchmark.summary["agents"][agent]["tasks"][task]
             row: dict[str, Any] = {"task": task, "agent": agent, "seeds": len(entry["seeds"])}
-            for key, *_ in columns:
+            for key in shown:
                 for part, name in (("before", "baseline"), ("after", "tuned")):
                     measured = entry[part].get(key, {})
                     row[f"{key}_{name}"] = measured.get("mean")
                     row[f"{key}_{name}_standard_error"] = measured.get("standard_error")
             rows.append(row)
-    tasks = benchmark.results.suite.tasks
-    probes = [f"{tasks[task].probe} on {task}" for task in benchmark.tasks if tasks[task].probe and "probe" in present]
-    return {"columns": columns, "file": figures.data("results", rows), "probes": probes}
+    return {"measures": shown, "file": figures.data("results", rows)}
 
 
 def shares(benchmark: Benchmark, figures: Figures) -> list[Figure]:
