@@ -163,7 +163,7 @@ def line_chart(
             axes.set_xlim(min(0.0, *across), max(*across, 0.0) or 1.0)
         axes.set_xlabel(x_label)
         axes.grid(visible=False, axis="x")
-    first, *_, last = [*curves[0].points()[:1], *points[:1], *curves[0].points()[-1:]]
+    first, *_, last = 2 * (curves[0].points() or points)
     spoken = f"from {first[1]:.4g} at {first[0]:g} to {last[1]:.4g} at {last[0]:g}"
     levels = [Key("pretrained model", curve.ink, "dotted") for curve in curves if curve.level is not None]
     keys = [*keys_of(curves), *levels[-1:]] if len(curves) + len(levels) > 1 else []

@@ -11,7 +11,7 @@ from diffusion_gym.agents.report.benchmark.figures import Figures
 from diffusion_gym.agents.report.benchmark.header import commands, header, provenance
 from diffusion_gym.agents.report.benchmark.pictures import pictures
 from diffusion_gym.agents.report.benchmark.samples import distributions, maps
-from diffusion_gym.agents.report.benchmark.scores import comparisons, results, scores, shares
+from diffusion_gym.agents.report.benchmark.scores import better, comparisons, results, scores, shares
 from diffusion_gym.agents.report.charts import Curve, keys_of
 from diffusion_gym.agents.report.render import render
 from diffusion_gym.storage import write_text
@@ -44,6 +44,7 @@ def write_benchmark_report(folder: Path, seed: int | None = None) -> Path:
         figures = Figures(folder)
         content |= {
             "costs": COSTS,
+            "better": better(benchmark),
             "keys": keys_of(Curve(agent, (), (), **benchmark.style(agent)) for agent in benchmark.agents),
             "scores": scores(benchmark, figures),
             "learning": learning(benchmark, figures),

@@ -28,6 +28,21 @@ _MEASURES: Final = (  # of the table (thesis, table 5.1); the page has their tit
 )
 
 
+def better(benchmark: Benchmark) -> dict[tuple[str, ...], list[str]]:
+    """For agents that others are better than, which ones are; the best ones first."""
+    beaten: dict[str, list[str]] = {agent: [] for agent in benchmark.agents}
+    for entry in benchmark.summary["comparisons"]:
+        if entry["verdict"] != "undecided":
+            pair = entry["first"], entry["second"]
+            winner, other = pair if entry["verdict"] == "better" else pair[::-1]
+            beaten[winner].append(other)
+    found: dict[tuple[str, ...], list[str]] = {}
+    for agent, others in beaten.items():
+        if others:
+            found.setdefault(tuple(others), []).append(agent)
+    return found
+
+
 def scores(benchmark: Benchmark, figures: Figures) -> list[Figure]:
     """Interquartile means and performance profiles."""
     rows, drawn = [], []
