@@ -160,9 +160,10 @@ def make_record(folder: Path, samples: int) -> dict[str, Any]:
     """The numbers of a run folder that the page needs, without anything of the machine but its threads."""
     done = Run.read(folder)
     settings = _json(done.settings.to_json())
-    evaluation = {**(done.evaluation or {})}
+    evaluation = {key: value for key, value in (done.evaluation or {}).items() if key != "shown"}
     if "held_out" in evaluation:
-        evaluation["held_out"] = {key: value for key, value in evaluation["held_out"].items() if key != "prompts"}
+        parts = evaluation["held_out"].items()
+        evaluation["held_out"] = {key: value for key, value in parts if key not in ("prompts", "shown")}
     known = [key for key in ("reward_queries", "reward_mean", "success_mean") if key in done.metrics[0]]
     return {
         **_description(settings, samples),

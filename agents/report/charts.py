@@ -20,6 +20,7 @@ from diffusion_gym.agents.report.numbers import number, percent
 WIDTH: Final = 460  # pixels, about what a phone shows, so that letters stay legible there
 _LEFT, _RIGHT, _TOP, _BELOW = 48, 20, 14, 42  # pixels around a plot
 _ROW: Final = 46  # pixels of a row of a chart of rows
+_BINS: Final = 14  # of the rewards of a density
 _STEPS: Final = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 _SERIES: Final = tuple(f"series-{index}" for index in range(1, 9))
 # matplotlib wants colours; each of these stands for a variable of the style, which replaces it in the SVG.
@@ -237,9 +238,11 @@ def density_chart(title: str, points: NDArray[np.float64], mean: Curve, limits: 
     extent = (-margin, last + margin, *limits)
     with _drawing(title, height := 230, whole=True) as (axes, svg):
         options = {"extent": extent, "mincnt": 1, "cmap": fading, "linewidths": 0, "clip_on": False}
-        drawn = axes.hexbin(*points.T, gridsize=(columns, 14), **options)
+        drawn = axes.hexbin(*points.T, gridsize=(columns, _BINS), **options)
         axes.plot(mean.x, mean.y, color=_INKS["text"], linewidth=2, clip_on=False)
-        axes.set(xlim=extent[:2], ylim=limits, xlabel="reward queries")
+        x_half, y_half = (extent[1] - extent[0]) / columns / 2, (limits[1] - limits[0]) / _BINS / 3  # of a hexagon
+        x_ends, y_ends = (extent[0] - x_half, extent[1] + x_half), (limits[0] - y_half, limits[1] + y_half)
+        axes.set(xlim=x_ends, ylim=y_ends, xlabel="reward queries")
     most = int(drawn.get_array().max())
     label = f"reward of a picture; the strongest colour is {most:,} picture{'s' if most > 1 else ''}"
     return Chart(title, label, f"{title}: density of rewards.", Markup("\n").join(svg), height)

@@ -16,11 +16,12 @@ from diffusion_gym.agents.report.render import Picture, pair
 from diffusion_gym.storage import load_tensors, number_or_nan, parse_json, tensors_metadata
 
 
-def development(folder: Path) -> dict[str, Any] | None:
+def development(folder: Path, *, strict: bool = False) -> dict[str, Any] | None:
     """The last record of a run's development set, its charts, and its last pictures; None for a run without one.
 
     Args:
         folder: the run folder.
+        strict: whether a reward of 1 is a success, and any other none.
     """
     rows = read_metrics(folder / "development.jsonl")
     if not rows:
@@ -35,7 +36,7 @@ def development(folder: Path) -> dict[str, Any] | None:
     }
     if sheet.is_file():
         if "rewards" in last and (folder / "development.safetensors").is_file():
-            content["pairs"] = _pairs(sheet, folder / "development.safetensors", last["rewards"])
+            content["pairs"] = _pairs(sheet, folder / "development.safetensors", last["rewards"], strict=strict)
         else:  # of a run that has kept the means alone
             alt = f"Sheet of the development set at iteration {last['iteration']}"
             content["sheet"] = Picture.of(sheet.read_bytes(), alt)
@@ -63,11 +64,11 @@ def _along(row: Mapping[str, Any]) -> list[Chart]:
     return [line_chart("Reward along the trajectory", "denoising steps done", label, curves)]
 
 
-def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None]) -> list[dict[str, Any]]:
+def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None], *, strict: bool) -> list[dict[str, Any]]:
     stored, prompts = load_tensors(originals), parse_json(tensors_metadata(originals)["prompts"])
     found = sheet_pairs(Image.open(sheet), stored["images"][0], len(prompts))
     before = stored["rewards"].tolist()
     return [
-        pair(prompt, images, [first, number_or_nan(last)])
+        pair(prompt, images, [first, number_or_nan(last)], (first, last) if strict else (None, None))
         for prompt, images, first, last in zip(prompts, found, before, rewards, strict=True)
     ]

@@ -103,7 +103,7 @@ def write_report(folder: Path) -> Path:
         before_after=_before_after(run),
         charts=_charts(run),
         strip=_strip(run),
-        development=development(folder),
+        development=development(folder, strict=run.column("success_mean") == rewards),
         prompts=[(name, part, _by_family(part["prompts"])) for name, part in run.parts],
         **_configuration(run),
         commands=_commands(run),

@@ -52,7 +52,7 @@ def scores(benchmark: Benchmark, figures: Figures) -> list[Figure]:
         name += f", {entry['failed']} failed" if entry["failed"] else ""
         value, low, high = (number_or_nan(entry["score"][key]) for key in ("value", "low", "high"))
         drawn.append(Interval(name, value, low, high, benchmark.style(agent)["ink"]))
-    label = "interquartile mean over tasks and seeds, 95 % stratified bootstrap interval"
+    label = "interquartile mean over tasks and seeds, 95 % bootstrap interval"
     return [figures.chart("scores", interval_chart("Score", label, drawn), rows), _profiles(benchmark, figures)]
 
 
