@@ -37,6 +37,15 @@ def stored(folder, queries, seed=1):
     return load_tensors(folder / "runs" / f"color--ddpo_is--seed-{seed}" / "points" / f"{queries:08d}.safetensors")
 
 
+def one_run(folder, change, rewards=(0.3, 0.4), **measures):
+    """The page's text of one run whose stored tensors `change` has changed."""
+    write_suite(folder)
+    write_run(folder, "rwr", "color", 0, list(rewards), **measures)
+    for path in (folder / "runs").rglob("*.safetensors"):
+        save_tensors(path, change(load_tensors(path), path.stem), tensors_metadata(path))
+    return write_benchmark_report(folder).read_text(encoding="utf-8")
+
+
 def rows(folder, name):
     with (folder / "figures" / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -66,14 +75,12 @@ def test_the_page_holds_the_same_pixels(folder):
 
 
 def test_a_reward_of_two_values_marks_strict_successes(tmp_path):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4], success=[0.3, 0.4])
-    assert "✗" not in write_benchmark_report(tmp_path).read_text(encoding="utf-8")  # its rewards are no successes
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        rewards = torch.zeros(24) if path.stem == "00000000" else torch.tensor([1.0, 0.0] * 12)
-        save_tensors(path, load_tensors(path) | {"rewards": rewards}, tensors_metadata(path))
-    marks = re.findall("[✓✗]", write_benchmark_report(tmp_path).read_text(encoding="utf-8"))
+    def strict(tensors, queries):
+        return tensors | {"rewards": torch.zeros(24) if int(queries) == 0 else torch.tensor([1.0, 0.0] * 12)}
+
+    marks = re.findall("[✓✗]", one_run(tmp_path, strict, success=[0.3, 0.4]))
     assert marks == ["✗", "✓", "✗", "✗"] * 4
+    assert not re.findall("[✓✗]", one_run(tmp_path, lambda tensors, _: tensors, success=[0.3, 0.4]))
 
 
 def test_strips_over_the_training_have_a_column_for_each_measurement(folder):
@@ -138,35 +145,18 @@ def test_the_same_records_and_samples_give_the_same_files(folder):
 
 @pytest.mark.parametrize("rewards", [[0.0, 1.0], [-1.0, float("nan")]])
 def test_rewards_of_two_values_or_fewer_have_no_spread(tmp_path, rewards):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4])
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        tensors = load_tensors(path) | {"rewards": torch.tensor(rewards * 12)}
-        save_tensors(path, tensors, tensors_metadata(path))
-    text = write_benchmark_report(tmp_path).read_text(encoding="utf-8")
-    assert 'id="spread"' not in text and 'id="pictures"' in text
+    text = one_run(tmp_path, lambda tensors, _: tensors | {"rewards": torch.tensor(rewards * 12)})
+    assert 'id="spread"' not in text and 'id="pictures"' in text and 'id="maps"' in text
 
 
 def test_models_without_features_have_no_map(tmp_path):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4])
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        tensors = load_tensors(path)
-        del tensors["features"]
-        save_tensors(path, tensors, tensors_metadata(path))
-    text = write_benchmark_report(tmp_path).read_text(encoding="utf-8")
-    assert 'id="maps"' not in text and 'id="pictures"' in text
+    text = one_run(tmp_path, lambda tensors, _: {key: tensors[key] for key in tensors if key != "features"})
+    assert 'id="maps"' not in text and 'id="pictures"' in text and 'id="spread"' in text
 
 
 def test_large_pictures_are_small_in_the_page_and_whole_in_their_files(tmp_path):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4])
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        large = (
-            torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8).repeat_interleave(4, 1).repeat_interleave(4, 2)
-        )
-        save_tensors(path, load_tensors(path) | {"images": large}, tensors_metadata(path))
-    text = write_benchmark_report(tmp_path).read_text(encoding="utf-8")
+    large = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    text = one_run(tmp_path, lambda tensors, _: tensors | {"images": large})
     pairs = re.findall(r'<img src="data:image/(\w+);[^"]*" alt="After:[^"]*" width="(\d+)" height="(\d+)"', text)
     assert pairs == [("jpeg", "200", "200")] * 8
     assert opened(tmp_path, "before-after--color--rwr").shape == (4 * 256 + 3 * 8, 4 * 256 + 3 * 8, 3)

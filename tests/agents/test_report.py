@@ -290,15 +290,12 @@ def test_a_reward_beyond_a_share_has_a_chart_of_its_own(folder):
     assert "Strict success share of samples" in page.text
 
 
-def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no run"):
-        write_report(tmp_path)
-
-
 def test_a_truncated_evaluation_is_named(folder):
     (folder / "eval.json").write_text('{"samples": 6')
     with pytest.raises(ValueError, match="eval.json"):
         write_report(folder)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_report(folder / "images")
 
 
 @pytest.mark.parametrize(
