@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow test-cpus test-floors lint type docs bench clean
+.PHONY: setup demo test test-slow test-cpus test-floors lint type docs docs-check bench clean
 
 setup: $(STAMP)
 
@@ -68,8 +68,17 @@ lint: $(STAMP)
 type: $(STAMP)
 	$(BIN)/mypy -p diffusion_gym
 
+# The tables of the pages, from the records in docs/results/.
 docs: $(STAMP)
-	$(BIN)/python docs/make_results.py
+	$(BIN)/python -m tools.pages
+	$(BIN)/python benchmarks/peers/compare.py page
+	$(BIN)/python benchmarks/scaling.py page
+	$(BIN)/python benchmarks/gpu.py page
+
+docs-check: $(STAMP)
+	mkdir -p build && sha256sum README.md docs/*.md > build/pages.sha256
+	$(MAKE) -s docs
+	sha256sum --check --quiet build/pages.sha256
 
 # TRL=PYTHON names the Python of TRL's own environment; see benchmarks/peers/trl_ddpo.py.
 bench: $(STAMP)

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from diffusion_gym.agents.algorithms import Agent
 from diffusion_gym.agents.identity import fingerprint
-from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
+from diffusion_gym.schemas import Count, Schema, checked, parse_checked
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-checkpoint-2"
 _UNCHECKED = "diffusion-gym-checkpoint-1"  # without a checksum: of earlier versions
@@ -84,16 +85,17 @@ class Checkpoints:
         else:
             tensors, state = _read(path)
         try:
-            _require_model(state.get("model"), agent)
+            _require_model(state.model, agent)
+            _require_same("state", state.agent, agent.state())
+            learned = checked(agent.State, state.agent, "agent", _REMEDY).model_dump()
             agent.load_tensors(tensors)
-            agent.load_state(state["agent"])
+            agent.load_state(learned)
             _require_same("tensor", tensors, agent.tensors())
-            _require_same("state", state["agent"], agent.state())
-            return Progress(state["iteration"], state["reward_queries"])
+            return Progress(state.iteration, state.reward_queries)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"checkpoint={str(path)!r} does not fit this run: {error}") from error
 
-    def _newest(self, older: bool) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]]:
+    def _newest(self, older: bool) -> tuple[Path, dict[str, torch.Tensor], _State]:
         """The newest checkpoint or, where that is damaged and `older` says so, the newest one that is whole."""
         damaged: list[Path] = []
         first: DamagedCheckpoint | None = None
@@ -116,7 +118,19 @@ class Checkpoints:
         raise FileNotFoundError(f"{self.folder} holds no checkpoint; train without --resume to begin a run")
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+class _State(Schema):
+    """What the header says of a run; `agent` is read by `Agent.State`."""
+
+    iteration: Count
+    reward_queries: Count
+    model: str | None = None  # of which files of earlier versions say nothing
+    agent: dict[str, Any]
+
+
+_REMEDY: Final = "go on with the version that wrote it (`versions` in config.json)"
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], _State]:
     """The tensors and the state of a file.
 
     Raises:
@@ -132,10 +146,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if metadata["format"] == _FORMAT and metadata.get("sha256") != checksum(tensors, text):
         raise DamagedCheckpoint(f"checkpoint={str(path)!r} is not what was written: its checksum differs")
     try:
-        state: dict[str, Any] = parse_json(text)
+        return tensors, parse_checked(_State, text, f"checkpoint={str(path)!r}, state", _REMEDY)
     except ValueError as error:
-        raise DamagedCheckpoint(f"checkpoint={str(path)!r} holds no state ({error})") from error
-    return tensors, state
+        raise DamagedCheckpoint(str(error)) from error
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], state: str) -> str:

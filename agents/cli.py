@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,6 +19,7 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import gymnasium as gym
 import tyro
 
+from diffusion_gym.agents.command_line import parsed
 from diffusion_gym.agents.evaluation import EVALUATION_SEED
 from diffusion_gym.registry import WrongKeyword, unknown_name
 
@@ -58,6 +61,8 @@ class EvalOptions:
     """Run, contact, read and write what a folder names that was not made here; docs/trust.md."""
     token_to: tuple[str, ...] | None = None
     """The only addresses that get the tokens of the environment; by default those that you named, not a folder."""
+    reward_seconds: float | None = None
+    """Seconds for one call of the reward; by default the run's own limit, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _option(rest, "--out") == "":
             raise ValueError("out='' names no folder; give a new one")
         _COMMANDS[name](rest)
-    except KeyboardInterrupt:
-        _fail(_STOPPED.get(name, _STOPPED["train"]), 130)
+    except KeyboardInterrupt as error:
+        stopped = getattr(error, "__notes__", None) is None and _STOPPED.get(name, "stopped")
+        _fail(error, stopped or _words(error, "stopped at once"), 130)
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except _mistakes() as error:
-        _fail(None if _told_elsewhere(error) else _words(error), 2)
+        _fail(error, _words(error, type(error).__name__), 2)
     except Exception as error:
         error.add_note(_OURS)
         raise
-
-
-def _told_elsewhere(error: Exception) -> bool:
-    """Whether another process of this machine prints what went wrong in a training of several."""
-    from diffusion_gym.agents.processes import PeerFailed
-
-    return isinstance(error, PeerFailed) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
@@ -118,18 +117,34 @@ def _mistakes() -> tuple[type[Exception], ...]:
     return (ValueError, WrongKeyword, OSError, gym.error.Error, RewardError, NoUsableReward, Diverged, PeerFailed)
 
 
-def _words(error: Exception) -> str:
-    """What an error says; of the system's own, which begin with a number, the path and the reason."""
+def _words(error: BaseException, unsaid: str) -> str:
+    """What an error says, and how to go on; of the system's own, which begin with a number, the path and the reason.
+
+    Args:
+        error: the error.
+        unsaid: stands for what an error without words says.
+    """
+    said = str(error) or unsaid
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         paths = [repr(str(path)) for path in (error.filename, error.filename2) if path is not None]
-        return f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
-    return str(error) or type(error).__name__
+        said = f"{' -> '.join(paths) or 'the system'}: {error.strerror}"
+    elif isinstance(error, gym.error.Error):
+        said = f"env: {said}; `diffusion-gym envs` lists the environments"
+    return "; ".join([said, *getattr(error, "__notes__", ())])
 
 
-def _fail(message: str | None, code: int) -> None:
-    if message is not None:
-        print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)
+def _fail(error: BaseException, message: str, code: int) -> None:
+    from diffusion_gym.agents.ending import leave
+    from diffusion_gym.agents.processes import told_elsewhere
+
+    if not told_elsewhere(error):
+        print("\n".join(map(_shortened, f"error: {message}".splitlines())), file=sys.stderr)
+    leave(code)
+
+
+def _shortened(line: str) -> str:
+    """A line without its middle where it shows a value that is very long."""
+    return line if len(line) <= 2 * _SHOWN else f"{line[:_SHOWN]} ... {line[-_SHOWN:]}"
 
 
 def _envs(args: list[str]) -> None:
@@ -137,7 +152,7 @@ def _envs(args: list[str]) -> None:
     from diffusion_gym.models import MODELS
     from diffusion_gym.rewards import REWARDS
 
-    tyro.cli(EnvsOptions, args=args, prog="diffusion-gym envs")
+    parsed(EnvsOptions, args, "envs")
     print(f"{'environment':48}prompts, unless others are asked for")
     for id_, kwargs in environment_ids().items():
         prompted = "prompt" in MODELS.traits(kwargs["model"])
@@ -149,16 +164,16 @@ def _envs(args: list[str]) -> None:
 def _presets(args: list[str]) -> None:
     from diffusion_gym.agents.presets_table import PresetsOptions, print_presets
 
-    print_presets(tyro.cli(PresetsOptions, args=args, prog="diffusion-gym presets"))
+    print_presets(parsed(PresetsOptions, args, "presets"))
 
 
 def _train(args: list[str]) -> None:
     from diffusion_gym.agents import runs
     from diffusion_gym.agents.processes import Processes
 
-    settings = parse_train(args)
     processes = Processes.launched()
     with processes.leaving():
+        settings = processes.together(lambda: parse_train(args, processes.main))
         if processes.main:
             print(
                 f"{settings.agent} on {settings.env}, preset {settings.preset}, seed {settings.seed}; "
@@ -170,17 +185,21 @@ def _train(args: list[str]) -> None:
         return
     print(f"{done.iteration} iterations, {done.reward_queries} reward queries")
     if done.reward_queries < settings.total_reward_queries:
-        print(runs.stopped_early(settings.out))
+        print(f"Stopped early, {runs.how_to_go_on(settings.out)}")
     else:
         print(f"Next: diffusion-gym eval {settings.out}; diffusion-gym report {settings.out}")
         print(f"In diffusers: {loading}")
 
 
-def parse_train(args: Sequence[str]) -> Any:
+def parse_train(args: Sequence[str], shown: bool = True) -> Any:
     """The settings that a `train` command line stands for.
 
     The options of the agent, and the defaults, depend on `--agent`, `--preset`, `--env` and `--resume`, so these are
     looked at first.
+
+    Args:
+        args: the command line.
+        shown: whether help, and errors of the command line's form, are printed.
 
     Raises:
         ValueError: an option that does not exist; with `--resume`, one that differs from the run's own.
@@ -205,7 +224,11 @@ def parse_train(args: Sequence[str]) -> Any:
         )
         start = start if env else replace(start, env=tyro.MISSING)
     check_option_names(args, start)
-    settings = tyro.cli(RunSettings, args=list(args), default=start, prog="diffusion-gym train")
+    with ExitStack() as unseen:
+        if not shown:
+            unseen.enter_context(redirect_stdout(io.StringIO()))
+            unseen.enter_context(redirect_stderr(io.StringIO()))
+        settings = parsed(RunSettings, args, "train", start)
     if resume:
         _check_same(start, settings)
     elif settings.trust:
@@ -240,6 +263,8 @@ def _check_same(stored: Any, asked: Any) -> None:
         "resume_from_older",
         "out",
     }
+    seconds = asked.env_options.reward_seconds
+    stored = replace(stored, env_options=replace(stored.env_options, reward_seconds=seconds))
     for entry in fields(stored):
         before, now = getattr(stored, entry.name), getattr(asked, entry.name)
         if entry.name not in free and before != now:
@@ -254,8 +279,9 @@ def _eval(args: list[str]) -> None:
     from diffusion_gym.agents.runs import evaluate_run
     from diffusion_gym.storage import json_text
 
-    options = tyro.cli(EvalOptions, args=args, prog="diffusion-gym eval")
-    result = evaluate_run(options.dir, options.samples, options.seed, trust=options.trust, token_to=options.token_to)
+    options = parsed(EvalOptions, args, "eval")
+    given = {name: getattr(options, name) for name in ("samples", "seed", "trust", "token_to", "reward_seconds")}
+    result = evaluate_run(options.dir, **given)
     print(json_text(result) if options.json else summary_text(result))
 
 
@@ -264,7 +290,7 @@ def _report(args: list[str]) -> None:
     from diffusion_gym.agents.report.run import write_report
     from diffusion_gym.agents.trust import require_trust, seal_of
 
-    options = tyro.cli(ReportOptions, args=args, prog="diffusion-gym report")
+    options = parsed(ReportOptions, args, "report")
     if seal_of(options.dir) is None:
         require_trust(options.dir, (), options.trust)
     if is_benchmark(options.dir):
@@ -284,19 +310,19 @@ def _report(args: list[str]) -> None:
 def _demo(args: list[str]) -> None:
     from diffusion_gym.agents.demo import DemoOptions, run_demo
 
-    run_demo(tyro.cli(DemoOptions, args=args, prog="diffusion-gym demo"))
+    run_demo(parsed(DemoOptions, args, "demo"))
 
 
 def _serve_reward(args: list[str]) -> None:
     from diffusion_gym.agents.reward_options import ServeRewardOptions, serve_reward
 
-    serve_reward(tyro.cli(ServeRewardOptions, args=args, prog="diffusion-gym serve-reward"))
+    serve_reward(parsed(ServeRewardOptions, args, "serve-reward"))
 
 
 def _download(args: list[str]) -> None:
     from diffusion_gym.agents.downloads import DownloadOptions, run_download
 
-    run_download(tyro.cli(DownloadOptions, args=args, prog="diffusion-gym download"))
+    run_download(parsed(DownloadOptions, args, "download"))
 
 
 def _bench(args: list[str]) -> None:
@@ -304,7 +330,7 @@ def _bench(args: list[str]) -> None:
 
     if args == ["--list"]:
         print(suites_text())
-    elif code := run_bench(tyro.cli(BenchOptions, args=args, prog="diffusion-gym bench")):
+    elif code := run_bench(parsed(BenchOptions, args, "bench")):
         raise SystemExit(code)
 
 
@@ -312,9 +338,11 @@ _OURS: Final = (
     "Unless it comes from code of your own, this is a fault of diffusion-gym and not of your command: please report it "
     "to the maintainers, with these lines and the command."
 )
+_SHOWN: Final = 1_000  # characters of a line's begin, and of its end
 _STOPPED: Final = {
     "train": "stopped at once; `diffusion-gym train --resume --out DIR` goes on from the last checkpoint of the run's "
     "folder, or begins anew where there is none yet; without a folder run the same command again",
+    "eval": "stopped; the same command begins anew",
     "bench": "stopped; the same command goes on from the last measurement of each run",
     "serve-reward": "stopped",
 }

@@ -48,7 +48,7 @@ def run_demo(options: DemoOptions) -> None:
     done, loading = runs.train(settings)
     trained = time.perf_counter()
     if done.reward_queries < settings.total_reward_queries:
-        print(runs.stopped_early(settings.out))
+        print(f"Stopped early, {runs.how_to_go_on(settings.out)}")
         return
     print(f"Comparing with the pretrained model on {options.samples} fresh samples of each ...")
     result = runs.evaluate_run(settings.out, options.samples, EVALUATION_SEED)

@@ -43,6 +43,7 @@ def denoised_path(
     base = cast(DenoisingVectorEnv, env.unwrapped)
     samples = torch.arange(min(number, len(trajectories)), device=policy.device)
     prompts = list(trajectories.prompts[: len(samples)])
+    metadata = base.prompt_set.metadata_of(prompts)
     images, rewards = [], []
     for step in range(len(policy.table) + 1):
         if step < len(policy.table):
@@ -51,5 +52,5 @@ def denoised_path(
             estimate = trajectories.finished[samples]
         decoded = base.model.decode(estimate)
         images.append(to_uint8(decoded).cpu())
-        rewards.append(evaluate(base.reward, decoded, prompts).scores.cpu())
+        rewards.append(evaluate(base.reward, decoded, prompts, metadata).scores.cpu())
     return DenoisedPath(torch.stack(images), torch.stack(rewards))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,19 @@ from diffusion_gym.agents.checkpoint import Progress
 from diffusion_gym.agents.denoised_path import denoised_path
 from diffusion_gym.agents.pictures import compared_sheet, png_bytes
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
+from diffusion_gym.agents.records import append_record, drop_records_after, read_development
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.tracking import Picture, Tracker
 from diffusion_gym.devices import require_memory
-from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata, write_bytes
+from diffusion_gym.schemas import parse_checked
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
 
 _NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
 _COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
+
+
+class _Stopped(Exception):
+    """The run is to end."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +135,35 @@ class DevelopmentSet:
             if int(path.stem.rpartition("-")[2]) > iteration:
                 path.unlink()
 
-    def track(self, policy: DenoisingPolicy, progress: Progress, tracker: Tracker) -> None:
+    def track(
+        self,
+        policy: DenoisingPolicy,
+        progress: Progress,
+        tracker: Tracker,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Evaluate the policy, write the record and the sheet, and show them; nothing if that record is there.
+
+        Args:
+            policy: the policy.
+            progress: how far the training has come.
+            tracker: where numbers and pictures are shown.
+            stop: asked before each batch; where it says so nothing is written.
+
+        Returns:
+            Whether the record is there.
 
         Raises:
             RewardError: the reward failed.
             ValueError: the run's prompts or reward paths are no longer those of the stored pictures.
         """
-        if any(row["iteration"] == progress.iteration for row in read_metrics(self._records)):
-            return
+        if any(row["iteration"] == progress.iteration for row in read_development(self._records)):
+            return True
         started = time.perf_counter()
-        evaluation = self.evaluate(policy)
+        try:
+            evaluation = self.evaluate(policy, stop)
+        except _Stopped:
+            return False
         sheet = compared_sheet(
             evaluation.original.images,
             evaluation.current.images,
@@ -158,13 +181,14 @@ class DevelopmentSet:
         seconds = round(time.perf_counter() - started, 3)
         rewards = evaluation.current.rewards.tolist()
         append_record(self._records, {**vars(progress), **summary, "rewards": rewards, "seconds": seconds})
+        return True
 
     @torch.no_grad()
-    def evaluate(self, policy: DenoisingPolicy) -> Evaluation:
-        """Sample the noises with the policy, and once with the pretrained model."""
+    def evaluate(self, policy: DenoisingPolicy, stop: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Sample the noises with the policy, and once with the pretrained model; `stop` as for `track`."""
         if self._original is None:
-            self._original = self._stored(policy)
-        current = self._sample(policy)
+            self._original = self._stored(policy, stop)
+        current = self._sample(policy, stop)
         original = self._original
         if current.prompts != original.prompts or current.path.shape != original.path.shape:
             raise ValueError(
@@ -181,25 +205,28 @@ class DevelopmentSet:
     def _file(self) -> Path:
         return self.folder / "development.safetensors"
 
-    def _stored(self, policy: DenoisingPolicy) -> Samples:
+    def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
         if not self._file.is_file():
             with _pretrained(policy):
-                found = self._sample(policy)
+                found = self._sample(policy, stop)
             tensors = {"images": found.images, "rewards": found.rewards, "path": found.path}
             save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
         tensors = load_tensors(self._file)
         try:
-            prompts = tuple(parse_json(tensors_metadata(self._file)["prompts"]))
-            return Samples(prompts, tensors["images"], tensors["rewards"], tensors["path"])
+            stored = tensors_metadata(self._file)["prompts"]
+            prompts = parse_checked(list[str], stored, f"{self._file}, prompts", "delete the file")
+            return Samples(tuple(prompts), tensors["images"], tensors["rewards"], tensors["path"])
         except KeyError as error:
             raise ValueError(f"{self._file} is no file of a development set ({error}); delete it") from error
 
-    def _sample(self, policy: DenoisingPolicy) -> Samples:
+    def _sample(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
         """Batch by batch, so that the latents of one alone are in memory."""
         batch, steps = self.env.num_envs, len(policy.table) + 1
         prompts: list[str] = []
         images, rewards, paths = [], [], [torch.empty(steps, 0)]
         for first in range(0, self.samples, batch):
+            if stop():
+                raise _Stopped
             found = collect_many(self.env, policy, batch, (self.seed, _NOISE, first // batch))
             prompts += found.prompts
             images.append(found.images.cpu())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import tyro
+from pydantic import JsonValue
 
 from diffusion_gym.envs.registration import PREFIX, environment_ids
 from diffusion_gym.hub import MODEL_SOURCES, REWARD_SOURCES, repository_files
@@ -16,7 +17,7 @@ from diffusion_gym.hub_sources import MAYBE_PICKLED, NAMED_FILES, TOKENIZER_ONLY
 from diffusion_gym.models import MODELS
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import REWARDS
-from diffusion_gym.storage import read_json
+from diffusion_gym.schemas import read_checked
 
 _NOT_LOADED: Final = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that no model of ours has
 
@@ -133,8 +134,10 @@ def _parts(wanted: Wanted, names: Sequence[str]) -> list[str]:
     """The sub-folders of a pipeline that are loaded; none for what is no pipeline, or lies flat at the top."""
     if "model_index.json" not in names:
         return []
-    index = read_json(_fetch(wanted, ["model_index.json"]) / "model_index.json")
-    parts = [key for key, value in index.items() if isinstance(value, list) and value[0] and key not in _NOT_LOADED]
+    path = _fetch(wanted, ["model_index.json"]) / "model_index.json"
+    index = read_checked(dict[str, JsonValue], path, f"take another --revision of {wanted.source}")
+    lists = {key: value for key, value in index.items() if isinstance(value, list) and key not in _NOT_LOADED}
+    parts = [key for key, value in lists.items() if value and value[0]]
     return [part for part in parts if any(name.startswith(f"{part}/") for name in names)]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffusion_gym.agents.processes import Processes
-from diffusion_gym.storage import is_unfinished, read_json, write_json
+from diffusion_gym.schemas import Count, Schema, read_checked
+from diffusion_gym.storage import is_unfinished, write_json
 
 _LOCK: Final = ".lock"
 _HOLDER: Final = ".holder.json"
@@ -120,10 +121,16 @@ def _leave(folder: Path) -> None:
         folder.rmdir()  # only where it is empty
 
 
+class _Holder(Schema):
+    pid: Count
+    host: str
+    since: str
+
+
 def _taken(folder: Path) -> str:
     try:
-        held = read_json(folder / _HOLDER)
-        who = f"process {held['pid']} on {held['host']}, since {held['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or just ended
+        held = read_checked(_Holder, folder / _HOLDER, "")
+        who = f"process {held.pid} on {held.host}, since {held.since}"
+    except (OSError, ValueError):  # it has just begun, or just ended
         who = "another process"
     return f"out={str(folder)!r} is in use by {who}; wait for its end, stop it, or choose another --out"

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from diffusion_gym.timing import span
+
+T = TypeVar("T")
 
 _BUCKET = 2**24  # numbers in one message: 64 MB, so that the sum needs little memory of its own
 _PATIENCE = timedelta(hours=1)  # a process may wait for another's slow reward, or for the main one's pictures
@@ -27,8 +30,20 @@ _SHARDED = {"FSDP": "--use_fsdp", "DEEPSPEED": "--use_deepspeed", "MEGATRON_LM":
 _WAITING = "waiting for processes"  # the phase in a profile
 
 
+# What gloo says of a process that is gone; there is no class of its own for it.
+_GONE: Final = re.compile(r"gloo.*(closed by peer|reset by peer|broken pipe|refused|socket)", re.IGNORECASE | re.DOTALL)
+_AGREED: Final = "agreed"  # attribute of an error that all processes know of
+_TOLD_ELSEWHERE: Final = "told_elsewhere"  # attribute of an error that another process of this machine tells
+_CLAIM: Final = "diffusion-gym/says-why-it-ends"  # in the store of the launch
+
+
 class PeerFailed(RuntimeError):
-    """Another process of the training failed; its own output says why."""
+    """Another process of the training failed or is gone."""
+
+
+def told_elsewhere(error: BaseException) -> bool:
+    """Whether another process of this machine says what went wrong, so that this one need not."""
+    return bool(getattr(error, _TOLD_ELSEWHERE, False))
 
 
 @dataclass(frozen=True)
@@ -80,15 +95,31 @@ class Processes:
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
-        """At the end of this context, the program's last, part from the other processes."""
+        """At the end of this context, the program's last, part from the other processes.
+
+        Of an error in several of them one process of a machine is to tell, see `told_elsewhere`.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            setattr(error, _TOLD_ELSEWHERE, not isinstance(error, SystemExit) and not self._tells(error))
             if self.device.type == "cpu" and dist.is_initialized():  # NCCL could wait for a process that is gone
                 dist.destroy_process_group()
             raise
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _tells(self, error: BaseException) -> bool:
+        """Whether this is the process of its machine that tells of an error: the first one to ask, unless agreed."""
+        if self.count == 1:
+            return True
+        if getattr(error, _AGREED, False):
+            return os.environ.get("LOCAL_RANK", "0") == "0"
+        machine = os.environ.get("GROUP_RANK", "0")
+        try:  # not by a message to the others, who may wait for one of another kind
+            return bool(dist.distributed_c10d._get_default_store().add(f"{_CLAIM}/{machine}", 1) == 1)
+        except (RuntimeError, ValueError):  # the process that has the store is gone
+            return True
 
     @property
     def main(self) -> bool:
@@ -112,13 +143,14 @@ class Processes:
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes, taken in float32."""
         if self.count > 1:
-            with span(_WAITING):
+            with span(_WAITING), _peers():
                 _exchange(tensors, dist.all_reduce)
 
     def copy_main_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by the main process's, so that all begin with the same weights whatever their seeds."""
         if self.count > 1:
-            _exchange(tensors, lambda flat: dist.broadcast(flat, 0))
+            with _peers():
+                _exchange(tensors, lambda flat: dist.broadcast(flat, 0))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensors of all processes, joined along the first dimension in order; all have one shape."""
@@ -126,7 +158,7 @@ class Processes:
             return tensor
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        with span(_WAITING):
+        with span(_WAITING), _peers():
             dist.all_gather(parts, tensor)
         return torch.cat(parts)
 
@@ -141,22 +173,54 @@ class Processes:
         rows = self.gather(padded[None]).cpu()
         return [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
-    def agree(self, error: Exception | None) -> None:
+    def agree(self, error: BaseException | None) -> None:
         """Raise in every process when one has failed, so that none waits for it.
 
         Args:
             error: what went wrong in this process, None if nothing.
 
         Raises:
-            Exception: `error` itself where it occurred.
+            BaseException: `error` itself where it occurred.
             PeerFailed: in the other processes.
         """
         failures = self.gather_json(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
         for index, failure in enumerate(failures):
             if failure is not None:
-                raise PeerFailed(f"process {index} of {self.count} failed: {failure}")
+                known = error or PeerFailed(f"process {index} of {self.count} failed: {failure}")
+                setattr(known, _AGREED, True)
+                raise known
+
+    def together(self, act: Callable[[], T]) -> T:
+        """What `act` gives, in which no process waits for another; where it fails in one, all of them raise.
+
+        Raises:
+            BaseException: the error itself where it occurred.
+            PeerFailed: in the other processes.
+        """
+        results: list[T] = []
+        failure: BaseException | None = None
+        try:
+            results.append(act())
+        except BaseException as error:  # Ctrl-C too
+            failure = error
+        self.agree(failure)
+        return results[0]
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Within this context the other processes are needed.
+
+    Raises:
+        PeerFailed: one of them is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _GONE.search(str(error)):
+            raise
+        told = "another process of the training is gone: it was killed, or ended by an error of its own"
+        raise PeerFailed(told) from error
 
 
 @torch.no_grad()

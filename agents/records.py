@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
-from diffusion_gym.storage import json_text, parse_json, write_text
+from pydantic import AllowInfNan, ConfigDict, model_validator
+
+from diffusion_gym.schemas import Count, Schema, parse_checked
+from diffusion_gym.storage import json_text, write_bytes
+
+_Number = Annotated[float, AllowInfNan(True)] | None  # null is NaN, which files of the first versions hold as such
+_NAMED: Final = 10  # lines of a warning
+_REMEDY: Final = "mend the line or remove it"
+
+
+class _Record(Schema):
+    """Any line: what else it has is the agent's or the reward's."""
+
+    model_config = ConfigDict(extra="allow")
+    iteration: Count
+
+
+class _Metrics(_Record):
+    reward_queries: Count
+    reward_mean: _Number
+    seconds: _Number
+    success_mean: _Number = None
+    clip_fraction: _Number = None
+    approx_kl: _Number = None
+    grad_norm: _Number = None
+    loss: _Number = None
+
+
+class _Development(_Record):
+    reward_queries: Count
+    reward_mean: _Number
+    base_reward_mean: _Number
+    improved: _Number
+    reward_path: list[_Number]
+    base_reward_path: list[_Number]
+    rewards: list[_Number] = []  # of the current pictures, which the first versions did not keep
+
+    @model_validator(mode="after")
+    def _paths_are_of_one_length(self) -> _Development:
+        if len(self.reward_path) != len(self.base_reward_path):
+            sizes = len(self.reward_path), len(self.base_reward_path)
+            raise ValueError(f"reward_path and base_reward_path are of different lengths, {sizes[0]} and {sizes[1]}")
+        return self
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of such a file; a last line cut off by a kill is left out.
+    """The records of a `metrics.jsonl`; none where there is no file.
+
+    A last line that a kill cut off is left out. So is any other line that is no record, which one warning names.
 
     Raises:
-        ValueError: any other line is no record; the file is as it was.
+        ValueError: no line is a record.
     """
-    if not path.exists():
-        return []
-    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate([*lines, torn] if torn else lines, 1):
-        try:
-            record = parse_json(line)
-            if isinstance(record["iteration"], bool) or not isinstance(record["iteration"], int):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
-            if number > len(lines):
-                break
-            raise ValueError(
-                f"{path}, line {number}, is no record of an iteration: {line[:80]!r}; mend the line or remove it"
-            ) from None
-        records.append(record)
-    return records
+    return [row for row in _lines(path, _Metrics) if isinstance(row, dict)]
+
+
+def read_development(path: Path) -> list[dict[str, Any]]:
+    """The records of a `development.jsonl`; see `read_metrics`."""
+    return [row for row in _lines(path, _Development) if isinstance(row, dict)]
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -42,6 +76,41 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def drop_records_after(path: Path, iteration: int) -> None:
-    """Keep the records up to an iteration, that of the checkpoint from which a run goes on."""
-    kept = [json_text(row) for row in read_metrics(path) if row["iteration"] <= iteration]
-    write_text(path, "".join(line + "\n" for line in kept))
+    """Keep the records up to an iteration, that of the checkpoint from which a run goes on.
+
+    A line before the last of them that is no record stays as it is.
+
+    Raises:
+        ValueError: no line is a record; the file is as it was.
+    """
+    rows = _lines(path, _Record)
+    kept = [index for index, row in enumerate(rows) if isinstance(row, dict) and row["iteration"] <= iteration]
+    last = kept[-1] if kept else -1
+    lines = [row for index, row in enumerate(rows) if index in kept or (isinstance(row, bytes) and index < last)]
+    write_bytes(path, b"".join((row if isinstance(row, bytes) else json_text(row).encode()) + b"\n" for row in lines))
+
+
+def _lines(path: Path, schema: type[_Record]) -> Sequence[dict[str, Any] | bytes]:
+    """The lines of a file: as records, those that are none as they are, and not what a kill left of the last."""
+    if not path.exists():
+        return []
+    *lines, torn = path.read_bytes().split(b"\n")
+    found: list[dict[str, Any] | bytes] = []
+    wrong: list[tuple[int, ValueError]] = []
+    for number, line in enumerate([*lines, torn] if torn else lines, 1):
+        try:
+            record = parse_checked(schema, line, f"{path}, line {number}, is no record of an iteration", _REMEDY)
+            found.append(record.model_dump(exclude_unset=True))
+        except ValueError as error:
+            if number <= len(lines):
+                found.append(line)
+                wrong.append((number, error))
+    if wrong and len(wrong) == len(found):
+        raise wrong[0][1]
+    if wrong:
+        numbers = ", ".join(str(number) for number, _ in wrong[:_NAMED]) + (", ..." if len(wrong) > _NAMED else "")
+        which = f"lines {numbers} are no records" if len(wrong) > 1 else f"line {numbers} is no record"
+        warnings.warn(
+            f"{path}: {which} of an iteration and are left out, the others are read ({wrong[0][1]})", stacklevel=3
+        )
+    return found

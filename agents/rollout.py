@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
@@ -20,6 +20,8 @@ from diffusion_gym.devices import require_memory
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardOutput
+from diffusion_gym.rewards.awaiting import awaiting
+from diffusion_gym.rewards.base import reward_name
 from diffusion_gym.timing import span
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
@@ -254,13 +256,20 @@ def collect_many(
             into = {name: tensor[:, place : place + env.num_envs] for name, tensor in stored.items()}
             parts.append(collect(env, policy, generator, reference=reference, into=into, **reset))
             if len(scores) > _IN_FLIGHT:
-                with span("waiting for rewards"):
+                with _waiting(env):
                     scores[-1 - _IN_FLIGHT].result()
         if scores:
-            with span("waiting for rewards"):
+            with _waiting(env):
                 outputs = [score.result() for score in scores]
             parts = [part.rewarded(output) for part, output in zip(parts, outputs, strict=True)]
     return Trajectories.join(parts, stored)
+
+
+@contextmanager
+def _waiting(env: VectorEnv[Any, Any, Any]) -> Iterator[None]:
+    """For rewards that are computed in the background."""
+    with span("waiting for rewards"), awaiting(reward_name(cast(DenoisingVectorEnv, env.unwrapped).reward)):
+        yield
 
 
 def _storage(policy: DenoisingPolicy, number: int) -> dict[str, torch.Tensor]:

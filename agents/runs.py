@@ -21,13 +21,14 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import read_metrics
+from diffusion_gym.agents.run_files import FORMAT, read_config
 from diffusion_gym.agents.settings import RunSettings, check_seed, make_env
 from diffusion_gym.agents.threads import check_threads, cores, use_threads
 from diffusion_gym.agents.tracking import check_track
 from diffusion_gym.agents.trainer import Trainer
 from diffusion_gym.agents.trust import Seal, require_trust, run_claims, seal_of, write_seal
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.storage import write_json
 
 _LIBRARIES = ("diffusion-denoise-gym", "torch", "gymnasium", "diffusers", "transformers", "peft")
 _PICTURES = 16
@@ -45,16 +46,16 @@ def load_settings(folder: Path, trust: bool = False) -> RunSettings:
         ValueError: its `config.json` is truncated or of something else.
         Untrusted: the folder was not made here, and names something that is not registered.
     """
-    stored = _stored(folder)
+    config = read_config(folder)
     try:
-        claims = run_claims(stored)
+        claims = run_claims(config.settings)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     seal = seal_of(folder) or require_trust(folder, claims, trust)
-    settings = replace(RunSettings.from_json(stored, folder), token_to=() if seal is None else seal.token_to)
+    settings = RunSettings.from_json(config.settings, folder, file_format=config.format)
     if seal is not None and trust:
         write_seal(folder, seal)
-    return settings
+    return replace(settings, token_to=() if seal is None else seal.token_to)
 
 
 def read_settings(folder: Path) -> RunSettings:
@@ -64,23 +65,15 @@ def read_settings(folder: Path) -> RunSettings:
         FileNotFoundError: the folder holds no run.
         ValueError: its `config.json` is truncated or of something else.
     """
-    return RunSettings.from_json(_stored(folder), folder, imports=False)
-
-
-def _stored(folder: Path) -> Any:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no run (no config.json); pass the --out of a training run")
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise ValueError(f"{path} is no config of a diffusion-gym run ('settings' is missing)")
-    return content["settings"]
+    config = read_config(folder)
+    return RunSettings.from_json(config.settings, folder, imports=False, file_format=config.format)
 
 
 def write_config(settings: RunSettings) -> None:
     """Write `config.json` of a run; a folder that is new, or has a seal, is sealed with it."""
     seal = seal_of(settings.out) if settings.resume else Seal()
-    write_json(settings.out / "config.json", {"settings": settings.to_json(), "versions": library_versions()})
+    content = {"format": FORMAT, "settings": settings.to_json(), "versions": library_versions()}
+    write_json(settings.out / "config.json", content)
     if seal is not None:
         write_seal(settings.out, Seal(settings.token_to))
 
@@ -109,18 +102,19 @@ _AT_THE_START: Final = frozenset(
 
 def _not_begun(folder: Path) -> bool:
     """Whether a folder holds a run without one iteration, such as one that failed at its start: nothing to lose."""
-    entries, config = content(folder), folder / "config.json"
+    entries = content(folder)
     if not {path.name for path in entries} <= _AT_THE_START or any(path.is_symlink() for path in entries):
         return False
-    if not config.is_file() or (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
+    metrics = folder / "metrics.jsonl"
+    if not (folder / "config.json").is_file() or (metrics.is_file() and metrics.stat().st_size):
         return False
     pictures = {path.name for path in (folder / "images").glob("*")}
     states = {path.name for path in (folder / "checkpoints").glob("*")}
     try:
-        ours = set(read_json(config)) == {"settings", "versions"}
-    except (ValueError, TypeError):
+        read_config(folder)
+    except ValueError:
         return False
-    return ours and pictures <= {"iteration-000000.png"} and states <= {"iteration-000000.safetensors"}
+    return pictures <= {"iteration-000000.png"} and states <= {"iteration-000000.safetensors"}
 
 
 def _clear(folder: Path) -> None:
@@ -171,7 +165,7 @@ def train(settings: RunSettings) -> tuple[Progress, str]:
 
 def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     use_threads(settings.threads)
-    env = make_env(settings, settings.rollout_batch, processes=processes)
+    env = processes.together(lambda: make_env(settings, settings.rollout_batch, processes=processes))
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
     pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
@@ -181,8 +175,12 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
         done = trainer.run()
-    except KeyboardInterrupt:
-        _write_profile(trainer)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _write_profile(trainer)
+        if paths := trainer.checkpoints.paths():
+            iteration = int(paths[-1].stem.rpartition("-")[2])
+            error.add_note(f"a checkpoint keeps iteration {iteration}, {how_to_go_on(settings.out)}")
         raise
     loading = ""
     failure: OSError | None = None
@@ -223,9 +221,9 @@ def _write_profile(trainer: Trainer) -> None:
         print(trainer.profile.write(trainer.out), flush=True)
 
 
-def stopped_early(folder: Path) -> str:
-    """What to tell the user of a run that Ctrl-C ended."""
-    return f"Stopped early. Go on with: diffusion-gym train --resume --out {folder}"
+def how_to_go_on(folder: Path) -> str:
+    """What to tell the user of a run that has not come to its end."""
+    return f"go on with: diffusion-gym train --resume --out {folder}"
 
 
 def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet | None:
@@ -265,6 +263,7 @@ def evaluate_run(
     *,
     trust: bool = False,
     token_to: tuple[str, ...] | None = None,
+    reward_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
 
@@ -275,6 +274,7 @@ def evaluate_run(
         batch: pictures sampled at once.
         trust: go on though the folder was not made here.
         token_to: the only addresses that get the tokens of the environment; None leaves it at what the folder may.
+        reward_seconds: what one call of the reward may take; None leaves it at the run's own limit.
 
     Returns:
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
@@ -286,6 +286,8 @@ def evaluate_run(
     settings = replace(load_settings(folder, trust), rollout_batch=min(batch, samples))
     if token_to is not None:
         settings = replace(settings, token_to=token_to)
+    if reward_seconds is not None:
+        settings = replace(settings, env_options=replace(settings.env_options, reward_seconds=reward_seconds))
     use_threads(min(settings.threads, cores()))  # a run of a larger machine gets all of this one
     env = make_env(settings, settings.rollout_batch)
     agent = build_agent(settings, env, from_checkpoint=True)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import gymnasium as gym
 import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
+from pydantic import JsonValue
 
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.presets import PRESETS, Preset, default_preset
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.reward_options import check_no_secrets, parse_keywords
+from diffusion_gym.agents.run_files import FORMAT
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import Track
 from diffusion_gym.prompts import PromptSet, prompts_of_words
 from diffusion_gym.registry import closest_name, unknown_name
 from diffusion_gym.rewards.tokens import tokens_only_to
+from diffusion_gym.schemas import Schema, checked, options_schema
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,10 @@ class EnvOptions:
     """Keywords of the reward: names and values in turn, values as JSON where they are JSON."""
     strict: bool | None = None
     """Shapes rewards only: score success in {0, 1} in place of the share of facts."""
+    reward_seconds: float | None = None
+    """Seconds for one call of the reward; a longer one ends the run with its checkpoint kept. By default no limit."""
     prompts: tuple[str, ...] | None = None
-    """A prompt set by name, a file (.txt, .json, .jsonl, .csv, .tsv), or the prompts themselves."""
+    """A prompt set by name, a file (.txt, .jsonl), or the prompts themselves."""
     device: str | None = None
     """Device of the model, the latents and the rewards."""
     dtype: str | None = None
@@ -132,70 +138,103 @@ class RunSettings(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads back."""
-        stored = {**asdict(self), "out": str(self.out), "profile": False, "resume": False, "resume_from_older": False}
-        return {key: value for key, value in stored.items() if key not in _COMMAND_LINE}
+        return {key: value for key, value in asdict(self).items() if key not in _COMMAND_LINE}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], out: Path, imports: bool = True) -> RunSettings:
+    def from_json(
+        cls, stored: Mapping[str, Any], out: Path, imports: bool = True, file_format: str = FORMAT
+    ) -> RunSettings:
         """The settings of a run folder's `config.json`.
 
         Args:
             stored: the JSON.
             out: the run folder.
             imports: whether to import an agent that is not registered; else its options are taken as they are.
+            file_format: that of the file.
 
         Raises:
-            ValueError: the JSON is of something else, or has an option that this version lacks.
+            ValueError: the JSON is of something else, lacks an option or has one that this version lacks.
         """
-        path = out / "config.json"
+        path, agent = out / "config.json", stored.get("agent")
+        known = isinstance(agent, str) and (imports or agent in AGENTS)
+        config: Any = agent_class(str(agent)).Config if known else AgentConfig
+        stored = migrated(stored, file_format, config)
+        run = _read(options_schema(cls, _COMMAND_LINE, env_options=Any, agent_options=Any), stored, f"{path}, settings")
+        env = _read(options_schema(EnvOptions), run["env_options"], f"{path}, settings.env_options")
+        where, chosen = f"{path}, settings.agent_options", run["agent_options"]
+        if known:
+            chosen = _read(options_schema(config), chosen, where)
+        else:
+            config, chosen = _described(checked(dict[str, JsonValue], chosen, where, _REMEDY))
         try:
-            chosen: dict[str, Any] = {
-                key: tuple(v) if isinstance(v, list) else v for key, v in stored["agent_options"].items()
-            }
-            known_agent = imports or stored["agent"] in AGENTS
-            config = agent_class(stored["agent"]).Config if known_agent else _described(chosen)
-            env = dict(stored["env_options"])
-            for prefix, given, kind in (("agent", chosen, config), ("env", env, EnvOptions)):
-                _check_known(path, prefix, given, _names(kind))
-            env["prompts"] = None if env["prompts"] is None else tuple(env["prompts"])
-            known = {
-                entry.name: stored[entry.name]
-                for entry in fields(cls)
-                if entry.name not in _COMMAND_LINE and (entry.name not in _ADDED or entry.name in stored)
-            }
-            return cls(**{**known, "out": out, "env_options": EnvOptions(**env), "agent_options": config(**chosen)})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no config of a diffusion-gym run ({error})") from error
+            parts = {"env_options": EnvOptions(**env), "agent_options": config(**chosen)}
+            return cls(**{**run, "out": out, **parts})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; {_REMEDY}") from error
 
 
-# May be missing in a run folder: options younger than the first runs, which change nothing that a training learns.
-_ADDED: Final = frozenset(
-    {"development_every", "development_samples", "development_paths", "track", "profile", "resume_from_older"}
+_REMEDY: Final = (
+    "the file is of another version or was changed: go on with the version that began the run (`versions` in that file)"
 )
+# What only a command line says, and a folder never does.
+_COMMAND_LINE: Final = frozenset({"out", "profile", "resume", "resume_from_older", "trust", "token_to"})
+_STORED_BEFORE: Final = _COMMAND_LINE - {"trust", "token_to"}  # by the first format all the same
+
+# Options that came to be since the first runs: what the runs that lack them did. Each is by the first format whose
+# files all have it; in a file of that format or a later one it may not be missing.
+ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
+    FORMAT: {
+        "development_every": 0,
+        "development_samples": 64,
+        "development_paths": 16,
+        "track": "tensorboard",
+        "env_options.revision": None,
+        "env_options.variant": None,
+        "env_options.reward_kwargs": None,
+        "env_options.reward_seconds": None,
+        "agent_options.init_from": None,
+        "agent_options.renoise": False,
+    }
+}
 
 
-# What only a command line may say; a folder never does.
-_COMMAND_LINE: Final = frozenset({"trust", "token_to"})
+def migrated(stored: Mapping[str, Any], file_format: str, config: Any) -> dict[str, Any]:
+    """The settings of a file of an older format, as one of this format would hold them; others as they are.
+
+    Args:
+        stored: the settings of a `config.json` or of a benchmark's record, unchecked.
+        file_format: that of the file.
+        config: the class of the agent's options.
+    """
+    if file_format == FORMAT:
+        return dict(stored)
+    found = {name: value for name, value in stored.items() if name not in _STORED_BEFORE}
+    known = {"": _names(RunSettings), "env_options": _names(EnvOptions), "agent_options": _names(config)}
+    for name, value in ADDED[FORMAT].items():
+        part, _, option = name.rpartition(".")
+        table = found.get(part) if part else found
+        if isinstance(table, dict) and option in known[part]:
+            table = {option: value, **table}
+            found = {**found, part: table} if part else table
+    return found
 
 
-def _described(options: Mapping[str, Any]) -> Any:
-    """A class of options whose own is in a module that is not to be imported."""
-    if wrong := [name for name in options if name.startswith("_")]:
-        raise TypeError(f"agent_options has {wrong[0]!r}, which is no option's name")
-    return make_dataclass("Options", [(name, type(value).__name__) for name, value in options.items()], frozen=True)
+def _read(schema: type[Schema], stored: Any, where: str) -> dict[str, Any]:
+    return checked(schema, stored, where, _REMEDY).model_dump(by_alias=True)
+
+
+def _described(options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A class of options whose own is in a module that is not to be imported, and their values."""
+    for name in options:
+        if not name.isidentifier() or iskeyword(name) or name.startswith("_"):
+            raise ValueError(f"agent_options has {name!r}, which is no option's name")
+    kinds = [(name, type(value).__name__) for name, value in options.items()]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return make_dataclass("Options", kinds, frozen=True), values
 
 
 def _names(kind: Any) -> frozenset[str]:
     return frozenset(entry.name for entry in fields(kind))
-
-
-def _check_known(path: Path, prefix: str, given: Mapping[str, Any], known: frozenset[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(
-                f"{path} is of another version: {unknown_name('option', f'{prefix}.{name}', sorted(known))}; "
-                "go on with the version that began the run (`versions` in that file)"
-            )
 
 
 def check_option_names(args: Sequence[str], settings: RunSettings) -> None:

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.agents.run_files import read_config
+from diffusion_gym.schemas import Schema, read_checked
+from diffusion_gym.storage import write_json
 
 Track = Literal["tensorboard", "wandb", "none"]
 Picture = npt.NDArray[np.uint8]
@@ -119,9 +122,6 @@ class WandB:
 
     def __init__(self, folder: Path) -> None:
         self._wandb = _wandb()
-        config = folder / "config.json"
-        shown = read_json(config) if config.is_file() else {}
-        shown.get("settings", {}).pop("out", None)  # a path of this machine
         try:
             self._run: Any = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "diffusion-gym"),
@@ -129,7 +129,7 @@ class WandB:
                 id=_run_id(folder),
                 resume="allow",
                 dir=str(folder),
-                config=shown,
+                config=read_config(folder).model_dump() if (folder / "config.json").is_file() else {},
                 settings=self._wandb.Settings(console="off"),  # the progress bar would fill its log
             )
         except self._wandb.errors.Error as error:
@@ -202,8 +202,14 @@ def _wandb() -> Any:
     return wandb
 
 
+class _Id(Schema):
+    """`wandb.json`."""
+
+    id: Annotated[str, Field(min_length=1)]
+
+
 def _run_id(folder: Path) -> str:
     path = folder / "wandb.json"
     if not path.is_file():
         write_json(path, {"id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)})
-    return str(read_json(path)["id"])
+    return read_checked(_Id, path, "write the id of the W&B run, or remove the file for a new one").id

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +17,10 @@ from tqdm import tqdm
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.development import DevelopmentSet
-from diffusion_gym.agents.ending import on_ending
+from diffusion_gym.agents.ending import Ending
 from diffusion_gym.agents.folders import holding
 from diffusion_gym.agents.pictures import save_grid
-from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.processes import PeerFailed, Processes
 from diffusion_gym.agents.profile import Profile
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.rollout import Trajectories, collect_many
@@ -79,7 +78,7 @@ class Trainer:
         self.done = Progress()
         self.processes = self.agent.processes
         self.processes.share(self.schedule.samples_per_iteration // self.env.num_envs)
-        self._stop = False
+        self.ending = Ending()
 
     @property
     def finished(self) -> bool:
@@ -102,6 +101,8 @@ class Trainer:
             NoUsableReward: an iteration without one finite reward.
             RewardError: the reward failed.
             PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
+            KeyboardInterrupt: a second Ctrl-C, or a reward that does not answer to a run that is to end. If that was
+                while sampling, the same holds.
             OSError: a checkpoint could not be written.
             ValueError: W&B is asked for and cannot be written to.
         """
@@ -123,13 +124,12 @@ class Trainer:
         self.done = self.checkpoints.load(self.agent, older=older)
 
     def _run(self, until: int | None) -> Progress:
-        self._stop = False  # of an earlier run that a signal ended
         if self.processes.main:
             remove_unfinished(self.out)
             drop_records_after(self._metrics, self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
-        with self._tracker() as tracker, self._bar() as bar, self._graceful_stop():
+        with self._tracker() as tracker, self._bar() as bar, self.ending.listening(self._say):
             if not self.done.iteration or self._pictures_due:  # a kill may have come between checkpoint and pictures
                 self._pictures()
             self._develop(tracker)
@@ -137,9 +137,9 @@ class Trainer:
                 while not self._reached(until) and not self._asked_to_stop():
                     with self._profiled():
                         self._iterate(tracker, bar)
-            except NoUsableReward:  # in every process, before the agent has changed
+            except NoUsableReward as error:  # in every process, before the agent has changed
                 self._save()
-                raise
+                self.processes.agree(error)  # raises it; of several processes one tells
             self._save()
             self._pictures()
             self._develop(tracker)
@@ -196,18 +196,12 @@ class Trainer:
 
     def _together(self, act: Callable[[], T]) -> T:
         """What `act` gives; when it fails in one process, all of them raise instead of waiting for it."""
-        results: list[T] = []
-        failure: Exception | None = None
         try:
-            results.append(act())
-        except Exception as error:
-            failure = error
-        try:
-            self.processes.agree(failure)
-        except Exception:  # in every process, the agent being that of the last iteration
-            self._save()
+            return self.processes.together(act)
+        except BaseException:  # in every process, the agent being that of the last iteration
+            with suppress(PeerFailed):  # one that is gone cannot give its part; then the last checkpoint stands
+                self._save()
             raise
-        return results[0]
 
     def _save(self) -> None:
         """Write a checkpoint; no process goes on, or ends and has the others ended, before it is there."""
@@ -220,7 +214,7 @@ class Trainer:
         self.processes.agree(failure)
 
     def _asked_to_stop(self) -> bool:
-        return any(self.processes.gather_json(self._stop))
+        return any(self.processes.gather_json(self.ending.asked))
 
     def _tracker(self) -> Tracker:
         """Where the main process shows the training."""
@@ -242,14 +236,17 @@ class Trainer:
         return bool(self.schedule.pictures_every) and self.done.iteration % self.schedule.pictures_every == 0
 
     def _pictures(self) -> None:
-        """A grid of pictures from noise that is the same at every call."""
+        """A grid of pictures from noise that is the same at every call; the other processes wait."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
-        if self.processes.main and self.pictures_env is not None and not path.exists():
-            with span("pictures", whole=True), self.agent.averaged():
-                shown = collect_many(
-                    self.pictures_env, self.agent.policy, self.pictures_env.num_envs, (self.seed, _PICTURES)
-                )
-                save_grid(path, shown.images)
+
+        def draw() -> None:
+            if self.processes.main and (env := self.pictures_env) is not None and not path.exists():
+                with self.agent.averaged():
+                    shown = collect_many(env, self.agent.policy, env.num_envs, (self.seed, _PICTURES))
+                    save_grid(path, shown.images)
+
+        with span("pictures", whole=True):
+            self._together(draw)
 
     def _develop(self, tracker: Tracker) -> None:
         """Evaluate the development set, if that is due and not done; the other processes wait."""
@@ -260,25 +257,16 @@ class Trainer:
         def evaluate() -> None:
             if self.development is not None:
                 with self.agent.averaged():
-                    self.development.track(self.agent.policy, self.done, tracker)
+                    done = self.development.track(self.agent.policy, self.done, tracker, lambda: self.ending.asked)
+                if not done:
+                    self._say("The development set is not evaluated now; --resume catches up on it.")
 
         with span("development", whole=True):
             self._together(evaluate)
 
-    @contextmanager
-    def _graceful_stop(self) -> Iterator[None]:
-        """Ctrl-C and the signals of schedulers end the run after the current iteration; a second Ctrl-C at once."""
-
-        def ask(signum: int) -> None:
-            if self._stop and signum == signal.SIGINT:
-                raise KeyboardInterrupt
-            told, self._stop = self._stop, True
-            if self.processes.main and not told:
-                by = "" if signum == signal.SIGINT else f" ({signal.Signals(signum).name})"
-                tqdm.write(f"Stopping after this iteration{by}; press Ctrl-C again to stop at once.")
-
-        with on_ending(ask):
-            yield
+    def _say(self, text: str) -> None:
+        if self.processes.main:
+            tqdm.write(text)
 
 
 def reward_metrics(trajectories: Trajectories, processes: Processes) -> dict[str, float]:

@@ -20,16 +20,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field
 
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.reward_options import parse_keywords
+from diffusion_gym.agents.run_files import read_config
 from diffusion_gym.agents.settings import EnvOptions, RunSettings
 from diffusion_gym.models import MODELS
-from diffusion_gym.prompts.files import is_prompt_file
+from diffusion_gym.prompts.files import names_prompt_file
 from diffusion_gym.rewards import REWARDS
 from diffusion_gym.rewards.factory import reward_sources
-from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.schemas import Schema, checked, read_checked
+from diffusion_gym.storage import write_json
 
 _SEAL: Final = ".seal.json"
 _KEY_BYTES: Final = 32
@@ -73,6 +77,11 @@ class Seal:
     token_to: tuple[str, ...] | None = None
 
 
+class _SealFile(Schema):
+    token_to: list[str] | None
+    hmac: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 def require_trust(folder: Path, claims: Sequence[Claim], trust: bool, source: Path | None = None) -> Seal | None:
     """Refuse a folder without a seal, if its settings name something or it has links that lead out of it.
 
@@ -98,18 +107,15 @@ def seal_of(folder: Path) -> Seal | None:
     """The seal of a folder; None where it has none, or its settings or links are others now."""
     path = folder / _SEAL
     try:
-        stored = read_json(path) if path.is_file() else None
+        stored = read_checked(_SealFile, path, "") if path.is_file() else None
     except (OSError, ValueError):
         return None
-    if not isinstance(stored, dict) or not isinstance(stored.get("hmac"), str):
-        return None
-    token_to = stored.get("token_to")
-    if token_to is not None and not (isinstance(token_to, list) and all(isinstance(url, str) for url in token_to)):
-        return None
     key = _key(make=False)
-    if key is None or not hmac.compare_digest(_hmac(key, folder, token_to), stored["hmac"].encode()):
+    if stored is None or key is None:
         return None
-    return Seal(None if token_to is None else tuple(token_to))
+    if not hmac.compare_digest(_hmac(key, folder, stored.token_to), stored.hmac.encode()):
+        return None
+    return Seal(None if stored.token_to is None else tuple(stored.token_to))
 
 
 def write_seal(folder: Path, seal: Seal) -> None:
@@ -134,14 +140,20 @@ def run_claims(stored: Any) -> list[Claim]:
     Raises:
         ValueError: they are no settings of a run.
     """
-    settings = _table("settings", stored)
-    env, options = (_table(name, settings.get(name)) for name in ("env_options", "agent_options"))
-    own = {key: value for key, value in settings.items() if key not in ("env_options", "agent_options")}
-    agent, environment = own.get("agent"), own.get("env")
-    if not isinstance(agent, str) or not isinstance(environment, str):
-        raise ValueError(f"this is no config of a diffusion-gym run: agent={agent!r} or env={environment!r} is no text")
+    own = checked(_Named, stored, "settings", "this is no config of a diffusion-gym run").model_dump()
+    env, options, agent = own.pop("env_options"), own.pop("agent_options"), own["agent"]
     config = agent_class(agent).Config if agent in AGENTS else AgentConfig
     return [*_options("", own, RunSettings), *_options("env.", env, EnvOptions), *_options("agent.", options, config)]
+
+
+class _Named(Schema):
+    """What must be known of settings to tell what they name; the rest is read once they are trusted."""
+
+    model_config = ConfigDict(extra="allow")
+    agent: str
+    env: str
+    env_options: dict[str, Any]
+    agent_options: dict[str, Any]
 
 
 def suite_claims(suite: Mapping[str, Any]) -> list[Claim]:
@@ -167,18 +179,13 @@ def suite_claims(suite: Mapping[str, Any]) -> list[Claim]:
     return list(dict.fromkeys(found))
 
 
-def _table(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"this is no config of a diffusion-gym run: {name}={value!r} must be an object of options")
-    return value
-
-
 def _options(prefix: str, values: Mapping[str, Any], *kinds: Any) -> Iterator[Claim]:
     """What options name: every text that is no choice of its type in a dataclass, by the rule of its option."""
     for name, value in values.items():
         option = prefix + name
         if option == "env.reward_kwargs":
-            yield from _keywords(option, parse_keywords(_table(option, value or {})))
+            given = {} if value is None else checked(dict[str, Any], value, option, "give names and values")
+            yield from _keywords(option, parse_keywords(given))
         elif option == "env.reward":
             for source in reward_sources(value) if isinstance(value, str | Mapping) else _texts_in(value):
                 yield from _reward(option, source)
@@ -242,7 +249,7 @@ def _model(option: str, text: str) -> Iterator[Claim]:
 
 
 def _prompts(option: str, text: str) -> Iterator[Claim]:
-    if is_prompt_file(text):
+    if names_prompt_file(text):
         yield Claim("read", f"{text}, whose lines go to the reward", option)
 
 
@@ -339,9 +346,9 @@ def _sealed(folder: Path) -> Any:
     """The settings of a run, or the text of a benchmark's suite; None where there is neither."""
     try:
         if (folder / "config.json").is_file():
-            return read_json(folder / "config.json").get("settings")
+            return read_config(folder).settings
         return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.toml"))]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -198,9 +199,9 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     level = [value]
     for _ in range(_LEVELS + 1):
         level = [part for entry in level for part in _parts(entry)]
-    if level:
-        raise too_deep
-    return value
+        if not level:
+            return value
+    raise too_deep
 
 
 def _parts(value: Any) -> Iterable[Any]:
@@ -233,7 +234,26 @@ def save_tensors(
         stored[key] = value.clone() if address in memory else value  # safetensors refuses tensors that share memory
         memory.add(address)
     # Serialised in memory: save_file would map the file, and a full disk would then kill the process.
-    write_bytes(path, save(stored, dict(metadata or {})))
+    with _young_garbage():
+        data = save(stored, dict(metadata or {}))
+    write_bytes(path, data)
+
+
+@contextlib.contextmanager
+def _young_garbage() -> Iterator[None]:
+    """Collect the cycles that are made within this context, at once.
+
+    safetensors leaves one for each tensor. A collection in the middle of it would find them in use, and take them for
+    objects that live long: a training with many checkpoints would keep them for hundreds of iterations.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+    gc.collect(0)
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 from diffusion_gym.agents.evaluation import Comparison, save_pictures, summary_text
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.report.run import write_report
+from diffusion_gym.agents.run_files import FORMAT
 from diffusion_gym.agents.settings import starting_point
 from diffusion_gym.storage import exact_json, json_text, number_or_nan, read_json, write_json
 
@@ -49,10 +50,12 @@ def test_what_is_gone_on_from_is_refused_rather_than_changed(value):
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_records_hold_null_also_after_a_resumption(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
-    append_record(path, {"iteration": 1, "loss": value})
-    path.write_text(path.read_text() + '{"iteration": 2, "loss": NaN}\n')  # of an earlier version
+    row = {"reward_queries": 8, "reward_mean": value, "seconds": 1.0, "of_the_agent": value}
+    append_record(path, {"iteration": 1, **row, "loss": value})
+    path.write_text(path.read_text() + json.dumps({"iteration": 2, **row, "loss": value}) + "\n")  # as before
     drop_records_after(path, 2)
     assert [strictly(line)["loss"] for line in path.read_text().splitlines()] == [None, None]
+    assert [strictly(line)["of_the_agent"] for line in path.read_text().splitlines()] == [None, None]
     assert [row["iteration"] for row in read_metrics(path)] == [1, 2]
 
 
@@ -85,14 +88,15 @@ def test_an_evaluation_with_failed_rewards_is_written_printed_and_shown(tmp_path
     sampled = Sampled(("a red star", "a red star", "a dog", "a cat"), values, {"success": values})
     result = Comparison(sampled, sampled, torch.full((4,), math.inf)).summary()
     assert result["samples"] == 4 and ("reward_mean" in result) and result["success_ci95"][0] >= 0
-    text = json_text({"iteration": 1, "seed": 0, **result, "held_out": result})
+    about = {"env": "E", "agent": "ddpo_is", "seed": 0, "iteration": 1, "reward_queries": 4}
+    text = json_text({**about, **result, "held_out": result})
     stored = strictly(text)
     assert (stored["reward_mean"] is None) == (len(failed) == 4) and stored["kl_to_base"] is None
     assert stored["prompts"]["a red star"]["reward"] == (0.0 if failed == [0] else None)
     assert "training prompts, 4 samples" in summary_text(stored)
 
     settings = starting_point("DiffusionDenoise-Shapes-Composition-v0", "ddpo_is", None, None).to_json()
-    write_json(tmp_path / "config.json", {"settings": {**settings, "out": ""}, "versions": {}})
+    write_json(tmp_path / "config.json", {"format": FORMAT, "settings": settings, "versions": {}})
     (tmp_path / "eval.json").write_text(text)
     for index in range(1, 4):
         row = {"iteration": index, "reward_queries": 64 * index, "reward_mean": 0.5, "seconds": 1.0}

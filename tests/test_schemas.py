@@ -28,10 +28,15 @@ def test_reads_what_is_declared(tmp_path):
     "value, words",
     [
         ({}, "the field 'name' is missing"),
-        ([], "valid dictionary"),
+        ([], "[]: input should be an object"),
         (7, "7: "),
         ({"name": 3}, "name=3: "),
-        ({"name": "a", "nane": 1}, "the field 'nane' is not known here"),
+        ({"name": "a", "nane": 1}, "the field 'nane' is not known here; did you mean 'name'?"),
+        (
+            {"name": "a", "rows": [{"count": 1, "coumt": 1}]},
+            "the field 'rows.0.coumt' is not known here; did you mean 'count'",
+        ),
+        ({"name": "a", "rows": {}}, "rows={}: input should be a list"),
         ({"name": "a", "rows": [{"count": 0}]}, "rows.0.count=0: "),
         ({"name": "a", "rows": [{"count": "2"}]}, "rows.0.count='2': "),
         ({"name": "a", "rows": [{"count": True}]}, "rows.0.count=True: "),

@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from diffusion_gym.models import DenoisingModel
+from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import Reward, evaluate
 from diffusion_gym.wrappers.episodes import (
     Episodes,
@@ -154,6 +155,7 @@ class Shaping:
             raise ValueError(f"env={env!r} is not made by gym.make_vec or gym.make('DiffusionDenoise-...')")
         self._model: DenoisingModel = base.model
         self._reward: Reward = base.reward
+        self._prompt_set: PromptSet = base.prompt_set
         self._denoiser, self._every = denoiser, int(every)
         self._age = np.zeros(number, dtype=np.int64)
         self._potential = torch.zeros(number, device=base.device)
@@ -188,7 +190,8 @@ class Shaping:
         index = np.flatnonzero(self.due)
         x0 = self._denoiser.denoised(rows(observation, self.due))
         images = self._model.decode(x0.to(last.device))
-        scores = evaluate(self._reward, images, [str(prompts[each]) for each in index.tolist()]).scores.to(last.device)
+        asked = [str(prompts[each]) for each in index.tolist()]
+        scores = evaluate(self._reward, images, asked, self._prompt_set.metadata_of(asked)).scores.to(last.device)
         place = torch.from_numpy(index).to(last.device)
         # A preview that cannot be scored changes nothing: a NaN would spoil the whole episode.
         return last.index_copy(0, place, torch.where(scores.isfinite(), scores, last[place]))

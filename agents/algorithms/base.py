@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from pydantic import ConfigDict
 
 from diffusion_gym.agents.algorithms.metrics import Metrics
 from diffusion_gym.agents.finite import Diverged, all_finite, require, require_finite_options
@@ -27,6 +28,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
+from diffusion_gym.schemas import Positive, Schema
 
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
@@ -121,6 +123,20 @@ class NoUsableReward(RuntimeError):
     """Every reward of an iteration was NaN or infinite: there is nothing to learn from."""
 
 
+class OptimizerState(Schema):
+    """What `AccumulatingOptimizer.state` gives."""
+
+    micro_batch_size: Positive
+    loss_scale: dict[str, float | int]
+
+
+class AgentState(Schema):
+    """What `Agent.state` gives; agents of others may add to it without a schema of their own."""
+
+    model_config = ConfigDict(extra="allow")
+    optimizer: OptimizerState
+
+
 class Agent(ABC):
     """Learns from trajectories by changing its policy.
 
@@ -130,6 +146,8 @@ class Agent(ABC):
         processes: the processes that train together; by default this one alone.
 
     Attributes:
+        Config: the class of its options.
+        State: the schema of what `state` gives, by which a checkpoint is read.
         needs_stochastic_steps: whether the agent uses log-probabilities, which a deterministic step does not have.
         optimizer: takes the gradient steps; see `AccumulatingOptimizer.step`.
         steps: the steps of a trajectory that are trained on, int64.
@@ -140,6 +158,7 @@ class Agent(ABC):
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    State: ClassVar[type[AgentState]] = AgentState
     needs_stochastic_steps: ClassVar[bool] = True
 
     def __init__(self, policy: DenoisingPolicy, config: AgentConfig, processes: Processes | None = None) -> None:

@@ -14,10 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, part_of
+from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, AgentState, OptimizerState, part_of
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
-from diffusion_gym.agents.algorithms.policy_gradient import Normalization, PolicyGradientAgent, Transitions
+from diffusion_gym.agents.algorithms.policy_gradient import (
+    Normalization,
+    PolicyGradientAgent,
+    PolicyGradientState,
+    Transitions,
+)
 from diffusion_gym.agents.losses import KLForm, check_kl_form, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
@@ -76,11 +81,16 @@ class DPOKConfig(ClippedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0")
 
 
+class _State(PolicyGradientState):
+    value_optimizer: OptimizerState
+
+
 @AGENTS.register("dpok")
 class DPOK(PolicyGradientAgent):
     """Policy gradient with KL regularisation; every update draws random transitions of the last rollouts."""
 
     Config: ClassVar[type[AgentConfig]] = DPOKConfig
+    State: ClassVar[type[AgentState]] = _State
     config: DPOKConfig
 
     def __init__(self, policy: DenoisingPolicy, config: DPOKConfig, processes: Processes | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import PromptStatistics, batch_normalize, group_normalize
-from diffusion_gym.agents.algorithms.base import Agent, AgentConfig
+from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, AgentState
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
@@ -116,10 +116,17 @@ class Transitions:
 _Update = tuple[torch.Tensor, Callable[[torch.Tensor], Transitions], int]
 
 
+class PolicyGradientState(AgentState):
+    """The rewards behind each prompt's statistics too."""
+
+    prompt_statistics: dict[str, list[float]]
+
+
 class PolicyGradientAgent(Agent):
     """Gradient steps on the loss of a subclass, over minibatches of whole trajectories."""
 
     Config: ClassVar[type[AgentConfig]] = PolicyGradientConfig
+    State: ClassVar[type[AgentState]] = PolicyGradientState
     config: PolicyGradientConfig
 
     def __init__(

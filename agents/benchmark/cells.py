@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -16,24 +17,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
+from diffusion_gym.agents import run_files
 from diffusion_gym.agents.benchmark.contender import Contender
 from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of, make_contender
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
+from diffusion_gym.agents.benchmark.records import FORMAT, POINTS, check_agent, file_name, read_points, read_record
 from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.ending import leave
 from diffusion_gym.agents.folders import check_name
+from diffusion_gym.agents.run_files import read_config
 from diffusion_gym.agents.runs import library_versions, write_config
-from diffusion_gym.agents.settings import RunSettings, make_env
+from diffusion_gym.agents.settings import RunSettings, make_env, migrated
 from diffusion_gym.agents.threads import use_threads
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward
+from diffusion_gym.rewards.time_limit import limited
 from diffusion_gym.rewards.tokens import tokens_only_to
-from diffusion_gym.storage import exact_json, read_json, save_tensors, write_json
+from diffusion_gym.storage import exact_json, save_tensors, write_json
 
-FORMAT: Final = "diffusion-gym-benchmark-1"
 _NEVER: Final = 10**9
-_POINTS: Final = "points.json"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ class Cell:
     token_to: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_run(self.task, self.agent, self.seed)
+        check_name("task", self.task)
+        check_agent(self.agent)
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
 
     @property
     def name(self) -> str:
@@ -113,35 +120,22 @@ class Cell:
             ValueError: the record, or what the run folder holds of a training, is of another suite or other settings.
         """
         suite = self.load_suite()
-        if self.record.is_file() and "error" not in (record := read_json(self.record)):
-            self._require_same(self.record, {"suite": record["suite"], **record["settings"]}, suite)
+        if self.record.is_file() and "error" not in (record := read_record(self.record)):
+            if record["suite"] != suite.name:
+                raise ValueError(f"{self.record} is of the suite {record['suite']!r}; choose another --out")
+            self._require_same(self.record, record["settings"], record["format"] == FORMAT, suite)
             return True
-        if (self.folder / _POINTS).is_file():
-            path = self.folder / "config.json"
-            self._require_same(path, read_json(path)["settings"], suite)
+        if read_points(self.folder):
+            config = read_config(self.folder)
+            self._require_same(self.folder / "config.json", config.settings, config.format == run_files.FORMAT, suite)
         return False
 
-    def _require_same(self, path: Path, stored: Mapping[str, Any], suite: Suite) -> None:
-        asked = {"suite": suite.name, **_comparable(self.settings(suite))}
-        if changed := _differing(stored, asked):
+    def _require_same(self, path: Path, stored: Mapping[str, Any], whole: bool, suite: Suite) -> None:
+        settings = self.settings(suite)
+        file_format = run_files.FORMAT if whole else run_files.OLD_FORMAT
+        known = migrated(stored, file_format, type(settings.agent_options))
+        if changed := _differing({key: known[key] for key in known if key not in _FREE}, _comparable(settings)):
             raise ValueError(f"{path} is of other settings ({changed}); remove it or choose another --out")
-
-
-def file_name(agent: str) -> str:
-    """An agent's name as a part of file names: without the colon of `module:Class` and the slash of `library/agent`."""
-    return agent.replace(":", ".").replace("/", ".")
-
-
-def check_run(task: Any, agent: Any, seed: Any) -> None:
-    """Refuse what cannot name the files of a run, wherever it was read.
-
-    Raises:
-        ValueError: the value and what it must be.
-    """
-    check_name("task", task)
-    check_name("agent", file_name(agent) if isinstance(agent, str) else agent)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number of at least 0")
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -160,7 +154,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         about |= {"suite": suite.name, "trained": trained, "settings": _comparable(settings)}
         points = _train(cell, suite, settings)
         record = {**about, "points": points, "peak_memory_mb": peak_memory_mb()}
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = traceback.format_exc().splitlines()
         record = {**about, "error": f"{type(error).__name__}: {error}", "traceback": lines[-12:]}
     record["total_seconds"] = round(time.perf_counter() - started, 1)
@@ -174,6 +168,7 @@ def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, An
     work = Work(contender.policy)
     if points:
         work.evaluations, work.seconds = points[-1]["network_evaluations"], points[-1]["seconds"]
+        work.cpu_seconds = points[-1].get("cpu_seconds", 0.0)
     evaluator = _evaluator(cell, suite, settings)
     for target in [0, *suite.points(settings.samples_per_iteration)]:
         if points and points[-1]["reward_queries"] >= target:
@@ -183,14 +178,13 @@ def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, An
                 contender.train_until(target)
         with contender.weights():
             points.append(_point(cell, contender, evaluator, work))
-        write_json(cell.folder / _POINTS, points)
+        write_json(cell.folder / POINTS, points)
     return points
 
 
 def _begin(cell: Cell, trained: str, settings: RunSettings) -> tuple[Contender, list[dict[str, Any]]]:
     """The contender, at the last point that it has behind it, and these points."""
-    path = cell.folder / _POINTS
-    points: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    points = read_points(cell.folder)
     contender = make_contender(trained, settings)
     if points and not contender.go_back(points[-1]["reward_queries"]):
         points, contender = [], make_contender(trained, settings)
@@ -209,6 +203,7 @@ def _point(cell: Cell, contender: Contender, evaluator: Evaluator, work: Work) -
     return {
         "reward_queries": contender.reward_queries,
         "seconds": round(work.seconds, 3),
+        "cpu_seconds": round(work.cpu_seconds, 3),
         "network_evaluations": work.evaluations,
         "measuring_seconds": round(time.perf_counter() - started, 3),
         **{name: value if math.isfinite(value) else None for name, value in found.values.items()},
@@ -222,23 +217,34 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
     task = suite.tasks[cell.task]
     with tokens_only_to(cell.token_to):
-        probe = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+        made = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
+    probe = made and limited(made, settings.env_options.reward_seconds)
     return Evaluator(env, held_out, suite.samples, cell.seed, probe)
 
 
 def _comparable(settings: RunSettings) -> dict[str, Any]:
-    """The settings that make a run what it is, as JSON gives them back: not where it lies, nor its threads."""
-    free = ("out", "threads", "resume")
+    """The settings that make a run what it is, as JSON gives them back."""
     found: dict[str, Any] = json.loads(exact_json(settings.to_json()))
-    return {key: value for key, value in found.items() if key not in free}
+    return {key: value for key, value in found.items() if key not in _FREE}
+
+
+_FREE: Final = ("threads",)  # another number of them does not make another run
 
 
 def _differing(stored: Any, asked: Any, name: str = "") -> str:
-    """The first option of both that differs; one that came to be after the record was written is at its default."""
+    """The first option that differs, or that one of the two lacks."""
     if isinstance(stored, dict) and isinstance(asked, dict):
-        found = (_differing(value, asked[key], key) for key, value in stored.items() if key in asked)
+        found = (_differing(stored.get(key, _NONE), asked.get(key, _NONE), key) for key in {**asked, **stored})
         return next(filter(None, found), "")
     return "" if stored == asked else f"{name}={asked!r}, there {stored!r}"
+
+
+class _NoSuchOption:
+    def __repr__(self) -> str:
+        return "no such option"
+
+
+_NONE: Final = _NoSuchOption()
 
 
 def main(arguments: list[str]) -> int:
@@ -248,6 +254,7 @@ def main(arguments: list[str]) -> int:
     """
     if "--end-with-parent" in arguments:
         threading.Thread(target=_end_with_input, daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's: a reward may raise what looks like it
     record = run_cell(Cell(**json.loads(arguments[0])))
     return 1 if "error" in record else 0
 
@@ -260,4 +267,4 @@ def _end_with_input() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.contenders import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
+from diffusion_gym.agents.benchmark.records import POINTS, read_record
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
@@ -21,7 +22,7 @@ from diffusion_gym.agents.folders import check_out, content, holding
 from diffusion_gym.agents.threads import check_threads
 from diffusion_gym.agents.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
-from diffusion_gym.storage import number_or_nan, read_json, write_text
+from diffusion_gym.storage import number_or_nan, write_text
 
 _MOST_SEEDS: Final = 1_000
 
@@ -87,7 +88,7 @@ def run_bench(options: BenchOptions) -> int:
         if (device := options.device or Suite.load(options.suite).device) is not None:
             device_called(device)
     out = options.out.absolute()  # another process may have another current directory
-    check_out(out, "benchmark", _is_benchmark)
+    check_out(out, "benchmark", is_benchmark)
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
     seal = _seal(options, out)
     chosen["token_to"] = () if seal is None else seal.token_to
@@ -166,25 +167,25 @@ def keep_suite(suite: str, out: Path) -> Path:
     for other in out.glob("*.toml"):
         if other.name == target.name and _measured(Suite.load(str(other))) == asked:
             continue
-        if any(out.glob("runs/*/points.json")) or any("error" not in read_json(path) for path in _records(out)):
+        if any(out.glob(f"runs/*/{POINTS}")) or any("error" not in read_record(path) for path in _records(out)):
             raise ValueError(f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out")
         other.unlink()  # nothing was measured yet
     write_text(target, text)
     return target
 
 
-def _is_benchmark(out: Path) -> bool:
+def is_benchmark(out: Path) -> bool:
     """Whether a folder is one that `bench` made: its only `.toml` file is a suite, beside the folders of its runs.
 
-    A kill right after the suite was written leaves that alone.
+    A kill before the first run has its folder leaves the suite and perhaps the logs.
     """
     kept = list(out.glob("*.toml"))
     try:
         whole = len(kept) == 1 and not kept[0].is_symlink() and Suite.load(str(kept[0])) is not None
     except ValueError:
         return False
-    folders = [out / name for name in ("records", "runs")]
-    return whole and (any(folder.is_dir() for folder in folders) or content(out) == kept)
+    begun = any((out / name).is_dir() for name in ("records", "runs"))
+    return whole and (begun or {path.name for path in content(out)} <= {kept[0].name, "logs"})
 
 
 def _records(out: Path) -> list[Path]:

@@ -22,11 +22,12 @@ import gymnasium as gym
 
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
 from diffusion_gym.agents.benchmark.contenders import require_package
+from diffusion_gym.agents.benchmark.records import read_record
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.envs.registration import environment_ids
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import REWARDS
-from diffusion_gym.storage import exact_json, read_json, write_json
+from diffusion_gym.storage import exact_json, write_json
 
 Told = Callable[[Cell, dict[str, Any]], None]
 
@@ -190,5 +191,7 @@ def _record_of(cell: Cell, otherwise: str) -> dict[str, Any]:
     """The record that a cell wrote; one that says `otherwise` where it could write none."""
     if not cell.record.is_file():
         write_json(cell.record, {**cell.about, "error": otherwise})
-    record: dict[str, Any] = read_json(cell.record)
-    return record
+    try:
+        return read_record(cell.record)
+    except ValueError as error:
+        return {**cell.about, "error": str(error)}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from diffusion_gym.agents.denoised_path import denoised_path
 from diffusion_gym.agents.evaluation import trajectory_kl
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.images import to_float, to_uint8
 from diffusion_gym.rewards import Reward, evaluate
 
@@ -93,7 +94,8 @@ class Evaluator:
             samples["features"] = torch.from_numpy(features).float()
         if self.probe is not None:
             pictures = to_float(found.images.to(policy.device))
-            probed = evaluate(self.probe, pictures, list(found.prompts)).scores
+            metadata = cast(DenoisingVectorEnv, self.env.unwrapped).prompt_set.metadata_of(found.prompts)
+            probed = evaluate(self.probe, pictures, list(found.prompts), metadata).scores
             values["probe"] = _finite_mean(probed[found.rewards.isfinite()])  # a picture with NaN is black here
         if self.held_out is not None:
             unseen = _means(self._trajectories(self.held_out, policy))
@@ -146,10 +148,11 @@ class Work:
     Attributes:
         evaluations: samples that went through the network forward, both branches of the guidance counted.
         seconds: wall-clock time.
+        cpu_seconds: of the process, all its threads together.
     """
 
     def __init__(self, policy: DenoisingPolicy) -> None:
-        self.evaluations, self.seconds = 0, 0.0
+        self.evaluations, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
         self._networks = {policy.unet, policy.model.unet}
 
     @contextmanager
@@ -160,10 +163,11 @@ class Work:
             self.evaluations += len(arguments[0])
 
         handles = [network.register_forward_pre_hook(count) for network in self._networks]
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
+            self.cpu_seconds += time.process_time() - cpu
             for handle in handles:
                 handle.remove()

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_gym.agents.benchmark.cells import check_run
+from diffusion_gym.agents.benchmark.records import Record, read_record
 from diffusion_gym.agents.benchmark.statistics import (
     Estimate,
     Scores,
@@ -22,9 +22,8 @@ from diffusion_gym.agents.benchmark.statistics import (
     sign_flip_p,
 )
 from diffusion_gym.agents.benchmark.suites import Suite
-from diffusion_gym.storage import number_or_nan, read_json
-
-Record = Mapping[str, Any]
+from diffusion_gym.registry import unknown_name
+from diffusion_gym.storage import number_or_nan
 
 _SIGNIFICANT: Final = 0.05
 
@@ -83,20 +82,23 @@ class Results:
 
         Raises:
             FileNotFoundError: there is no record, or no suite.
-            ValueError: a record's task, agent or seed could name a file elsewhere.
+            ValueError: a record is truncated or of something else, or of a task that the suite has not.
         """
-        found = [read_json(path) for path in sorted((folder / "records").glob("*.json"))]
+        found = [read_record(path) for path in sorted((folder / "records").glob("*.json"))]
         if not found:
             raise FileNotFoundError(f"{str(folder)!r} holds no benchmark; pass the --out of `diffusion-gym bench`")
-        for row in found:
-            check_run(*(row.get(key) for key in ("task", "agent", "seed")))
         kept = sorted(folder.glob("*.toml"))
         if suite is None and len(kept) != 1:
             raise FileNotFoundError(
                 f"{folder} must hold one .toml file, its suite; `diffusion-gym bench` puts it there"
             )
+        suite = suite or Suite.load(str(kept[0]))
+        for row in found:
+            if row["task"] not in suite.tasks:
+                unknown = unknown_name("task", row["task"], [*suite.tasks])
+                raise ValueError(f"{folder / 'records'} has a record of another suite: {unknown}")
         good = {(row["agent"], row["task"], row["seed"]): row for row in found if "error" not in row}
-        return cls(suite or Suite.load(str(kept[0])), good, [row for row in found if "error" in row], folder)
+        return cls(suite, good, [row for row in found if "error" in row], folder)
 
     @property
     def agents(self) -> list[str]:

@@ -6,20 +6,34 @@ found by itself.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from diffusion_gym.agents.folders import check_name
+from pydantic import AfterValidator, ConfigDict, Field, Strict
+
+from diffusion_gym.agents.benchmark.records import AgentName, TaskName
 from diffusion_gym.agents.presets import Preset
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.settings import EnvOptions, RunSettings, check_preset, starting_point
 from diffusion_gym.registry import unknown_name
+from diffusion_gym.schemas import Positive, checked, options_schema
 
 FOLDER: Final = Path(__file__).parent / "suites"
+_FILE: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
+_REMEDY: Final = "mend the file as docs/benchmark.md says"
+_Number = Annotated[Positive, Strict()]
+
+
+def _is_variant(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(options.get("agent"), str):
+        raise ValueError(f"agent={options.get('agent')!r} must name the agent that it is a variant of")
+    return options
+
+
+_Variant = Annotated[Mapping[str, Any], AfterValidator(_is_variant)]
 
 
 @dataclass(frozen=True)
@@ -35,20 +49,16 @@ class Task:
         probe_kwargs: keywords of the probe.
     """
 
+    __pydantic_config__ = _FILE
+
     env: str
-    ceiling: float
+    ceiling: Annotated[float, Strict()]
     env_options: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     probe: str | None = None
     probe_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        number = isinstance(self.ceiling, int | float) and not isinstance(self.ceiling, bool)
-        if not number or not math.isfinite(self.ceiling):
-            raise ValueError(f"ceiling={self.ceiling!r} must be a number that is finite, the reward that scores 1")
-        if not isinstance(self.env, str):
-            raise ValueError(f"env={self.env!r} must be the id of an environment")
-        _check_tables(self, "env_options", "probe_kwargs")
         known = [entry.name for entry in fields(EnvOptions)]
         for key in self.env_options:
             if key not in known:
@@ -86,36 +96,26 @@ class Suite:
         agents: variants of agents by name: `agent`, and the options in which it differs.
     """
 
+    __pydantic_config__ = _FILE
+
     name: str
     description: str
-    tasks: Mapping[str, Task]
-    budget: int
-    evaluations: int
-    samples: int
-    batch: int = 64
+    tasks: Annotated[Mapping[TaskName, Task], Field(min_length=1)]
+    budget: _Number
+    evaluations: _Number
+    samples: _Number
+    batch: _Number = 64
     preset: str | None = None
     device: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    agents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    agents: Mapping[AgentName, _Variant] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("budget", "evaluations", "samples", "batch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.samples > self.batch and self.samples % self.batch:
             raise ValueError(f"samples={self.samples} must be a multiple of batch={self.batch}")
-        _check_tables(self, "overrides", "agents")
-        for name in self.tasks:
-            check_name("task", name)
         _check_read("overrides", self.overrides)
         for name, options in self.agents.items():
-            check_name("agent", name)
-            if not isinstance(options, Mapping):
-                raise ValueError(f"agents.{name}={options!r} must be a table of options")
             _check_read(f"agents.{name}", options)
-            if "agent" not in options:
-                raise ValueError(f"agents.{name} lacks agent, the agent that it is a variant of")
 
     @classmethod
     def load(cls, name: str) -> Suite:
@@ -128,15 +128,13 @@ class Suite:
         path = suite_file(name)
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ValueError(f"suite={name!r} is no TOML file: {error}") from error
         except RecursionError:
             raise ValueError(f"suite={name!r} is nested too deep to be read") from None
-        tasks = content.pop("tasks", None)
-        if not isinstance(tasks, dict) or not tasks:
-            raise ValueError(f"suite={name!r} has no tasks; give at least one [tasks.NAME] with env and ceiling")
-        built = {key: _built(Task, f"suite={name!r}, task {key!r}", value) for key, value in tasks.items()}
-        return _built(cls, f"suite={name!r}", {"name": path.stem, "tasks": built, **content})
+        if "name" in content:
+            raise ValueError(f"suite={name!r}: name={content['name']!r} is that of the file; leave it out")
+        return checked(cls, {"name": path.stem, **content}, f"suite={name!r}", _REMEDY)
 
     def trained(self, agent: str) -> str:
         """What is trained under the name `agent`: itself, or the agent that it is a variant of."""
@@ -164,9 +162,9 @@ class Suite:
         # A preset says how to train; what is asked for is the task's.
         start = replace(start, env_options=replace(start.env_options, prompts=None, strict=None))
         found: RunSettings = replace(
-            _overlaid(start, values),
-            env_options=_overlaid(start.env_options, values),
-            agent_options=_overlaid(start.agent_options, values),
+            self._overlaid(start, values),
+            env_options=self._overlaid(start.env_options, values),
+            agent_options=self._overlaid(start.agent_options, values),
             seed=seed,
             out=out,
             total_reward_queries=self.budget,
@@ -174,6 +172,13 @@ class Suite:
         )
         self.points(found.samples_per_iteration)
         return found
+
+    def _overlaid(self, options: Any, values: Mapping[str, Any]) -> Any:
+        """`options` with those of `values` that are theirs."""
+        names = frozenset(entry.name for entry in fields(options))
+        own = {key: value for key, value in values.items() if key in names}
+        schema = options_schema(type(options), names.difference(own))
+        return replace(options, **checked(schema, own, f"suite={self.name!r}", _REMEDY).model_dump(by_alias=True))
 
     def points(self, samples: int) -> list[int]:
         """The reward queries at which a training is measured: whole iterations of `samples`, never past the budget.
@@ -212,12 +217,6 @@ def suites() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def _check_tables(entry: Any, *names: str) -> None:
-    for name in names:
-        if not isinstance(getattr(entry, name), Mapping):
-            raise ValueError(f"{name}={getattr(entry, name)!r} must be a table")
-
-
 # Options of a training that a benchmark sets itself.
 _UNREAD: Final = {entry.name for entry in fields(Schedule)} - {"samples_per_iteration"}
 
@@ -228,25 +227,3 @@ def _check_read(where: str, options: Mapping[str, Any]) -> None:
         if name in _UNREAD:
             instead = "write it as the suite's budget" if name == "total_reward_queries" else "leave it out"
             raise ValueError(f"{where}: {name}={options[name]!r} is not read in a benchmark; {instead}")
-
-
-def _overlaid(options: Any, values: Mapping[str, Any]) -> Any:
-    """`options` with those of `values` that are theirs."""
-    known = {entry.name for entry in fields(options)}
-    own = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
-    return replace(options, **own)
-
-
-def _built(kind: Any, where: str, values: Any) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must be a table, not {values!r}")
-    known = [entry.name for entry in fields(kind)]
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where}: {unknown_name('entry', key, known)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where} is incomplete: {str(error).split('()')[-1].strip()}") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error

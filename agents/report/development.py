@@ -10,10 +10,11 @@ from typing import Any
 from PIL import Image
 
 from diffusion_gym.agents.pictures import sheet_pairs
-from diffusion_gym.agents.records import read_metrics
+from diffusion_gym.agents.records import read_development
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
 from diffusion_gym.agents.report.render import Picture, pair
-from diffusion_gym.storage import load_tensors, number_or_nan, parse_json, tensors_metadata
+from diffusion_gym.schemas import parse_checked
+from diffusion_gym.storage import load_tensors, number_or_nan, tensors_metadata
 
 
 def development(folder: Path, *, strict: bool = False) -> dict[str, Any] | None:
@@ -23,7 +24,7 @@ def development(folder: Path, *, strict: bool = False) -> dict[str, Any] | None:
         folder: the run folder.
         strict: whether a reward of 1 is a success, and any other none.
     """
-    rows = read_metrics(folder / "development.jsonl")
+    rows = read_development(folder / "development.jsonl")
     if not rows:
         return None
     last = rows[-1]
@@ -65,7 +66,11 @@ def _along(row: Mapping[str, Any]) -> list[Chart]:
 
 
 def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None], *, strict: bool) -> list[dict[str, Any]]:
-    stored, prompts = load_tensors(originals), parse_json(tensors_metadata(originals)["prompts"])
+    stored, remedy = load_tensors(originals), "delete it to have the pretrained model sampled again"
+    said = tensors_metadata(originals).get("prompts", "")
+    prompts = parse_checked(list[str], said, f"{originals}, prompts", remedy)
+    if not len(prompts) == len(rewards) == len(stored["images"]) == len(stored["rewards"]):
+        raise ValueError(f"{originals} is of other pictures than the {len(rewards)} rewards beside it; {remedy}")
     found = sheet_pairs(Image.open(sheet), stored["images"][0], len(prompts))
     before = stored["rewards"].tolist()
     return [

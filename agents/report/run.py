@@ -15,10 +15,11 @@ from diffusion_gym.agents.report.charts import Chart, Curve, line_chart, running
 from diffusion_gym.agents.report.commands import quoted, train_command
 from diffusion_gym.agents.report.development import development
 from diffusion_gym.agents.report.render import Picture, pair, render
+from diffusion_gym.agents.run_files import read_config, read_evaluation
 from diffusion_gym.agents.runs import read_settings
 from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
-from diffusion_gym.storage import number_or_nan, read_json, write_text
+from diffusion_gym.storage import number_or_nan, write_text
 
 _QUERIES: Final = "reward queries (images scored)"
 _DIAGNOSTICS: Final = {
@@ -57,14 +58,8 @@ class Run:
             FileNotFoundError: the folder holds no run.
             ValueError: a file of it is truncated or of something else.
         """
-        settings, evaluation = read_settings(folder), folder / "eval.json"
-        return cls(
-            folder,
-            settings,
-            read_json(folder / "config.json").get("versions", {}),
-            read_metrics(folder / "metrics.jsonl"),
-            read_json(evaluation) if evaluation.is_file() else None,
-        )
+        settings, versions = read_settings(folder), read_config(folder).versions
+        return cls(folder, settings, versions, read_metrics(folder / "metrics.jsonl"), read_evaluation(folder))
 
     @property
     def parts(self) -> list[tuple[str, Mapping[str, Any]]]:

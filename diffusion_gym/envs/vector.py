@@ -40,6 +40,7 @@ from diffusion_gym.prompts import PromptSet, make_prompts
 from diffusion_gym.registry import WrongKeyword, unknown_name
 from diffusion_gym.rewards import Reward, RewardOutput, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.factory import Source
+from diffusion_gym.rewards.time_limit import limited
 from diffusion_gym.rewards.worker import RewardWorker
 from diffusion_gym.scheduling import TERMINAL, StepTable
 from diffusion_gym.timing import span
@@ -59,7 +60,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         reward: a name, a reward server's URL, `module:attribute`, a weighted sum or a callable; see `make_reward`.
         reward_kwargs: keywords of a reward that is not a callable.
         strict: the same as `reward_kwargs={"strict": ...}`, of the Shapes rewards.
-        prompts: a registered prompt set, a list, a file; by default the reward's, else the model's.
+        reward_seconds: what one call of the reward may take, in seconds, see `TimeLimited`; None for no limit.
+        prompts: a registered prompt set, a list, a file; by default the reward's, else the model's. What the set says
+            of a prompt besides its text is in `info["metadata"]`, and the reward gets it.
         device: where latents, decoding and rewards live.
         dtype: type of the model's weights; latents are always float32.
         autoreset_mode: `SAME_STEP` (with `final_obs` and `final_info`), `NEXT_STEP` or `DISABLED`.
@@ -85,7 +88,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         reward: Source = "Compressibility",
         reward_kwargs: Mapping[str, Any] | None = None,
         strict: bool | None = None,
-        prompts: str | Sequence[str] | PromptSet | None = None,
+        reward_seconds: float | None = None,
+        prompts: str | Sequence[str | Mapping[str, Any]] | PromptSet | None = None,
         device: str | torch.device = "cpu",
         dtype: str = "float32",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
@@ -105,7 +109,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         device_called(device)
         torch_dtype(dtype)
         of_model = merged("model_kwargs", model_kwargs, revision=revision, variant=variant)
-        self.reward: Reward = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
+        made = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
+        self.reward: Reward = limited(made, reward_seconds)
         chosen = make_prompts(prompts) if prompts is not None else None
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         self.model_kwargs: dict[str, str | None] = dict(of_model)
@@ -162,7 +167,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._begin(chosen)
         if chosen.prompts is not None:
             warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")
-        return self._observe(), self._with_masks({"prompt": self._prompts.copy()}, chosen.mask)
+        return self._observe(), self._prompted(chosen.mask)
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Carry x_{t-1} over; decode and score the pictures of the episodes that end.
@@ -177,7 +182,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             gymnasium.error.ResetNeeded: before `reset`, or after the end with autoreset disabled.
             ValueError: an action of wrong shape, dtype or device, or with NaN, which on a GPU is found at the end of an
                 episode. Nothing has been stepped then.
-            RewardError: the reward raised or returned something else than one number a picture.
+            RewardError: the reward raised, took too long or returned something else than one number a picture.
         """
         self._require_open()
         self._require_running()
@@ -189,7 +194,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._carry_over(latents, moving)
         ended = moving & (self._step == self.horizon)
         rewards = torch.zeros(self.num_envs, device=self.device)
-        infos = self._with_masks({"prompt": self._prompts.copy()}, np.ones(self.num_envs, dtype=bool))
+        infos = self._prompted(np.ones(self.num_envs, dtype=bool))
         if ended.any():
             self._started[ended] = False  # a reward that raises leaves them to be reset
             infos.update(self._score(ended, rewards))
@@ -301,11 +306,12 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             images = self.model.decode(self._latents[rows])
             pictures = to_uint8(images)
         prompts = list(self._prompts[ended])
+        metadata = self.prompt_set.metadata_of(prompts)
         if self._worker is None:
             with span("reward"):
-                result = evaluate(self.reward, images, prompts)
+                result = evaluate(self.reward, images, prompts, metadata)
         else:
-            self._deferred.append(self._worker.submit(images, prompts))
+            self._deferred.append(self._worker.submit(images, prompts, metadata))
             result = RewardOutput(torch.zeros(len(prompts)))
         rewards[rows] = result.scores.to(self.device)
 
@@ -323,10 +329,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         final_obs = np.full(self.num_envs, None, dtype=object)
         for index in np.flatnonzero(ended):
             final_obs[index] = {key: value[index] for key, value in last.items()}
-        final_info = {**infos, "_prompt": ended.copy()}
+        final_info = {**infos, **self._prompted(ended)}
         self._begin(ResetOptions(ended, None, None))
-        every = np.ones(self.num_envs, dtype=bool)
-        fresh = self._with_masks({"prompt": self._prompts.copy()}, every)
+        fresh = self._prompted(np.ones(self.num_envs, dtype=bool))
         return {**fresh, **self._with_masks({"final_obs": final_obs, "final_info": final_info}, ended)}
 
     # --- what goes out -------------------------------------------------------------------------------------
@@ -337,6 +342,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         if self.model.prompt_length:
             observation["prompt"] = self._out(self._tokens, copy=True)
         return {key: observation[key] for key in self._observed}
+
+    def _prompted(self, mask: np.ndarray) -> dict[str, Any]:
+        """The infos of the episodes in `mask`: their prompts, and the metadata where the prompt set has some."""
+        infos = {"prompt": self._prompts.copy()}
+        if self.prompt_set.metadata:
+            infos["metadata"] = np.array(self.prompt_set.metadata_of(self._prompts.tolist()), object)
+        return self._with_masks(infos, mask)
 
     def _out(self, tensor: torch.Tensor, copy: bool = False) -> Any:
         tensor = tensor.clone() if copy else tensor

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion_gym.prompts.base import PROMPTS, PromptSet
-from diffusion_gym.prompts.files import is_prompt_file, read_prompt_file
+from diffusion_gym.prompts.files import names_prompt_file, prompt_list, read_prompt_file
 from diffusion_gym.registry import closest_name
 
 for _module in pkgutil.iter_modules(__path__):
@@ -17,13 +18,12 @@ for _module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def make_prompts(prompts: str | Sequence[str] | PromptSet) -> PromptSet:
+def make_prompts(prompts: str | Sequence[str | Mapping[str, Any]] | PromptSet) -> PromptSet:
     """Build a prompt set.
 
     Args:
-        prompts: a name in `PROMPTS`; `<name>/held-out` for its held-out prompts or `<name>/<split>` for some of them;
-            a file (.txt, .json, .jsonl, .csv, .tsv), `<file>#<category or split>` for a part of it; a list of
-            prompts; or a `PromptSet`.
+        prompts: a name in `PROMPTS` or a file (.txt, .jsonl), with `/held-out` for its held-out prompts or `/<split>`
+            for some of them; a list of prompts, or of objects as in a .jsonl file; or a `PromptSet`.
 
     Raises:
         ValueError: an unknown name or split, a file that cannot be read, or an empty set.
@@ -37,8 +37,8 @@ def make_prompts(prompts: str | Sequence[str] | PromptSet) -> PromptSet:
         # A plain word, such as "portraits", may be a caption.
         if len(prompts) == 1 and "-" in str(prompts[0]) and _set_and_split(str(prompts[0]))[0] in PROMPTS:
             raise ValueError(f"prompts={list(prompts)!r} is a list with a set's name; write prompts={prompts[0]!r}")
-        return PromptSet("custom", tuple(prompts))
-    if is_prompt_file(prompts):
+        return prompt_list(prompts)
+    if names_prompt_file(prompts):
         return read_prompt_file(prompts)
     name, mark, split = _set_and_split(prompts)
     if name not in PROMPTS:
@@ -50,24 +50,21 @@ def make_prompts(prompts: str | Sequence[str] | PromptSet) -> PromptSet:
 
 
 def _set_and_split(text: str) -> tuple[str, str, str]:
-    """`set/split` in its parts; with the # of a file's part too, which people write."""
+    """`set/split` in its parts; also with a #, which people write."""
     return text.partition("#") if "/" not in text.partition("#")[0] else text.partition("/")
 
 
 def _check_no_path(text: str) -> None:
     """Refuse what is no set but a path, before it is called an unknown set."""
-    file, _, part = text.rpartition("/")
     if Path(text).is_dir():
         raise ValueError(f"prompts={text!r} is a directory; name a prompt file in it")
     if Path(text).is_file():
-        raise ValueError(f"prompts={text!r} is a file of another kind; name it .txt, .json, .jsonl, .csv or .tsv")
-    if is_prompt_file(file):
-        raise ValueError(f"prompts={text!r}: a part of a file stands after a #; write {file + '#' + part!r}")
+        raise ValueError(f"prompts={text!r} is a file of another kind; name it .txt or .jsonl")
 
 
 def names_prompt_set(text: str) -> bool:
     """Whether `text` names a set or a file for `make_prompts`, if only by a path it refuses; else it is a prompt."""
-    if _set_and_split(text)[0] in PROMPTS or is_prompt_file(text) or is_prompt_file(text.rpartition("/")[0]):
+    if _set_and_split(text)[0] in PROMPTS or names_prompt_file(text):
         return True
     return ("/" in text or "." in text) and os.path.exists(text)  # Path.exists would raise for a long prompt
 

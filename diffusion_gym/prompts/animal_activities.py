@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from diffusion_gym.prompts.base import PROMPTS, PromptSet
+from diffusion_gym.prompts.base import PROMPTS, PromptSet, combinations
 from diffusion_gym.prompts.common_animals import COMMON_ANIMALS
-from diffusion_gym.prompts.templates import template_set
+from diffusion_gym.prompts.english import article
 from diffusion_gym.prompts.unseen import UNSEEN_ANIMALS
 
 ACTIVITIES: Final = ("riding a bike", "playing chess", "washing dishes")
@@ -18,14 +18,17 @@ NEW_ANIMALS: Final = (*UNSEEN_ANIMALS, "capybara")  # figure 6 shows a capybara,
 @PROMPTS.register("animal-activities")
 def animal_activities() -> PromptSet:
     """The 45 common animals at three activities; held out are other animals, other activities, and both at once."""
-    return template_set(
+    return PromptSet(
         "animal-activities",
-        "a(n) {animal} {activity}",
-        {"animal": COMMON_ANIMALS, "activity": ACTIVITIES},
-        {
-            "new-animals": {"animal": NEW_ANIMALS},
-            "new-activities": {"activity": NEW_ACTIVITIES},
-            "new-both": {"animal": NEW_ANIMALS, "activity": NEW_ACTIVITIES},
+        combinations(_acting, COMMON_ANIMALS, ACTIVITIES),
+        splits={
+            "new-animals": combinations(_acting, NEW_ANIMALS, ACTIVITIES),
+            "new-activities": combinations(_acting, COMMON_ANIMALS, NEW_ACTIVITIES),
+            "new-both": combinations(_acting, NEW_ANIMALS, NEW_ACTIVITIES),
         },
         source="DDPO, sections 2.2 and E.1",
     )
+
+
+def _acting(animal: str, activity: str) -> str:
+    return f"{article(animal)} {animal} {activity}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,10 +26,11 @@ class PromptSet:
         splits: the held-out prompts by what is new in them, such as `new-animals`; may be empty. Where splits are
             given, `held_out` may be left out.
         source: where the prompts come from.
+        metadata: what the reward is told of a prompt besides its text, trained on or held out; may lack prompts.
 
     Raises:
         ValueError: no prompts, something that is no string, a held-out prompt that is trained on, or splits that are
-            not the held-out prompts.
+            not the held-out prompts; metadata of no prompt, or that is no mapping.
     """
 
     name: str
@@ -35,6 +38,7 @@ class PromptSet:
     held_out: tuple[str, ...] = ()
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     source: str = ""
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -57,10 +61,22 @@ class PromptSet:
             raise ValueError(
                 f"prompts={self.name!r} trains on the held-out prompt {min(both)!r}; take it out of one of the two"
             )
+        strange = set(self.metadata).difference(self.prompts, self.held_out)
+        if strange:
+            raise ValueError(f"prompts={self.name!r} has metadata of {min(strange)!r}, which is none of its prompts")
+        for prompt, entry in self.metadata.items():
+            if not isinstance(entry, Mapping) or not all(isinstance(key, str) for key in entry):
+                raise ValueError(
+                    f"prompts={self.name!r}: the metadata {entry!r} of {prompt!r} must be a mapping with string keys"
+                )
 
     def draw(self, rng: np.random.Generator) -> str:
         """One prompt, uniformly."""
         return self.prompts[rng.integers(len(self.prompts))]
+
+    def metadata_of(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """What the reward is told of each prompt besides its text; nothing of one that is not in the set."""
+        return [copy.deepcopy(dict(self.metadata.get(prompt, {}))) for prompt in prompts]
 
     def held_out_set(self) -> PromptSet:
         """The held-out prompts as a set of their own, named `<name>/held-out`.
@@ -81,7 +97,13 @@ class PromptSet:
         parts = {HELD_OUT: self.held_out, **self.splits}
         if split not in parts:
             raise ValueError(f"prompts={self.name!r} has no split {split!r}; choose one of {', '.join(parts)}")
-        return PromptSet(f"{self.name}/{split}", parts[split], source=self.source)
+        told = {prompt: self.metadata[prompt] for prompt in parts[split] if prompt in self.metadata}
+        return PromptSet(f"{self.name}/{split}", parts[split], source=self.source, metadata=told)
+
+
+def combinations(sentence: Callable[..., str], *words: Sequence[str]) -> tuple[str, ...]:
+    """What `sentence` makes of every combination of the words, those of the last list changing fastest."""
+    return tuple(itertools.starmap(sentence, itertools.product(*words)))
 
 
 PROMPTS: Registry[Callable[[], PromptSet]] = Registry("prompts")

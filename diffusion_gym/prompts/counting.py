@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from diffusion_gym.prompts.base import PROMPTS, PromptSet
+from diffusion_gym.prompts.base import PROMPTS, PromptSet, combinations
 from diffusion_gym.prompts.common_animals import COMMON_ANIMALS
-from diffusion_gym.prompts.english import NUMBERS
-from diffusion_gym.prompts.templates import template_set
+from diffusion_gym.prompts.english import NUMBERS, plural
 
 # The paper names neither. The authors' code (github.com/jannerm/ddpo, `llava_counting`) has 2 to 8 of these animals.
 COUNTED: Final = tuple(
@@ -20,13 +19,17 @@ LOWEST, HIGHEST = 2, 8
 @PROMPTS.register("counting")
 def counting() -> PromptSet:
     """Two to eight of 22 animals; held out are the other 23 of the common animals, and nine and ten."""
-    return template_set(
+    numbers, others = NUMBERS[LOWEST : HIGHEST + 1], [animal for animal in COMMON_ANIMALS if animal not in COUNTED]
+    return PromptSet(
         "counting",
-        "{number} {animal:plural}",
-        {"number": NUMBERS[LOWEST : HIGHEST + 1], "animal": COUNTED},
-        {
-            "new-animals": {"animal": [animal for animal in COMMON_ANIMALS if animal not in COUNTED]},
-            "new-numbers": {"number": NUMBERS[HIGHEST + 1 :]},
+        combinations(_counted, numbers, COUNTED),
+        splits={
+            "new-animals": combinations(_counted, numbers, others),
+            "new-numbers": combinations(_counted, NUMBERS[HIGHEST + 1 :], COUNTED),
         },
         source="DDPO, E.2; numbers and animals from the authors' code",
     )
+
+
+def _counted(number: str, animal: str) -> str:
+    return f"{number} {plural(animal)}"

@@ -7,13 +7,11 @@ composition, location) it publishes no lists: the sets here say the sentence of 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Final
 
-from diffusion_gym.prompts.base import PROMPTS, PromptSet
-from diffusion_gym.prompts.english import article
-from diffusion_gym.prompts.templates import template_set
+from diffusion_gym.prompts.base import PROMPTS, PromptSet, combinations
+from diffusion_gym.prompts.english import article, plural
 
 # The prompt, and prompts of the same kind that differ in a word or two; some are test prompts of the authors' code.
 SINGLE: Final[Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]] = {
@@ -48,7 +46,6 @@ SINGLE: Final[Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]] = {
 }
 _ANIMALS: Final = ("rabbit", "cat", "dog", "wolf", "bird", "horse", "sheep", "bear")
 _NEW_ANIMALS: Final = ("lion", "elephant", "fox", "mouse")
-_NEW: Final = {"new-animals": {"animal": _NEW_ANIMALS}}
 _OWN: Final = "the sentence of DPOK, figure 2, with words of our own"
 
 
@@ -75,25 +72,31 @@ def dpok() -> PromptSet:
 @PROMPTS.register("dpok-color")
 def dpok_color() -> PromptSet:
     """An animal in a color that it does not have."""
-    return template_set(
-        "dpok-color",
-        "A(n) {color} colored {animal}.",
-        {"color": ("green", "blue", "red", "purple", "orange", "pink"), "animal": _ANIMALS},
-        {**_NEW, "new-colors": {"color": ("yellow", "turquoise")}},
-        source=_OWN,
-    )
+
+    def say(color: str, animal: str) -> str:
+        return f"{_a(color)} colored {animal}."
+
+    colors = ("green", "blue", "red", "purple", "orange", "pink")
+    splits = {
+        "new-animals": combinations(say, colors, _NEW_ANIMALS),
+        "new-colors": combinations(say, ("yellow", "turquoise"), _ANIMALS),
+    }
+    return PromptSet("dpok-color", combinations(say, colors, _ANIMALS), splits=splits, source=_OWN)
 
 
 @PROMPTS.register("dpok-count")
 def dpok_count() -> PromptSet:
     """Two to five animals in the park."""
-    return template_set(
-        "dpok-count",
-        "{number} {animal:plural} in the park.",
-        {"number": ("Two", "Three", "Four", "Five"), "animal": _ANIMALS},
-        {**_NEW, "new-numbers": {"number": ("Six", "Seven")}},
-        source=_OWN,
-    )
+
+    def say(number: str, animal: str) -> str:
+        return f"{number} {plural(animal)} in the park."
+
+    numbers = ("Two", "Three", "Four", "Five")
+    splits = {
+        "new-animals": combinations(say, numbers, _NEW_ANIMALS),
+        "new-numbers": combinations(say, ("Six", "Seven"), _ANIMALS),
+    }
+    return PromptSet("dpok-count", combinations(say, numbers, _ANIMALS), splits=splits, source=_OWN)
 
 
 @PROMPTS.register("dpok-composition")
@@ -101,24 +104,27 @@ def dpok_composition() -> PromptSet:
     """Two different animals, in both orders; new-animals pairs one of them with an animal that training never names."""
 
     def pairs(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-        found = [pair for pair in itertools.product(first, second) if pair[0] != pair[1]]
-        return tuple(f"{article(one).capitalize()} {one} and {article(other)} {other}." for one, other in found)
+        different = ((one, other) for one in first for other in second if one != other)
+        return tuple(f"{_a(one)} and {article(other)} {other}." for one, other in different)
 
-    return PromptSet(
-        "dpok-composition",
-        pairs(_ANIMALS, _ANIMALS),
-        splits={"new-animals": pairs(_ANIMALS, _NEW_ANIMALS), "new-pairs": pairs(_NEW_ANIMALS, _NEW_ANIMALS)},
-        source=_OWN,
-    )
+    splits = {"new-animals": pairs(_ANIMALS, _NEW_ANIMALS), "new-pairs": pairs(_NEW_ANIMALS, _NEW_ANIMALS)}
+    return PromptSet("dpok-composition", pairs(_ANIMALS, _ANIMALS), splits=splits, source=_OWN)
 
 
 @PROMPTS.register("dpok-location")
 def dpok_location() -> PromptSet:
     """An animal in a place where it does not belong."""
-    return template_set(
-        "dpok-location",
-        "A(n) {animal} {place}.",
-        {"animal": _ANIMALS, "place": ("on the moon", "in the desert", "on a boat", "on the beach")},
-        {**_NEW, "new-places": {"place": ("on a mountain", "under the sea")}},
-        source=_OWN,
-    )
+
+    def say(animal: str, place: str) -> str:
+        return f"{_a(animal)} {place}."
+
+    places = ("on the moon", "in the desert", "on a boat", "on the beach")
+    splits = {
+        "new-animals": combinations(say, _NEW_ANIMALS, places),
+        "new-places": combinations(say, _ANIMALS, ("on a mountain", "under the sea")),
+    }
+    return PromptSet("dpok-location", combinations(say, _ANIMALS, places), splits=splits, source=_OWN)
+
+
+def _a(word: str) -> str:
+    return f"{article(word).capitalize()} {word}"

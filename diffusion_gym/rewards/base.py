@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import signal
 import sysconfig
 import threading
 import traceback
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from diffusion_gym.registry import Registry
+from diffusion_gym.rewards.awaiting import awaiting
 
 U = TypeVar("U")
 
@@ -65,7 +68,7 @@ class RewardFactory(Protocol):
 
 
 class RewardError(RuntimeError):
-    """A reward raised, or returned something that is no reward."""
+    """A reward raised, returned something that is no reward, or took too long."""
 
 
 class RewardRegistry(Registry[RewardFactory]):
@@ -108,7 +111,7 @@ def reward_name(reward: object) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """The innermost line of the user's own code, as ` (FILE:LINE)`; empty where there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename).resolve()
@@ -126,8 +129,8 @@ def evaluate(
 ) -> RewardOutput:
     """Call `reward` once on the whole batch and check its answer.
 
-    The reward gets a copy of the pictures, without those that are not finite: these have NaN for a score and all
-    components, with a warning. It is called by one thread at a time; another one waits for its turn.
+    The reward gets a copy of the metadata and of the pictures, without those that are not finite: these have NaN for a
+    score and all components, with a warning. It is called by one thread at a time; another one waits for its turn.
 
     Args:
         reward: the reward.
@@ -140,8 +143,9 @@ def evaluate(
         samples. Where no picture is finite there are no components.
 
     Raises:
-        RewardError: the reward raised, returned no `(N,)` scores, or components that are not such or have a name that
-            is not theirs to have.
+        RewardError: the reward raised anything, `SystemExit` included; returned no `(N,)` scores, or components that
+            are not such or have a name that is not theirs to have.
+        KeyboardInterrupt: Ctrl-C.
     """
     given = metadata if metadata is not None else [{} for _ in prompts]
     rows = _finite_rows(images)
@@ -173,12 +177,15 @@ def _called(
 ) -> RewardOutput:
     name, number = reward_name(reward), len(prompts)
     try:
-        with _turn(reward):
-            output: Any = reward(images, prompts, metadata)
+        with awaiting(name), _turn(reward):
+            output: Any = reward(images, prompts, copy.deepcopy(metadata))
     except RewardError:
         raise  # says already which reward
-    except Exception as error:
-        raise RewardError(f"reward={name!r} raised {type(error).__name__}: {error}{_where(error)}") from error
+    except BaseException as error:  # a reward's sys.exit() is no wish of the user's
+        if _maybe_by_signal(error):
+            raise
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise RewardError(f"reward={name!r} raised {text}{_where(error)}") from error
     if not isinstance(output, RewardOutput):
         output = RewardOutput(output)
     scores = _numbers(name, "", output.scores, number, images.device)
@@ -191,6 +198,17 @@ def _called(
                 "without an underscore in front"
             )
     return RewardOutput(scores, {p: _numbers(name, p, v, number, images.device) for p, v in output.info.items()})
+
+
+def _maybe_by_signal(error: BaseException) -> bool:
+    """Whether a signal, such as Ctrl-C, may have brought it about, and not the reward."""
+    if isinstance(error, Exception) or threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(handler, "__code__", None) for handler in handlers if callable(handler)}
+    if isinstance(error, KeyboardInterrupt) and getattr(signal.getsignal(signal.SIGINT), "__code__", None) is None:
+        return callable(signal.getsignal(signal.SIGINT))  # Python's own handler, written in C, leaves no trace
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _numbers(name: str, part: str, value: Any, number: int, device: torch.device) -> torch.Tensor:

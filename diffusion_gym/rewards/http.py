@@ -1,20 +1,21 @@
-"""One JSON request over HTTP with the standard library, and when it is worth another try."""
+"""One JSON request over HTTP, and when it is worth another try."""
 
 from __future__ import annotations
 
 import email.utils
+import functools
 import math
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
 from typing import Any, Final
 
 from diffusion_gym.storage import json_text, parse_json
 
 _MOST_BYTES: Final = 2**24  # an answer is a few kB; this bounds what a stray server can make us read
 _TRY_AGAIN: Final = frozenset({408, 409, 425, 429})
+# A proxy of the environment has no way to this machine.
+_DIRECT: Final = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
 
 
 class RequestFailed(Exception):
@@ -35,20 +36,12 @@ class RequestFailed(Exception):
         return self.status is None or self.status in _TRY_AGAIN or self.status >= 500
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host, and turn a POST into a GET."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
-_OPENER: Final = urllib.request.build_opener(_NoRedirects)
-
-
 def request_json(
     url: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, timeout: float = 60.0
 ) -> Any:
     """GET `url`, or POST `body` to it, and read the JSON that comes back.
+
+    Redirects are not followed: they would carry the key to another host. Nothing is kept from one request to the next.
 
     Args:
         url: where to.
@@ -59,44 +52,53 @@ def request_json(
     Raises:
         RequestFailed: no connection, no answer in time, a status other than 2xx, or an answer that is not JSON.
     """
-    headers = {"Accept": "application/json"}
+    import httpx2
+
+    method, content, headers = "GET", None, {"Accept": "application/json", "Accept-Encoding": "identity"}
     if body is not None:
-        headers["Content-Type"] = "application/json"
+        method, content, headers["Content-Type"] = "POST", json_text(body).encode(), "application/json"
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    data = None if body is None else json_text(body).encode()
     try:
-        with _OPENER.open(urllib.request.Request(url, data=data, headers=headers), timeout=timeout) as answer:
-            return parse_json(answer.read(_MOST_BYTES))
-    except urllib.error.HTTPError as error:
-        raise RequestFailed(
-            f"HTTP {error.code} {error.reason}: {_message(error)}",
-            error.code,
-            _seconds(error.headers.get("Retry-After")),
-        ) from None
-    except TimeoutError:
-        raise RequestFailed(f"no answer within timeout={timeout:g} s") from None
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            raise RequestFailed(f"no connection within timeout={timeout:g} s") from None
-        raise RequestFailed(f"{type(reason).__name__}: {reason}") from None
+        with (
+            httpx2.Client(verify=_certificates(), mounts=_DIRECT, timeout=timeout) as client,
+            client.stream(method, url, content=content, headers=headers) as answer,
+        ):
+            text = bytearray()
+            for part in answer.iter_bytes():
+                text += part
+                if len(text) > _MOST_BYTES:
+                    raise RequestFailed(f"the answer is longer than {_MOST_BYTES} bytes")
+    except httpx2.TimeoutException as error:
+        what = "connection" if isinstance(error, httpx2.ConnectTimeout) else "answer"
+        raise RequestFailed(f"no {what} within timeout={timeout:g} s") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise RequestFailed(f"{type(error).__name__}: {error}") from None
+    if not answer.is_success:
+        reason = f"HTTP {answer.status_code} {answer.reason_phrase}: {_message(text)}"
+        raise RequestFailed(reason, answer.status_code, _seconds(answer.headers.get("Retry-After")))
+    try:
+        return parse_json(text)
     except ValueError as error:
         raise RequestFailed(f"the answer is not JSON ({error})") from None
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Those that a server's are checked against; reading them takes longer than a request."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+def _message(text: bytearray) -> str:
     """What the server says of its error: OpenAI's and FastAPI's fields, else the beginning of the text."""
-    try:
-        text = error.read(_MOST_BYTES).decode("utf-8", errors="replace")
-    except (OSError, HTTPException):
-        return ""
     try:
         found = parse_json(text)
         found = found.get("error") or found.get("detail") or found.get("message") or found
         found = found.get("message", found) if isinstance(found, dict) else found
     except (ValueError, AttributeError):
-        found = text
+        found = text.decode("utf-8", errors="replace")
     return " ".join(str(found).split())[:300]
 
 

@@ -8,16 +8,18 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import torch
 
 from diffusion_gym.rewards.base import REWARDS, RewardError, RewardOutput
 from diffusion_gym.rewards.http import RequestFailed, request_json
-from diffusion_gym.rewards.server.wire import TOKEN, check_token, encode_images, read_output
+from diffusion_gym.rewards.server.wire import TOKEN, Answer, Health, check_token, encode_images
 from diffusion_gym.rewards.tokens import token_for
+from diffusion_gym.schemas import checked
 
+_S = TypeVar("_S", Answer, Health)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries
 _REWARD_RAISED: Final = 500  # the server answers, and would raise again
 
@@ -55,8 +57,8 @@ class RemoteReward:
             check_token(self._token, f"the token, an argument or {TOKEN},")
         self._cancelled = threading.Event()
         health = self._health()
-        self.name, self.max_batch, self.max_bytes = str(health["name"]), health["max_batch"], health["max_bytes"]
-        self.max_unpacked: float = health.get("max_unpacked", math.inf)
+        self.name, self.max_batch, self.max_bytes = health.name, health.max_batch, health.max_bytes
+        self.max_unpacked = math.inf if health.max_unpacked is None else health.max_unpacked
         self.default_prompts = REWARDS.default_prompts(self.name) if self.name in REWARDS else None
 
     def __call__(
@@ -82,21 +84,16 @@ class RemoteReward:
         """Have a call that waits for the server give up; an answer under way is waited for."""
         self._cancelled.set()
 
-    def _health(self) -> Mapping[str, Any]:
+    def _health(self) -> Health:
         try:
-            health = request_json(f"{self.url}/health", key=self._token, timeout=min(self.timeout, 10.0))
+            told = request_json(f"{self.url}/health", key=self._token, timeout=min(self.timeout, 10.0))
         except RequestFailed as error:
             raise RewardError(
                 f"reward={self.url!r} does not answer ({error}); start it there with "
                 f"`diffusion-gym serve-reward NAME --port {urlsplit(self.url).port or 80}`"
             ) from None
-        wanted = ("name", "max_batch", "max_bytes")
-        if not isinstance(health, dict) or any(key not in health for key in wanted):
-            raise RewardError(f"reward={self.url!r} is no reward server: {self.url}/health lacks {', '.join(wanted)}")
-        for key in ("max_batch", "max_bytes", "max_unpacked"):
-            if type(value := health.get(key, 1)) is not int or value < 1:
-                raise RewardError(f"reward={self.url!r} is no reward server: {self.url}/health has {key}={value!r}")
-        if not health.get("authorized", True):
+        health = self._read(Health, told, f"{self.url}/health", "give the URL of a `diffusion-gym serve-reward`")
+        if not health.authorized:
             raise RewardError(self._refused_token())
         return health
 
@@ -127,14 +124,19 @@ class RemoteReward:
         yield _body(rows), len(rows)
 
     def _score(self, body: Mapping[str, Any], number: int, device: torch.device) -> RewardOutput:
-        answer = self._post(body)
+        answer = self._read(Answer, self._post(body), "the answer", "give the server this version of diffusion_gym")
+        if answer.name not in (None, self.name):
+            raise RewardError(f"reward={self.url!r} serves {answer.name!r} now, and {self.name!r} when the run began")
         try:
-            output = read_output(answer, number, device)
+            return answer.output(number, device)
         except ValueError as error:
             raise RewardError(f"reward={self.url!r}: {error}") from None
-        if (name := answer.get("name", self.name)) != self.name:
-            raise RewardError(f"reward={self.url!r} serves {name!r} now, and {self.name!r} when the run began")
-        return output
+
+    def _read(self, schema: type[_S], value: Any, where: str, remedy: str) -> _S:
+        try:
+            return checked(schema, value, where, remedy)
+        except ValueError as error:
+            raise RewardError(f"reward={self.url!r} is no reward server: {error}") from None
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         """Send until there is an answer, or patience is at an end."""

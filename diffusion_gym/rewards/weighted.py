@@ -6,14 +6,17 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
+from pydantic import PositiveFloat, Strict
 
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate
+from diffusion_gym.schemas import checked
 from diffusion_gym.storage import read_json, write_json
 
+_MeanStd = Annotated[tuple[Annotated[float, Strict()], Annotated[PositiveFloat, Strict()]], Strict(False)]
 ZScores = str | Path | Mapping[str, Sequence[float]]
 _NO_SPREAD: Final = 1e-6  # a standard deviation below it says nothing of the scale
 
@@ -56,7 +59,7 @@ class WeightedSum:
         if isinstance(z_scores, str | Path):
             self._open(Path(z_scores))
         elif z_scores is not None:
-            self._statistics = self._checked(z_scores)
+            self._statistics = self._checked(z_scores, "z_scores")
 
     def __call__(
         self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -91,7 +94,7 @@ class WeightedSum:
 
     def _open(self, path: Path) -> None:
         if path.exists():
-            self._statistics = self._checked(read_json(path))
+            self._statistics = self._read(path)
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
                 f"z_scores={str(path)!r} does not exist, and every process would estimate other numbers; write it in a "
@@ -100,26 +103,21 @@ class WeightedSum:
         else:
             self._unwritten = path
 
-    def _checked(self, given: Any) -> dict[str, tuple[float, float]]:
-        known = list(self.rewards)
-        if not isinstance(given, Mapping):
-            raise ValueError(f"z_scores={given!r} must be [mean, std] by name of reward, or a JSON file of that")
-        checked = {}
-        for name, pair in given.items():
-            if name not in known:
-                raise ValueError(unknown_name("z_scores", name, known))
-            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-                raise ValueError(f"z_scores[{name!r}]={pair!r} must be [mean, std]")
-            mean, std = _finite("mean", name, pair[0]), _finite("std", name, pair[1])
-            if std <= 0:
-                raise ValueError(f"z_scores[{name!r}] has std={std!r}; it must be larger than 0")
-            checked[name] = (mean, std)
-        return checked
+    def _read(self, path: Path) -> dict[str, tuple[float, float]]:
+        return self._checked(read_json(path), f"z_scores={str(path)!r}")
+
+    def _checked(self, given: Any, where: str) -> dict[str, tuple[float, float]]:
+        given = dict(given) if isinstance(given, Mapping) else given
+        found = checked(dict[str, _MeanStd], given, where, "give [mean, std] by name of reward, with a std above 0")
+        for name in found:
+            if name not in self.rewards:
+                raise ValueError(unknown_name("z_scores", name, list(self.rewards)))
+        return found
 
     def _estimate(self, path: Path, scores: Mapping[str, torch.Tensor]) -> None:
         """Fix the numbers from one batch, or take those that another environment of the run wrote meanwhile."""
         if path.exists():
-            self._statistics = self._checked(read_json(path))
+            self._statistics = self._read(path)
         else:
             found = {name: _mean_std(name, values) for name, values in scores.items()}
             write_json(path, found)

@@ -8,12 +8,24 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+from weakref import WeakSet
 
 import torch
 
 from diffusion_gym.images import to_float
-from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, evaluate, reward_name
+from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate
+
+_CLOSED: Final[WeakSet[threading.Thread]] = WeakSet()
+
+
+def abandoned() -> bool:
+    """Whether a reward that was given up is still at it.
+
+    Its thread does not keep the program from ending. But one in the midst of a library's work may have the interpreter
+    abort on its way out: such a program ends by `os._exit`, as our commands do.
+    """
+    return any(thread.is_alive() for thread in _CLOSED)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,12 @@ class RewardWorker:
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
+    def late(self, most: float) -> str | None:
+        """What to say of a reward that has been at it for more than `most` seconds; None where it has not."""
+        seconds = self.seconds
+        told = f"the reward has not returned for {round(seconds, 1):g} s (reward_seconds={most:g})"
+        return told if seconds > most else None
+
     def submit(
         self,
         images: torch.Tensor,
@@ -91,7 +109,11 @@ class RewardWorker:
                 self._jobs = deque(job for job in self._jobs if job.future is not future)
 
     def close(self) -> None:
-        """Cancel what is in line, ask the reward to give up what it is at, and end the thread."""
+        """Cancel what is in line, ask the reward to give up what it is at, and end the thread.
+
+        A thread whose reward goes on is left alone, see `abandoned`.
+        """
+        _CLOSED.add(self._thread)  # now, as a signal may end the waiting below
         with self._changed:
             self._closed = True
             for job in self._jobs:
@@ -134,9 +156,9 @@ class RewardWorker:
         self._since = time.monotonic()
         try:
             outputs = _evaluate(self.reward, jobs)
-        except BaseException as error:  # whoever waits must hear of it, even of a sys.exit() in the reward
+        except BaseException as error:  # whoever waits must hear of it
             if len(jobs) == 1:
-                jobs[0].future.set_exception(_told(self.reward, error))
+                jobs[0].future.set_exception(error)
             else:  # one batch spoils no other
                 for job in jobs:
                     self._score([job])
@@ -145,10 +167,6 @@ class RewardWorker:
             self._since = None
         for job, output in zip(jobs, outputs, strict=True):
             job.future.set_result(output)
-
-
-def _told(reward: Reward, error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RewardError(f"reward={reward_name(reward)!r} raised {error!r}")
 
 
 def _evaluate(reward: Reward, jobs: list[_Job]) -> list[RewardOutput]:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from dataclasses import fields
@@ -55,7 +56,8 @@ def roll():
 def in_processes(tmp_path_factory):
     """`in_processes(count, function)`: what `function(processes)` gives in each of `count` gloo processes, by JSON.
 
-    They are forks of this one, which spares them the imports; what they register or import stays with them.
+    They are forks of this one, which spares them the imports; what they register or import stays with them. Those of
+    `killed` are to be killed by SIGKILL, and give None.
     """
 
     def child(function, index, count, port, path):
@@ -73,7 +75,7 @@ def in_processes(tmp_path_factory):
             answer = {"error": traceback.format_exc()}
         path.write_text(json.dumps(answer))
 
-    def run(count, function, seconds=120):
+    def run(count, function, seconds=120, killed=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -91,6 +93,9 @@ def in_processes(tmp_path_factory):
         for index in hanging:
             children[index].kill()
         assert not hanging, f"processes {hanging} did not end within {seconds} seconds"
+        assert [index for index, process in enumerate(children) if process.exitcode == -signal.SIGKILL] == list(killed)
+        for index in killed:
+            paths[index].write_text('{"value": null}')
         answers = [json.loads(path.read_text()) if path.exists() else {"error": "died"} for path in paths]
         errors = [f"process {index}: {answer['error']}" for index, answer in enumerate(answers) if "error" in answer]
         assert not errors, "\n".join(errors)

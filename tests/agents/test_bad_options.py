@@ -12,8 +12,6 @@ from diffusion_gym.agents import DenoisingPolicy, cli, demo
 from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.threads import cores
-from diffusion_gym.prompts.files import read_prompt_file
-from diffusion_gym.prompts.templates import fill
 from diffusion_gym.rewards import RewardError, RewardOutput, evaluate
 from diffusion_gym.storage import parse_json
 
@@ -126,50 +124,15 @@ def test_a_rank_up_to_the_widest_layer_is_taken(make_env):
         ),
         ({"learning_rate": "1e-3\ncheckpoint_every = 2"}, "overrides: checkpoint_every=2 is not read in a benchmark"),
         ({"cfg_training": "false\ndevelopment_every = 1"}, "agents.frozen_null: development_every=1 is not read"),
-        ({"ceiling": "nan"}, "ceiling=nan must be a number that is finite"),
-        ({"ceiling": "inf"}, "ceiling=inf must be a number that is finite"),
-        ({"ceiling": "1.0\nprobe_kwargs = 3"}, "probe_kwargs=3 must be a table"),
+        ({"ceiling": "nan"}, "tasks.size.ceiling=nan: input should be a finite number"),
+        ({"ceiling": "inf"}, "tasks.size.ceiling=inf: input should be a finite number"),
+        ({"ceiling": "1.0\nprobe_kwargs = 3"}, "tasks.size.probe_kwargs=3: input should be an object"),
         ({"description": "[" * 100_000}, "is nested too deep to be read"),
     ],
 )
 def test_a_suite_with_a_value_that_nothing_reads_is_refused(tiny_pipeline, tmp_path, changed, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Suite.load(str(write_suite(tmp_path, tiny_pipeline, **changed)))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('Prompts\na cat\n"a dog\na fox\n', "unexpected end of data"),
-        ('Prompts\n"a cat\n"a dog"\n', "expected after"),
-        ("Prompts\n" + "a" * 200_000 + "\n", "at most 131072 characters"),
-    ],
-    ids=["open-quote", "quote-inside", "long-cell"],
-)
-def test_a_table_that_cannot_be_read_as_written_is_refused(tmp_path, text, message):
-    path = tmp_path / "prompts.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_prompt_file(str(path))
-
-
-def test_quotes_that_close_are_read(tmp_path):
-    path = tmp_path / "prompts.csv"
-    path.write_text('Prompts\n"a sign, ""stop"""\na 5" cat\n')
-    assert read_prompt_file(str(path)).prompts == ('a sign, "stop"', 'a 5" cat')
-
-
-def test_a_file_that_is_no_utf8_is_refused_in_our_words(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(b"a caf\xe9\n")
-    with pytest.raises(ValueError, match="is not UTF-8 from byte 5 on; save it as UTF-8"):
-        read_prompt_file(str(path))
-
-
-def test_the_prompts_of_a_template_are_counted_before_they_are_made():
-    words = [str(number) for number in range(1000)]
-    with pytest.raises(ValueError, match=r"1000 \* 1000 \* 1000 = 1000000000 prompts, more than 1000000"):
-        fill("{a} {b} {c}", {"a": words, "b": words, "c": words})
 
 
 @pytest.mark.parametrize("depth", [101, 100_000])
@@ -179,14 +142,6 @@ def test_json_nested_too_deep_is_refused(depth, brackets):
     with pytest.raises(ValueError, match="nested more than 100 levels deep"):
         parse_json(opening * depth + "1" + closing * depth)
     assert parse_json(opening * 100 + "1" + closing * 100)
-
-
-def test_a_prompt_file_nested_too_deep_is_refused(tmp_path):
-    for suffix in (".json", ".jsonl"):
-        path = tmp_path / f"prompts{suffix}"
-        path.write_text("[" * 100_000)
-        with pytest.raises(ValueError, match="nested more than 100 levels deep"):
-            read_prompt_file(str(path))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +22,7 @@ from diffusion_gym.agents.pictures import compared_sheet, sheet_pairs
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.report.development import development
 from diffusion_gym.agents.rollout import collect_many
+from diffusion_gym.agents.run_files import OLD_FORMAT
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.settings import RunSettings, starting_point
 from diffusion_gym.agents.tracking import Tracker
@@ -250,6 +253,28 @@ def test_a_reward_that_fails_leaves_a_checkpoint_and_the_row_to_the_resumed_run(
     assert records(resumed) == records(whole) and metrics_rows(resumed.out) == metrics_rows(whole.out)
 
 
+@pytest.mark.parametrize("call", [1, 3, 2 + 2 * (STEPS + 1) + 1], ids=["original", "its path", "current"])
+def test_a_signal_ends_an_evaluation_at_its_next_batch(make_trainer, capsys, call):
+    """Nothing of it is written, and the resumed run catches up on it."""
+    whole = make_trainer(3, "whole", checkpoint_every=10)
+    whole.run()
+    calls, terminate = [], when(call, lambda images: os.kill(os.getpid(), signal.SIGTERM))
+
+    def counted(*given):
+        calls.append(None)
+        return terminate(*given)
+
+    trainer = make_trainer(3, reward=counted, checkpoint_every=10)
+    assert trainer.run() == Progress(1, trainer.schedule.samples_per_iteration)
+    assert len(calls) <= call + STEPS + 1  # no more than the batch at which the signal came
+    assert not (trainer.out / "development.jsonl").exists()
+    assert "The development set is not evaluated now" in capsys.readouterr().out
+    assert not list((trainer.out / "images").glob("development-*"))
+    resumed = make_trainer(3, checkpoint_every=10)
+    resumed.run(resume=True)
+    assert records(resumed) == records(whole) and metrics_rows(resumed.out) == metrics_rows(whole.out)
+
+
 def test_the_main_process_alone_tracks_and_its_failure_ends_all(
     make_env, make_policy, make_set, in_processes, tmp_path
 ):
@@ -318,7 +343,8 @@ def test_a_run_folder_from_before_these_options_is_read(tmp_path):
     stored = settings.to_json()
     old = {key: value for key, value in stored.items() if not key.startswith("development") and key != "track"}
     assert len(old) == len(stored) - 4
-    assert RunSettings.from_json(old, tmp_path) == settings
+    found = RunSettings.from_json(old, tmp_path, file_format=OLD_FORMAT)
+    assert found == replace(settings, development_every=0)  # such a run had no development set
     assert RunSettings.from_json({**stored, "development_every": 7}, tmp_path).development_every == 7
 
 

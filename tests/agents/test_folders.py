@@ -10,14 +10,16 @@ import time
 
 import pytest
 
+from benchmark_suites import write_record
 from diffusion_gym.agents.benchmark.cells import Cell
+from diffusion_gym.agents.benchmark.command import is_benchmark
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.folders import check_name, check_out, content, holding
 from diffusion_gym.agents.report.benchmark.figures import file_name
 from diffusion_gym.agents.runs import check_new
-from diffusion_gym.storage import write_json
+from diffusion_gym.storage import read_json, write_json
 
 ELSEWHERE = [
     "../x",
@@ -72,17 +74,13 @@ def test_a_name_is_taken(name):
 @pytest.mark.parametrize("name", [*ELSEWHERE, 3, None])
 def test_a_name_that_could_lead_elsewhere_is_refused_wherever_it_is_read(name, tmp_path):
     task = Task("E", 1.0)
-    for make in (
-        lambda: check_name("task", name),
-        lambda: Suite("s", "", {name: task}, 8, 1, 4),
-        lambda: Cell("s", name, "ddpo_is", 0, "out"),
-    ):
+    for make in (lambda: check_name("task", name), lambda: Cell("s", name, "ddpo_is", 0, "out")):
         with pytest.raises(ValueError, match=rf"^task={re.escape(repr(name))} names files"):
             make()
-    with pytest.raises(ValueError, match="^agent="):
-        Suite("s", "", {"a": task}, 8, 1, 4, agents={name: {"agent": "ddpo_is"}})
-    write_json(tmp_path / "records" / "a.json", {"task": name, "agent": "a", "seed": 0, "points": []})
-    with pytest.raises(ValueError, match="^task="):
+    write_record(tmp_path, "a", "a", 0, 0.1, 0.2)
+    [path] = (tmp_path / "records").iterdir()
+    write_json(path, {**read_json(path), "task": name})
+    with pytest.raises(ValueError, match=r"seed-0\.json: task[:=]"):
         Results.read(tmp_path, Suite("s", "", {"a": task}, 8, 1, 4))
     if isinstance(name, str) and not {"/", ":"} & set(name) and "--" not in name:
         with pytest.raises(ValueError, match="^figure="):
@@ -123,6 +121,7 @@ def test_a_suite_file_with_such_a_task_writes_and_removes_nothing(tmp_path, caps
         {"pyproject.toml": "[project]\n", "runs/a/config.json": "{}"},
         {"smoke.toml": SUITE.format(task="a"), "other.toml": "", "records/x.json": "{}"},
         {"smoke.toml": SUITE.format(task="a"), "thesis.txt": "mine"},
+        {"smoke.toml": SUITE.format(task="a"), "logs/a.log": "", "thesis.txt": "mine"},
         {"thesis.txt": "mine"},
         {"records/x.json": "{}"},
     ],
@@ -136,6 +135,14 @@ def test_bench_takes_only_a_new_folder_or_its_own(tmp_path, capsys, held):
     error = refused(capsys, "bench", "--suite", "smoke", "--agents", "ddpo_is", "--out", out)
     assert "is not empty and no benchmark of diffusion-gym; choose another --out" in error
     assert files(out) == before
+
+
+@pytest.mark.parametrize("held", [[], ["logs/a.log"], ["logs/a.log", "runs/a/config.json"], ["records/a.json"]])
+def test_bench_takes_what_a_kill_left_of_it_at_any_moment(tmp_path, held):
+    for name, text in {"smoke.toml": SUITE.format(task="a"), **dict.fromkeys(held, "")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    check_out(tmp_path, "benchmark", is_benchmark)
 
 
 @pytest.mark.parametrize(

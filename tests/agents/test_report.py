@@ -18,6 +18,7 @@ from diffusion_gym.agents.pictures import cells, grid, save_grid
 from diffusion_gym.agents.report.commands import train_command
 from diffusion_gym.agents.report.numbers import change, number, percent
 from diffusion_gym.agents.report.run import write_report
+from diffusion_gym.agents.run_files import FORMAT
 from diffusion_gym.agents.settings import EnvOptions, starting_point
 from diffusion_gym.storage import write_json
 
@@ -90,7 +91,8 @@ def folder(tmp_path):
     """A run of ten iterations, at its end, without an evaluation."""
     settings = starting_point(ENV, "ddpo_is", None, None)
     settings = replace(settings, seed=7, total_reward_queries=640, out=tmp_path)
-    write_json(tmp_path / "config.json", {"settings": settings.to_json(), "versions": {"torch": "9.8.7"}})
+    config = {"format": FORMAT, "settings": settings.to_json(), "versions": {"torch": "9.8.7"}}
+    write_json(tmp_path / "config.json", config)
     with (tmp_path / "metrics.jsonl").open("w") as file:
         for index in range(1, 11):
             row = {"iteration": index, "reward_queries": 64 * index, "reward_mean": 0.4 + index / 100}

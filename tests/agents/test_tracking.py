@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusion_gym.agents.cli import main
+from diffusion_gym.agents.run_files import FORMAT
 from diffusion_gym.agents.schedule import Schedule
 from diffusion_gym.agents.tracking import check_track, open_tracker
 from diffusion_gym.agents.trainer import Trainer
@@ -85,8 +86,8 @@ def test_none_writes_nothing(tmp_path):
 
 
 def test_wandb_is_told_the_same_as_tensorboard(tmp_path, wandb):
-    settings = {"seed": 3, "out": "runs/a"}
-    write_json(tmp_path / "config.json", {"settings": settings, "versions": {"torch": "2"}})
+    config = {"format": FORMAT, "settings": {"seed": 3}, "versions": {"torch": "2"}}
+    write_json(tmp_path / "config.json", config)
     with open_tracker("wandb", tmp_path, 0) as tracker:
         tracker.scalars({"iteration": 1, "loss": 0.5}, 8)
         tracker.picture("development/pictures", PICTURE, 8)
@@ -100,7 +101,7 @@ def test_wandb_is_told_the_same_as_tensorboard(tmp_path, wandb):
         },
     ]
     [options] = wandb.begun
-    assert options["config"] == {"settings": {"seed": 3}, "versions": {"torch": "2"}}
+    assert options["config"] == config
     assert (options["project"], options["name"], options["dir"]) == ("diffusion-gym", tmp_path.name, str(tmp_path))
     assert wandb.axes == [("*", "reward_queries")] and wandb.finished == [0]
     assert events(tmp_path).Tags()["scalars"] == ["loss"]

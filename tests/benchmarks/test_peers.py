@@ -194,15 +194,6 @@ def test_page_is_made_of_the_records_alone(peers, tmp_path):
     assert "With torch 1; for TRL torch 1, trl 2." in text
 
 
-def test_the_readme_and_the_page_agree_with_the_stored_records(peers, tmp_path):
-    stored = peers.compare.PageOptions()
-    copies = {"page": tmp_path / "speed.md", "readme": tmp_path / "README.md"}
-    for name, path in copies.items():
-        path.write_text(getattr(stored, name).read_text())
-    peers.compare.page(peers.compare.PageOptions(**copies))
-    assert all(path.read_text() == getattr(stored, name).read_text() for name, path in copies.items())
-
-
 def test_the_headline_is_of_the_median_totals(peers):
     names = [name for name in peers.compare.PROGRAMS if "," in name]
     others = [{**FLOOR, "name": name} for name in names]  # whose time is the floor's: 1.00 of each other

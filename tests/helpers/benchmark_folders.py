@@ -59,7 +59,12 @@ def write_run(
         "hardware": {"processor": "a processor", "cores": 2},
         "suite": suite,
         "trained": trained or agent,
-        "settings": settings or {"total_reward_queries": 32 * (len(rewards) - 1)},
+        "settings": {
+            "total_reward_queries": max(1, 32 * (len(rewards) - 1)),
+            "env_options": {},
+            "agent_options": {},
+            **(settings or {}),
+        },
         "points": points,
         "peak_memory_mb": 700.0,
         "total_seconds": 360.0,
@@ -74,7 +79,7 @@ def write_run(
 def write_failure(folder, agent, task, seed, error="RuntimeError: <no> luck"):
     """The record of a run that failed."""
     cell = Cell("made", task, agent, seed, str(folder))
-    record = {"task": task, "agent": agent, "seed": seed, "suite": "made", "total_seconds": 2.0}
+    record = {**cell.about, "suite": "made", "total_seconds": 2.0}
     write_json(cell.record, {**record, "error": error, "traceback": ["Traceback", error]})
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from diffusion_gym.agents.benchmark.records import FORMAT
 from diffusion_gym.storage import write_json
 
 HELD_OUT_PROMPTS = "shapes-color-4"
@@ -59,5 +60,19 @@ def write_record(folder: Path, agent: str, task: str, seed: int, base: float, af
         {"reward_queries": 0, "seconds": 0.0, "network_evaluations": 0, "reward": base},
         {"reward_queries": 8, "seconds": 1.0 + seed, "network_evaluations": 48, "reward": after, **measures},
     ]
-    record = {"suite": "tiny", "task": task, "agent": agent, "seed": seed, "settings": {}, "points": points}
+    record = {
+        "format": FORMAT,
+        "suite": "tiny",
+        "task": task,
+        "agent": agent,
+        "trained": agent,
+        "seed": seed,
+        "threads": 1,
+        "versions": {},
+        "hardware": {},
+        "settings": {"total_reward_queries": 8, "env_options": {}, "agent_options": {}},
+        "points": points,
+        "peak_memory_mb": 700.0,
+        "total_seconds": 1.0,
+    }
     write_json(folder / "records" / f"{task}--{agent}--seed-{seed}.json", record)

@@ -13,7 +13,7 @@ SAMPLES, BATCH, ITERATIONS = 8, 2, 3
 
 
 REWARDS_MODULE = '''
-import os, pathlib, signal, torch
+import os, pathlib, signal, threading, torch
 from diffusion_gym.rewards import REWARDS, RewardOutput
 
 RANK, FIRST_ITERATION = os.environ.get("RANK", "0"), {batches} // int(os.environ.get("WORLD_SIZE", "1"))
@@ -40,7 +40,22 @@ def killed(scores):
     pathlib.Path(__file__).with_name("failed").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
+def exits(scores):
+    raise SystemExit(3)
+
 register("Patchy", None, "")
+register("Exits", exits, "1")
+def hangs(scores):
+    threading.Event().wait(600)
+
+def hangs_when_asked(scores):
+    os.kill(os.getpid(), signal.SIGTERM)
+    hangs(scores)
+
+register("Hangs", hangs, "1")
+register("HangsWhenAsked", hangs_when_asked, "1")
+register("AllHangWhenAsked", hangs_when_asked, "01")
+register("KilledMain", killed, "0")
 register("Broken", broken, "1")
 register("Nothing", lambda scores: scores * torch.nan, "0123")
 register("Killed", killed, "1")
@@ -97,6 +112,12 @@ def assert_same(found, expected):
 
 def codes(results):
     return [result["code"] for result in results]
+
+
+def told(results):
+    """The lines that say an error, of all processes that are still there."""
+    lines = [line for result in results if result for line in result["err"].splitlines()]
+    return [line for line in lines if line.startswith("error: ")]
 
 
 def files(folder):

@@ -1,5 +1,6 @@
 """The table of prompt sets, and the page that holds it."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -34,30 +35,28 @@ def test_the_module_prints_the_table(capsys):
 
 @pytest.fixture
 def page_files(tmp_path):
-    """The files that the page shows, each written under the last name before it."""
-    for before, text in re.findall(
-        r"([^`\n][^\n]*(?:\n[^\n]+)*):\n\n```(?:json|csv|text)\n(.*?)```", PAGE, flags=re.DOTALL
-    ):
-        (tmp_path / re.findall(r"`(\w+\.\w+)`", before)[-1]).write_text(text)
+    """The files that the page shows, each written under the name before it."""
+    for name, text in re.findall(r"\n`(\w+\.\w+)`[^\n]*:\n\n```(?:json|text)\n(.*?)```", PAGE, flags=re.DOTALL):
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
 def test_the_files_of_the_page_say_what_the_page_says(page_files):
-    names = {"mine.txt", "bench.json", "bench.jsonl", "bench.csv", "data_meta.json", "held.json", "activities.json"}
-    assert {path.name for path in page_files.iterdir()} == names
-    made = {name: make_prompts(str(page_files / name)) for name in names}
-    assert {name: len(prompts.prompts) for name, prompts in made.items()} == {name: 2 for name in names} | {
-        "activities.json": 6
-    }
-    assert made["bench.json"].prompts == made["bench.jsonl"].prompts == made["bench.csv"].prompts
-    for name in ("bench.json", "bench.jsonl", "bench.csv", "data_meta.json"):
-        assert make_prompts(f"{page_files / name}#Colors").prompts == ("A red colored car.",)
-    assert make_prompts(f"{page_files / 'held.json'}#new-objects").prompts == ("a chair",)
-    assert made["activities.json"].prompts[-1] == "a mouse riding a bike with two mice"
-    assert made["activities.json"].splits["new-animals"][0] == "an owl playing chess with two owls"
+    assert {path.name for path in page_files.iterdir()} == {"mine.txt", "bench.jsonl"}
+    bench = make_prompts(str(page_files / "bench.jsonl"))
+    assert len(bench.prompts) == len(make_prompts(str(page_files / "mine.txt")).prompts) == 2
+    (blue,) = make_prompts(f"{page_files}/bench.jsonl/new-colors").prompts
+    assert bench.metadata[blue] == {"category": "Colors", "objects": ["car"]}
 
 
-def test_the_python_of_the_page_runs():
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawbench = {"A red car.": {"category": "Colors"}, "Two cats.": {"category": "Counting"}}
+    Path("data_meta.json").write_text(json.dumps(drawbench))
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 1
-    exec(blocks[0], {})
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert make_prompts("drawbench.jsonl").metadata == drawbench
+    assert make_prompts("activities.txt").prompts[-1] == "an ant riding a bike"

@@ -182,6 +182,9 @@ def test_splits_that_overlap_are_joined_once():
         ({"splits": {"held-out": ("b",)}}, "'held-out' means all held-out prompts; rename the split"),
         ({"held_out": ("b", "a")}, "trains on the held-out prompt 'a'; take it out of one of the two"),
         ({"held_out": (3,)}, "holds 3, which is no string"),
+        ({"metadata": {"b": {"n": 1}}}, "has metadata of 'b', which is none of its prompts"),
+        ({"metadata": {"a": 5}}, "the metadata 5 of 'a' must be a mapping"),
+        ({"metadata": {"a": {5: "n"}}}, "the metadata {5: 'n'} of 'a' must be a mapping"),
     ],
 )
 def test_a_bad_set_is_refused(arguments, message):
@@ -202,7 +205,7 @@ def test_a_bad_set_is_refused(arguments, message):
         ("common-animals/x", "no split 'x'; choose one of held-out, new-animals, new-objects"),
         ("imagenet-animals/held-out", "prompts='imagenet-animals' has no held-out prompts"),
         ([], "is empty; give at least one prompt"),
-        (["a cat", 5], "holds 5, which is no string"),
+        (["a cat", 5], r"prompts\[1\]=5 is no string; write a string, or \{"),
         (5, "prompts=5 must be a name, a prompt file, a list of strings or a PromptSet"),
     ],
 )
@@ -217,9 +220,11 @@ def test_bad_prompts_are_refused(prompts, message):
         ("common-animals", True),
         ("common-animals/new-animals", True),
         ("mine.txt", True),
+        ("folder/mine.JSONL", True),
         ("folder/mine.JSON#Colors", True),
+        ("mine.csv", True),
         ("counting#new-animals", True),
-        ("held.json/held-out", True),
+        ("held.jsonl/held-out", True),
         ("a cat", False),
         ("a very long prompt. " * 300, False),
         ("a cat/a dog", False),
@@ -235,7 +240,7 @@ def test_names_are_told_from_prompts(text, named):
     [
         (["counting"], "counting"),
         (["counting/new-animals"], "counting/new-animals"),
-        (["mine.csv#Colors"], "mine.csv#Colors"),
+        (["mine.jsonl/near"], "mine.jsonl/near"),
         (["a cat"], ["a cat"]),
         (["cat"], ["cat"]),
         (["mountain"], ["mountain"]),  # difflib: 0.75 of "counting"

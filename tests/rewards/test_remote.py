@@ -137,7 +137,7 @@ def test_another_service_there_is_named(stub, health):
 
 @pytest.mark.parametrize(("key", "value"), [("max_batch", "64"), ("max_bytes", 0), ("max_unpacked", True)])
 def test_limits_that_are_none_are_named(stub, key, value):
-    with pytest.raises(RewardError, match=f"is no reward server: .*/health has {key}={value!r}"):
+    with pytest.raises(RewardError, match=f"is no reward server: .*/health: {key}={value!r}: input .*; give the"):
         RemoteReward(stub({**HEALTH, key: value}).url)
 
 
@@ -196,6 +196,18 @@ def test_requests_hold_no_more_pictures_than_the_server_takes(stub):
     assert [entry for request in server.requests for entry in request["metadata"]] == metadata
 
 
+def test_what_a_prompt_file_says_of_a_prompt_is_sent_with_its_picture(stub, make_env):
+    server = stub()
+    lines = [{"prompt": "a" * number, "wanted": [{"class": "star", "number": number}]} for number in range(1, 9)]
+    env = make_env(2, reward=server.url, prompts=lines, num_inference_steps=2, autoreset_mode="Disabled")
+    _, infos = env.reset(seed=0)
+    for _ in range(2):
+        _, rewards, *_ = env.step(torch.zeros(env.action_space.shape))
+    [request] = server.requests
+    assert request["metadata"] == infos["metadata"].tolist()
+    assert [entry["wanted"][0]["number"] for entry in request["metadata"]] == rewards.tolist()
+
+
 def test_requests_are_no_larger_than_the_server_takes(stub):
     server = stub({**HEALTH, "max_bytes": 1000})
     evaluate(RemoteReward(server.url), IMAGES[:1].repeat(6, 1, 1, 1), ["é" * 20] * 6)
@@ -214,9 +226,24 @@ def test_requests_unpack_to_no_more_than_the_server_takes(stub):
         evaluate(RemoteReward(server.url), torch.rand(1, 3, 16, 16), ["a"])
 
 
-@pytest.mark.parametrize("answer", [{}, {"scores": [1], "info": {}}, "text"])
-def test_an_answer_without_scores_is_named(stub, answer):
-    with pytest.raises(RewardError, match="the answer holds"):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({}, "the answer: the field 'scores' is missing"),
+        ({"scores": [1, 2, 3]}, "the answer: the field 'info' is missing"),
+        ({"scores": [1], "info": {}}, "the answer holds 1 scores for 3 pictures"),
+        ({"scores": [1, 2, 3], "info": {"a": [1]}}, "the answer holds 1 a for 3 pictures"),
+        ({"scores": [1, "2", 3], "info": {}}, "the answer: scores.1='2': input should be a valid number"),
+        ({"scores": [1, True, 3], "info": {}}, "the answer: scores.1=True: "),
+        ({"scores": [1, 2, 3], "info": {"a": 1}}, "the answer: info.a=1: "),
+        ({"scores": [1, 2, 3], "info": {}, "name": 5}, "the answer: name=5: "),
+        ({"scores": [1, 2, float("nan")], "info": {}}, "the answer: scores.2=nan: "),
+        ([], r"the answer: \[\]: "),
+        ("text", "the answer: 'text': "),
+    ],
+)
+def test_an_answer_of_another_shape_is_named_by_its_field(stub, answer, words):
+    with pytest.raises(RewardError, match=words):
         evaluate(RemoteReward(stub(answers=[(200, answer)]).url), IMAGES, PROMPTS)
 
 

@@ -114,11 +114,15 @@ def test_processes_do_not_each_estimate_their_own(tmp_path, monkeypatch):
     ("z_scores", "words"),
     [
         ({"rde": [0, 1]}, "did you mean 'red'"),
-        ({"red": [0, 0]}, "std=0.0; it must be larger than 0"),
-        ({"red": [0]}, "must be \\[mean, std\\]"),
-        ({"red": "01"}, "must be \\[mean, std\\]"),
-        ({"red": [0, float("inf")]}, "std=inf of reward 'red' must be a finite number"),
-        ([1, 2], "by name of reward"),
+        ({"red": [0, 0]}, r"z_scores: red.1=0: input should be greater than 0; give \[mean, std\] by name"),
+        ({"red": [0]}, "z_scores: the field 'red.1' is missing"),
+        ({"red": [0, 1, 2]}, r"z_scores: red=\[0, 1, 2\]: tuple should have at most 2 items"),
+        ({"red": "01"}, "z_scores: red='01': input should be a list"),
+        ({"red": ["0", 1]}, "z_scores: red.0='0': input should be a valid number"),
+        ({"red": [True, 1]}, "z_scores: red.0=True: input should be a valid number"),
+        ({"red": [0, float("inf")]}, "z_scores: red.1=inf: input should be a finite number"),
+        ({5: [0, 1]}, "z_scores: 5.*=5: input should be a valid string"),
+        ([1, 2], r"z_scores: \[1, 2\]: input should be an object"),
     ],
 )
 def test_statistics_that_do_not_fit(z_scores, words):

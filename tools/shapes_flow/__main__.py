@@ -19,7 +19,8 @@ from diffusion_gym.models.shapes.vocabulary import write_tokenizer
 from diffusion_gym.storage import load_tensors, save_tensors
 from tools.shapes_flow.data import training_set
 from tools.shapes_flow.export import distance, export, is_too_good, load, rates
-from tools.shapes_flow.networks import make_trained
+from tools.shapes_flow.networks import begin_with_shapes, make_trained
+from tools.shapes_flow.teacher import Teacher
 from tools.shapes_flow.training import Schedule, Trainer
 
 _SHARES = (
@@ -68,6 +69,8 @@ class BuildConfig:
     """Samples a family behind the rates of a snapshot; 0 does not measure while training."""
     guidance: float = 2.0
     """Guidance scale of those rates."""
+    teacher: bool = True
+    """Distil Shapes: its text encoder to begin with, and its velocities in place of noise less picture."""
     graph: bool = True
     """On CUDA, replay a step as one recorded graph."""
     keep: int = 6
@@ -93,7 +96,10 @@ def train(config: BuildConfig) -> None:
     if config.only == "data":
         return
     torch.manual_seed(config.seed)
-    networks = make_trained(tokenizer).to(config.device)
+    networks = make_trained(tokenizer)
+    if config.teacher:
+        begin_with_shapes(networks)
+    networks.to(config.device)
     schedule = Schedule(
         steps=config.steps,
         batch=config.batch,
@@ -103,7 +109,8 @@ def train(config: BuildConfig) -> None:
         time_mean=config.time_mean,
         time_std=config.time_std,
     )
-    trainer = Trainer(networks, data, schedule, config.work, seed=config.seed, graph=config.graph)
+    teacher = Teacher(torch.device(config.device)) if config.teacher else None
+    trainer = Trainer(networks, data, schedule, config.work, seed=config.seed, graph=config.graph, teacher=teacher)
 
     def look(step: int) -> bool:
         save_tensors(_snapshot(config, step), {name: value.half() for name, value in trainer.averaged().items()})

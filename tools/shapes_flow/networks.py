@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
@@ -34,10 +35,19 @@ def make_trained(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     return nn.ModuleDict(
         {
             "transformer": make_transformer(),
-            "text_encoder": make_text_encoder(tokenizer, TEXT_WIDTH, heads=4, layers=2),
+            "text_encoder": make_text_encoder(tokenizer, TEXT_WIDTH, heads=4, layers=3),
             "text_encoder_2": make_text_encoder(tokenizer, SECOND_WIDTH, heads=1, layers=1),
         }
     )
+
+
+def begin_with_shapes(networks: nn.ModuleDict) -> None:
+    """Put Shapes' text encoder, whose two layers' output SD3 takes, into the first encoder's first layers."""
+    taught = CLIPTextModel.from_pretrained(WEIGHTS, subfolder="text_encoder").state_dict()
+    taught = {name.removeprefix("text_model."): value for name, value in taught.items()}
+    missing, unexpected = networks["text_encoder"].text_model.load_state_dict(taught, strict=False)
+    if unexpected or not all(name.startswith("encoder.layers.2.") for name in missing):
+        raise ValueError("Shapes' text encoder is not the first two layers of this one; train with --no-teacher")
 
 
 def make_transformer() -> SD3Transformer2DModel:

@@ -15,6 +15,7 @@ from diffusion_gym.models.shapes.training import warm_cosine
 from diffusion_gym.storage import load_tensors, optimizer_tensors, restore_optimizer, save_tensors, tensors_metadata
 from tools.shapes_flow.data import TrainingSet
 from tools.shapes_flow.networks import embed
+from tools.shapes_flow.teacher import LAST, Teacher
 
 CAPTION_DROPOUT: Final = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 POOL: Final = 2**18
@@ -54,12 +55,22 @@ class Trainer:
         folder: where the state is kept; a state there is resumed.
         seed: seed of the draws.
         graph: on CUDA, whether a step is one recorded graph.
+        teacher: whose velocities are the targets where it knows them; none to train on the data alone.
     """
 
     def __init__(
-        self, networks: nn.ModuleDict, data: TrainingSet, schedule: Schedule, folder: Path, *, seed: int, graph: bool
+        self,
+        networks: nn.ModuleDict,
+        data: TrainingSet,
+        schedule: Schedule,
+        folder: Path,
+        *,
+        seed: int,
+        graph: bool,
+        teacher: Teacher | None,
     ) -> None:
         self.networks, self.schedule, self.folder, self.seed = networks, schedule, folder, seed
+        self.teacher = teacher
         self.weights = list(networks.parameters())
         self.device = self.weights[0].device
         self.cuda = self.device.type == "cuda"
@@ -158,23 +169,27 @@ class Trainer:
             self.loss.add_(loss.detach())
 
     def _flow_loss(self) -> torch.Tensor:
-        """E ||v(x_t, t, c) - (eps - x0)||^2 with x_t = (1 - t) x0 + t eps."""
+        """E ||v(x_t, t, c) - (eps - x0)||^2 with x_t = (1 - t) x0 + t eps, or the teacher's velocity for eps - x0."""
         number, device = self.schedule.batch, self.device
         chosen = self.kinds_pool[torch.randint(POOL, (number,), device=device)]
         x0 = self.latents[chosen].float()
         noise = torch.randn_like(x0)
         t = torch.sigmoid(self.schedule.time_mean + self.schedule.time_std * torch.randn(number, device=device))
         dropped = torch.rand(number, 1, device=device) < CAPTION_DROPOUT
-        context, pooled = embed(self.networks, torch.where(dropped, self.empty, self.tokens[chosen]))
+        tokens = torch.where(dropped, self.empty, self.tokens[chosen])
+        context, pooled = embed(self.networks, tokens)
         mix = t[:, None, None, None]
+        noisy, target = (1 - mix) * x0 + mix * noise, noise - x0
+        if self.teacher is not None:
+            target = torch.where(mix < LAST, self.teacher.velocity(noisy, t, tokens), target)
         velocity = self.networks["transformer"](
-            hidden_states=(1 - mix) * x0 + mix * noise,
+            hidden_states=noisy,
             timestep=1000 * t,
             encoder_hidden_states=context,
             pooled_projections=pooled,
             return_dict=False,
         )[0]
-        return (velocity.float() - (noise - x0)).square().mean()
+        return (velocity.float() - target).square().mean()
 
     # --- state ----------------------------------------------------------------------------------------------------
 

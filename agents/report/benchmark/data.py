@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from diffusion_gym.agents.benchmark.cells import Cell
-from diffusion_gym.agents.benchmark.results import Record, Results
+from diffusion_gym.agents.benchmark.records import Record
+from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, mean
 from diffusion_gym.agents.benchmark.summary import summary_json
-from diffusion_gym.storage import parse_json, tensors_metadata
+from diffusion_gym.schemas import parse_checked
+from diffusion_gym.storage import tensors_metadata
 
 _SERIES = 8  # inks of the page's style
 
@@ -35,8 +37,8 @@ class Samples:
     @property
     def prompts(self) -> list[str]:
         """The prompts of the samples."""
-        found: list[str] = parse_json(tensors_metadata(self.path)["prompts"])
-        return found
+        stored = tensors_metadata(self.path).get("prompts", "")
+        return parse_checked(list[str], stored, f"{self.path}, prompts", "run the cell again")
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """One tensor of the file, the others left on disk; None where the measurement has none of the name.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_gym.agents.benchmark.cells import file_name as agent_name
+from diffusion_gym.agents.benchmark.records import file_name as agent_name
 from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.report.charts import Chart
 from diffusion_gym.agents.report.render import render

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diffusion_gym.agents.benchmark.results import Record
+from diffusion_gym.agents.benchmark.records import Record
 from diffusion_gym.agents.benchmark.suites import suite_file, suites
 from diffusion_gym.agents.report.benchmark.data import Benchmark
 from diffusion_gym.agents.report.commands import quoted

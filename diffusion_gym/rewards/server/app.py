@@ -72,10 +72,11 @@ class _Service:
 
     async def health(self, request: Request) -> tuple[int, dict[str, Any]]:
         """Open to all, so that a load balancer can ask; `authorized` says whether this client could score."""
+        why = self._why_not_ready()
         told = {
             "name": self.name,
             "version": VERSION,
-            "ready": self.worker.alive and not self._hangs,
+            "ready": why is None,
             "authorized": self._authorized(request),
             "held": self._held,
             "waiting": self.worker.waiting,
@@ -84,7 +85,7 @@ class _Service:
             **vars(self.limits),
             "max_unpacked": self.limits.max_unpacked,
         }
-        return (200, told) if told["ready"] else (503, {**told, "detail": self._why_not_ready()})
+        return (200, told) if why is None else (503, {**told, "detail": why})
 
     async def score(self, request: Request) -> tuple[int, dict[str, Any]]:
         """Scores of a batch."""
@@ -102,15 +103,9 @@ class _Service:
                 output = await self._output(request, future)
         return 200, {"name": self.name, **write_output(output)}
 
-    @property
-    def _hangs(self) -> bool:
-        return self.worker.seconds > self.limits.reward_seconds
-
-    def _why_not_ready(self) -> str:
-        if not self.worker.alive:
-            return "the server is ending"
-        seconds, most = self.worker.seconds, self.limits.reward_seconds
-        return f"the reward has not returned for {seconds:.0f} s (reward_seconds={most:g})"
+    def _why_not_ready(self) -> str | None:
+        """None where the server is ready."""
+        return self.worker.late(self.limits.reward_seconds) if self.worker.alive else "the server is ending"
 
     def _authorized(self, request: Request) -> bool:
         if self._token is None:
@@ -119,8 +114,8 @@ class _Service:
         return kind.lower() == "bearer" and hmac.compare_digest(given.encode(), self._token)
 
     def _check_place(self) -> None:
-        if self._hangs or not self.worker.alive:
-            raise _busy(self._why_not_ready())
+        if (why := self._why_not_ready()) is not None:
+            raise _busy(why)
         if self._held >= self.limits.max_queue:
             raise _busy(f"max_queue={self.limits.max_queue} requests are held already")
 
@@ -151,7 +146,7 @@ class _Service:
                 pictures = await run_in_threadpool(asked.unpack)
             except BadRequest as error:
                 raise _Refusal(422, str(error)) from None
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise _Refusal(400, f"the body is not JSON ({error})") from None
         text = 4 * (number - sum(map(len, asked.images)))  # Python holds up to 4 bytes a character
         asked.images.clear()
@@ -194,9 +189,10 @@ class _Service:
                 await asyncio.wait(either, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
                 if leaving.done() and not answer.done():
                     raise ClientDisconnect
-                if self._hangs and not answer.done():
-                    _LOG.error("%s", why := self._why_not_ready())
-                    raise _busy(why)
+                late = self.worker.late(self.limits.reward_seconds)
+                if late is not None and not answer.done():
+                    _LOG.error("%s", late)
+                    raise _busy(late)
             return answer.result()
         except (_Refusal, ClientDisconnect):
             raise

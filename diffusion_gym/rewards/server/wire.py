@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import struct
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ConfigDict, FailFast, Field, PositiveInt
 
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards.base import RewardOutput
+from diffusion_gym.schemas import Schema, checked
+from diffusion_gym.storage import parse_json
 
 TOKEN: Final = "DIFFUSION_GYM_REWARD_TOKEN"
 _MOST_PIXELS: Final = 2**22  # of a picture, 2048 x 2048: a PNG of a few kB can unpack to gigabytes
@@ -44,6 +45,45 @@ def check_token(token: str, where: str) -> None:
         raise ValueError(f"{where} {what}; leave it out for no token")
 
 
+class _Asked(Schema):
+    """The body of a request to score; its lists stop at the first error, each of which takes memory."""
+
+    images: Annotated[list[str], FailFast(), Field(min_length=1)]
+    prompts: Annotated[list[str], FailFast()]
+    metadata: Annotated[list[dict[str, Any]], FailFast()] = []
+
+
+class Answer(Schema):
+    """What the server answers to it; null is what is not finite."""
+
+    name: str | None = None
+    scores: list[float | None]
+    info: dict[str, list[float | None]]
+
+    def output(self, number: int, device: torch.device) -> RewardOutput:
+        """The output, float32; null is NaN.
+
+        Raises:
+            ValueError: it is not that of `number` pictures.
+        """
+        for name, values in {"scores": self.scores, **self.info}.items():
+            if len(values) != number:
+                raise ValueError(f"the answer holds {len(values)} {name} for {number} pictures")
+        return RewardOutput(_tensor(self.scores, device), {name: _tensor(v, device) for name, v in self.info.items()})
+
+
+class Health(Schema):
+    """What the client needs of the answer to `/health`, which tells people more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    max_batch: PositiveInt
+    max_bytes: PositiveInt
+    max_unpacked: PositiveInt | None = None
+    authorized: bool = True
+
+
 class BadRequest(ValueError):
     """A request that is JSON, but not one of pictures to score."""
 
@@ -61,7 +101,7 @@ class ScoreRequest:
 
     images: list[str]
     prompts: list[str]
-    metadata: list[Mapping[str, Any]]
+    metadata: list[dict[str, Any]]
     size: tuple[int, int]
 
     @property
@@ -101,24 +141,19 @@ def read_request(body: bytes | bytearray, max_batch: int) -> ScoreRequest:
     """The request in a body `{"images": [...], "prompts": [...], "metadata": [...]}`; metadata may be left out.
 
     Raises:
-        json.JSONDecodeError, UnicodeDecodeError: the body is not JSON.
         BadRequest: it is JSON of something else; the message says what is wrong.
+        ValueError: the body is not JSON.
     """
     if sum(map(body.count, b",:[{")) > _MOST_VALUES:
         raise BadRequest(f"the body has more than {_MOST_VALUES} commas, colons and brackets; send fewer pictures")
-    found = json.loads(body)
-    if not isinstance(found, dict):
-        raise BadRequest(f"the body must be a JSON object with images and prompts; it is {type(found).__name__}")
-    images, prompts = found.get("images"), found.get("prompts")
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
-        raise BadRequest("images must be a list of at least one PNG in base64")
+    found = parse_json(body)
+    try:
+        asked = checked(_Asked, found, "the body", "docs/reward-server.md shows a request")
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    images, prompts, metadata = asked.images, asked.prompts, asked.metadata or [{} for _ in asked.prompts]
     if len(images) > max_batch:
         raise BadRequest(f"{len(images)} images exceed max_batch={max_batch}; send fewer at once")
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise BadRequest("prompts must be a list of strings")
-    metadata = found.get("metadata") or [{} for _ in prompts]
-    if not isinstance(metadata, list) or not all(isinstance(entry, dict) for entry in metadata):
-        raise BadRequest("metadata must be a list of objects, or left out")
     if not len(images) == len(prompts) == len(metadata):
         raise BadRequest(
             f"{len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata; give one of each a picture"
@@ -137,30 +172,14 @@ def write_output(output: RewardOutput) -> dict[str, Any]:
     return {"scores": _numbers(output.scores), "info": {name: _numbers(part) for name, part in output.info.items()}}
 
 
-def read_output(answer: Any, number: int, device: torch.device) -> RewardOutput:
-    """The output in an answer; null is NaN, all parts are float32.
-
-    Raises:
-        ValueError: it is no answer for `number` pictures.
-    """
-    try:
-        parts = {None: answer["scores"], **answer["info"]}
-        found = {
-            name: torch.tensor([float("nan") if value is None else float(value) for value in values], device=device)
-            for name, values in parts.items()
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the answer holds no scores ({type(error).__name__}: {error})") from error
-    for name, part in found.items():
-        if part.shape != (number,):
-            raise ValueError(f"the answer holds {len(part)} {name or 'scores'} for {number} pictures")
-    return RewardOutput(found.pop(None), {str(name): part for name, part in found.items()})
-
-
 def _numbers(values: torch.Tensor) -> list[float | None]:
     # A float32 is exactly a Python float, and JSON's shortest decimal reads back as the same one.
     finite = values.isfinite().tolist()
     return [float(value) if good else None for value, good in zip(values.tolist(), finite, strict=True)]
+
+
+def _tensor(values: list[float | None], device: torch.device) -> torch.Tensor:
+    return torch.tensor([torch.nan if value is None else value for value in values], device=device)
 
 
 def _encode(picture: NDArray[np.uint8]) -> str:

@@ -7,9 +7,9 @@ import io
 import random
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,8 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion_gym.rewards.http import RequestFailed, request_json
+from diffusion_gym.rewards.server.wire import check_token
 from diffusion_gym.rewards.tokens import token_for
 from diffusion_gym.rewards.vlm.base import VLMError
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 API_KEY: Final = "DIFFUSION_GYM_VLM_API_KEY"
 _LONGEST_WAIT: Final = 600.0  # seconds; a server that asks for more is given up
@@ -71,11 +75,12 @@ class ChatVLM:
             raise ValueError(f"image_format={image_format!r} must be png or jpeg")
         self.url = url.rstrip("/") if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
         self._key = api_key or token_for(self.url, API_KEY)
+        if self._key is not None:
+            check_token(self._key, f"the key, api_key or {API_KEY},")
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.max_tokens, self.image_format = max_tokens, image_format
         self.concurrency = concurrency
         self._slots = threading.BoundedSemaphore(concurrency)
-        self._jitter = random.Random()
         self._under_way: set[_Batch] = set()
         self.model = vlm_model or self._first_model()
         self.name = f"{self.model} ({image_format}, {max_tokens} tokens)"
@@ -113,27 +118,33 @@ class ChatVLM:
         Raises:
             VLMError: the server refuses the key or the model.
         """
-        body = self._body(picture, question)
-        for attempt in range(self.retries + 1):
-            try:
-                with self._slots:  # not while it waits for its next try
-                    answer = request_json(f"{self.url}/chat/completions", body, key=self._key, timeout=self.timeout)
-                return _content(answer)
-            except RequestFailed as error:
-                if error.status in _REFUSED:
-                    raise VLMError(self._refusal(error)) from None
-                pause = self._pause(attempt, error)
-                if pause is None or stop.wait(pause):
-                    return error
-        raise AssertionError("the last try has no pause")
+        from tenacity import Retrying, retry_if_exception, sleep_using_event, stop_after_attempt, stop_when_event_set
 
-    def _pause(self, attempt: int, error: RequestFailed) -> float | None:
-        """Seconds before the next try; None where there is to be none."""
-        if attempt >= self.retries or not error.passing:
-            return None
-        backoff = min(self.backoff * 2.0**attempt, _LONGEST_BACKOFF) * self._jitter.uniform(0.5, 1.0)
-        pause = max(backoff, error.retry_after or 0.0)
-        return pause if pause <= _LONGEST_WAIT else None
+        tries = Retrying(
+            retry=retry_if_exception(_passes),
+            wait=self._pause,
+            stop=stop_after_attempt(self.retries + 1) | stop_when_event_set(stop),
+            sleep=sleep_using_event(stop),
+            reraise=True,
+        )
+        try:
+            return tries(self._complete, self._body(picture, question))
+        except RequestFailed as error:
+            if error.status in _REFUSED:
+                raise VLMError(self._refusal(error)) from None
+            return error
+
+    def _complete(self, body: Mapping[str, Any]) -> str:
+        with self._slots:  # not while it waits for its next try
+            return _content(request_json(f"{self.url}/chat/completions", body, key=self._key, timeout=self.timeout))
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds before the next try."""
+        from tenacity import wait_exponential
+
+        asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
+        backoff = wait_exponential(multiplier=self.backoff, max=_LONGEST_BACKOFF)(state)
+        return max(backoff * random.uniform(0.5, 1.0), asked or 0.0)
 
     def _body(self, picture: NDArray[np.uint8], question: str) -> dict[str, Any]:
         content = [
@@ -228,6 +239,10 @@ def data_url(picture: NDArray[np.uint8], image_format: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, image_format.upper(), quality=95)
     return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, RequestFailed) and error.passing and (error.retry_after or 0.0) <= _LONGEST_WAIT
 
 
 def _content(answer: Any) -> str:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import DDPOIS
-from diffusion_gym.agents.benchmark.cells import FORMAT, run_cell
+from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.agents.benchmark.measures import Evaluator
+from diffusion_gym.agents.benchmark.records import FORMAT
 from diffusion_gym.agents.runs import evaluate_run
 from diffusion_gym.models.random_ddpm import write_random_ddpm
 from diffusion_gym.storage import load_tensors, read_json, tensors_metadata
@@ -161,6 +163,35 @@ def test_a_failure_is_recorded(cell, tmp_path):
     assert found["traceback"] and found == read_json(broken.record) and "points" not in found
     assert found["versions"] and found["settings"]["env_options"]["reward"] == "json:loads"
     assert not broken.finished()
+
+
+@pytest.mark.parametrize("place", ["reward", "probe"])
+@pytest.mark.parametrize(
+    "act, reason",
+    [
+        ("raise SystemExit(3)", "reward='act' raised SystemExit: 3 "),
+        ("raise BaseException('all')", "reward='act' raised BaseException: all "),
+        ("threading.Event().wait(5)", "reward='act': the reward has not returned for "),
+    ],
+)
+def test_a_reward_that_exits_or_hangs_is_a_failure_too(cell, tmp_path, monkeypatch, place, act, reason):
+    (tmp_path / "exiting.py").write_text(f"import threading\n\n\ndef act(images, prompts, metadata):\n    {act}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "exiting", raising=False)
+    text, path = Path(cell().suite).read_text(), tmp_path / "tiny.toml"
+    text = text.replace({"reward": '"Incompressibility"', "probe": '"Compressibility"'}[place], '"exiting:act"')
+    path.write_text(text.replace("env_options = {", "env_options = { reward_seconds = 1.0,"))
+    found = run_cell(replace(cell(), suite=str(path)))
+    assert found["error"].startswith(f"RewardError: {reason}") and "points" not in found
+
+
+def test_an_agent_that_exits_is_a_failure_too(cell, monkeypatch):
+    def leave(*given):
+        raise SystemExit(3)
+
+    monkeypatch.setattr(DDPOIS, "update", leave)
+    found = run_cell(cell())
+    assert found["error"] == "SystemExit: 3" and read_json(cell().record) == found and not cell().finished()
 
 
 def test_an_unconditional_model(cell, tmp_path, tiny_pipeline):

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmark_suites import write_record
+from diffusion_gym.agents.benchmark.records import FORMAT
 from diffusion_gym.agents.benchmark.results import Results, Verdict
 from diffusion_gym.agents.benchmark.statistics import Estimate, holm, paired_difference, sign_flip_p
 from diffusion_gym.agents.benchmark.suites import Suite, Task
@@ -119,7 +120,8 @@ def test_three_seeds_on_one_task_decide_nothing(tmp_path):
 
 
 def test_the_summary(results, tmp_path):
-    write_json(tmp_path / "records" / "z.json", {"task": "easy", "agent": "b", "seed": 3, "error": "OSError: no disk"})
+    about = {"format": FORMAT, "task": "easy", "agent": "b", "seed": 3, "threads": 1}
+    write_json(tmp_path / "records" / "z.json", {**about, "error": "OSError: no disk"})
     found = results(a=([0.5, 0.9, 0.7], [-20.0] * 3), b=([0.4, 0.8, 0.6], [-22.0] * 3))
     write_summary(found)
     text = (tmp_path / "summary.json").read_text()
@@ -143,7 +145,8 @@ def test_one_seed_and_no_success(results, tmp_path):
     found = results(a=([0.5], [-20.0]), b=([0.4], [-22.0]))
     assert "one seed: none" in summary_text(found) and found.verdicts()[0].word == "undecided"
     for path in (tmp_path / "records").iterdir():
-        write_json(path, {**read_json(path), "error": "it broke"})
+        failed = {key: value for key, value in read_json(path).items() if key not in ("points", "peak_memory_mb")}
+        write_json(path, {**failed, "error": "it broke"})
     none = Results.read(tmp_path, found.suite)
     assert none.agents == [] and len(none.failures) == 4 and summary_json(none)["agents"] == {}
     assert summary_text(none)
@@ -153,5 +156,7 @@ def test_a_folder_without_a_benchmark(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no benchmark; pass the --out of `diffusion-gym bench`"):
         Results.read(tmp_path)
     write_record(tmp_path, "a", "easy", 0, 0.1, 0.2)
+    with pytest.raises(ValueError, match="has a record of another suite: task='easy' is unknown"):
+        Results.read(tmp_path, Suite.load("smoke"))
     with pytest.raises(FileNotFoundError, match="must hold one .toml file, its suite"):
         Results.read(tmp_path)

@@ -80,7 +80,7 @@ def refuse_writing(folder):
 def train(in_processes, arguments, rewards_folder):
     """`train(count, out, ...)`: exit codes, outputs and the agents of `count` forked processes."""
 
-    def run(count, out, *extra, before=None, resume=False, **options):
+    def run(count, out, *extra, before=None, resume=False, killed=(), **options):
         command = ["train", "--resume", "--out", str(out)] if resume else arguments(out, **options)
 
         def child(processes):
@@ -105,7 +105,7 @@ def train(in_processes, arguments, rewards_folder):
             state = [agent.state() for agent in agents]
             return {"code": code, "out": shown.getvalue(), "err": errors.getvalue(), "agent": [digest, state]}
 
-        return in_processes(count, child)
+        return in_processes(count, child, killed=killed)
 
     return run
 

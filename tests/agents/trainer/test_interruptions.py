@@ -4,14 +4,17 @@ import errno
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffusion_gym.agents import ending
 from diffusion_gym.agents.algorithms import NoUsableReward
 from diffusion_gym.agents.checkpoint import Progress
 from diffusion_gym.rewards import RewardError
+from diffusion_gym.rewards.time_limit import TimeLimited, limited
 from run_folders import file_names, metrics_rows
 from trainer_runs import BATCH, SAMPLES, Snapshot, assert_equals, interrupt, raising, same_agent, when
 
@@ -30,8 +33,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, uninterrupted,
 @pytest.mark.parametrize("dies_in", [2, 3, 4])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(make_trainer, uninterrupted, dies_in):
     """Killed in mid-iteration, with metrics newer than the checkpoint (in 4) and a half-written line."""
-    first_call_of = 2 * (dies_in - 1) + 1
-    killed = make_trainer(reward=when(first_call_of, raising(SystemExit(1))), checkpoint_every=2)
+    killed = make_trainer(checkpoint_every=2)
+    update, updates = killed.agent.update, iter(range(1, 5))
+
+    def dying(*given):
+        if next(updates) == dies_in:
+            raise SystemExit(1)
+        return update(*given)
+
+    killed.agent.update = dying
     with pytest.raises(SystemExit):
         killed.run()
     assert len(metrics_rows(killed.out)) == dies_in - 1
@@ -92,19 +102,20 @@ def test_ctrl_c_ends_after_the_iteration_with_a_checkpoint(make_trainer, uninter
     assert_equals(resumed, uninterrupted())
 
 
-def test_a_second_ctrl_c_ends_at_once(make_trainer):
+def test_a_second_ctrl_c_ends_at_once_with_a_checkpoint(make_trainer, uninterrupted):
     def twice(images):
         interrupt(images)
         interrupt(images)
 
     before = signal.getsignal(signal.SIGINT)
-    trainer = make_trainer(reward=when(3, twice))
+    trainer = make_trainer(reward=when(3, twice), checkpoint_every=10)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert signal.getsignal(signal.SIGINT) is before
     assert trainer.done == Progress(1, SAMPLES)
-    loaded = make_trainer(init=5)
-    assert loaded.checkpoints.load(loaded.agent) == Progress(1, SAMPLES)
+    resumed = make_trainer(init=5)
+    resumed.run(resume=True)
+    assert_equals(resumed, uninterrupted())
 
 
 def test_the_same_trainer_goes_on_after_ctrl_c(make_trainer, uninterrupted):
@@ -122,6 +133,80 @@ def test_training_outside_the_main_thread(make_trainer, uninterrupted):
     assert metrics_rows(trainer.out) == uninterrupted().rows[:1]
 
 
+# --- rewards that hang -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hang():
+    """`hang(*signals)`: an action of a reward that sends this process signals, and does not return for ten minutes."""
+    ended = threading.Event()
+
+    def make(*signals):
+        def act(images):
+            for signum in signals:
+                os.kill(os.getpid(), signum)
+            ended.wait(600)
+
+        return act
+
+    yield make
+    ended.set()
+
+
+@pytest.mark.parametrize("limit", [None, 600.0])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_a_run_whose_reward_hangs_with_a_checkpoint(
+    make_trainer, uninterrupted, hang, monkeypatch, capsys, name, limit
+):
+    monkeypatch.setattr(ending, "_PATIENCE", 0.1)
+    before = {number: signal.getsignal(number) for number in ending.ENDING}
+    reward = limited(when(4, hang(getattr(signal, name))), limit)
+    trainer = make_trainer(reward=reward, checkpoint_every=10)
+    with pytest.raises(KeyboardInterrupt, match=r"^reward='scored' has not answered for \d+ s to a run"):
+        trainer.run()
+    assert {number: signal.getsignal(number) for number in ending.ENDING} == before
+    assert capsys.readouterr().out.count("Stopping after this iteration") == 1
+    resumed = make_trainer(init=5)
+    resumed.run(resume=True)
+    assert_equals(resumed, uninterrupted())
+
+
+def test_two_ctrl_c_end_a_run_whose_reward_hangs_without_any_patience(make_trainer, hang):
+    trainer = make_trainer(reward=when(3, hang(signal.SIGINT, signal.SIGINT)), checkpoint_every=10)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert [path.stem for path in trainer.checkpoints.paths()] == ["iteration-000001"]
+
+
+def test_a_reward_that_is_slow_is_waited_for(make_trainer, monkeypatch):
+    """It has taken as long before."""
+    monkeypatch.setattr(ending, "_PATIENCE", 0.0)
+    calls = []
+
+    def slow(images, prompts, metadata):
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2.0 if len(calls) == 1 else 1.0)
+        return images.mean((1, 2, 3))
+
+    assert make_trainer(reward=slow).run() == Progress(2, 2 * SAMPLES)
+
+
+def test_a_reward_that_takes_longer_than_its_limit_leaves_a_checkpoint(make_trainer, uninterrupted, hang):
+    def late(images):
+        limit.seconds = 0.05
+        hang()(images)
+
+    limit = TimeLimited(when(6, late), 600.0)
+    trainer = make_trainer(reward=limit, checkpoint_every=10)
+    with pytest.raises(RewardError, match=r"reward='scored': the reward has not returned for .* \(reward_sec"):
+        trainer.run()
+    resumed = make_trainer(init=5)
+    resumed.run(resume=True)
+    assert_equals(resumed, uninterrupted())
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -130,8 +215,11 @@ def test_training_outside_the_main_thread(make_trainer, uninterrupted):
     [
         (raising(ConnectionError("server gone")), RewardError),
         (lambda images: torch.full((8,), 1.0), RewardError),
+        (raising(SystemExit(3)), RewardError),
+        (raising(KeyboardInterrupt()), RewardError),
+        (raising(BaseException("all of it")), RewardError),
     ],
-    ids=["raises", "wrong-shape"],
+    ids=["raises", "wrong-shape", "exits", "interrupts", "base"],
 )
 def test_a_reward_that_fails_leaves_a_checkpoint_of_what_was_learned(make_trainer, uninterrupted, act, error):
     failing = make_trainer(reward=when(6, act), checkpoint_every=10)

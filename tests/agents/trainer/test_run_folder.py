@@ -103,13 +103,6 @@ def test_samples_that_do_not_fill_the_rollouts_are_refused(make_env, make_agent,
         Trainer(env, make_agent(env), tmp_path, Schedule(samples_per_iteration=6))
 
 
-def test_metrics_cut_off_by_a_kill(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iterat')
-    assert read_metrics(path) == [{"iteration": 1}, {"iteration": 2}]
-
-
 @pytest.mark.parametrize("name", ["ddpo_is", "dpok"])
 def test_groups_that_do_not_fit_the_rollouts_are_refused_before_anything_is_written(
     make_env, make_agent, tmp_path, name

@@ -22,7 +22,8 @@ from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import REWARDS, RewardOutput
 from diffusion_gym.rewards.server.app import make_app, serve
 from diffusion_gym.rewards.server.limits import Limits
-from diffusion_gym.rewards.server.wire import BadRequest, encode_images, read_output, read_request, write_output
+from diffusion_gym.rewards.server.wire import Answer, BadRequest, encode_images, read_request, write_output
+from diffusion_gym.schemas import checked
 
 TOKEN = "a long secret"
 LIMITS = {"max_batch": 8, "max_queue": 4, "max_bytes": 100_000}
@@ -140,12 +141,17 @@ GARBAGE = {
     "no json": (b"\x80\x04pickle", 400, "not JSON"),
     "nothing": (b"", 400, "not JSON"),
     "deep": (b"[" * 90_000, 400, "not JSON"),
-    "a list": (b"[1]", 422, "JSON object"),
-    "no images": ({"prompts": ["a"]}, 422, "images must be a list"),
-    "empty": ({"images": [], "prompts": []}, 422, "at least one"),
-    "no prompts": ({"images": [GOOD]}, 422, "prompts must be"),
-    "wrong prompts": ({"images": [GOOD], "prompts": [1]}, 422, "prompts must be"),
-    "wrong metadata": ({"images": [GOOD], "prompts": ["a"], "metadata": [1]}, 422, "metadata must be"),
+    "a list": (b"[1]", 422, r"the body: \[1\]: input should be an object.*; docs/reward-server.md shows a"),
+    "no images": ({"prompts": ["a"]}, 422, "the field 'images' is missing"),
+    "empty": ({"images": [], "prompts": []}, 422, r"images=\[\]: list should have at least 1 item"),
+    "no prompts": ({"images": [GOOD]}, 422, "the field 'prompts' is missing"),
+    "wrong prompts": ({"images": [GOOD], "prompts": [1]}, 422, "prompts.0=1: input should be a valid string"),
+    "wrong metadata": (
+        {"images": [GOOD], "prompts": ["a"], "metadata": [1]},
+        422,
+        "metadata.0=1: input should be an object",
+    ),
+    "unknown": ({"images": [GOOD], "prompts": ["a"], "seed": 1}, 422, "the field 'seed' is not known here"),
     "counts": ({"images": [GOOD], "prompts": ["a", "b"]}, 422, "1 images, 2 prompts and 2 metadata"),
     "too many": (request(*"abcdefghi"), 422, "9 images exceed max_batch=8"),
     "no base64": ({"images": ["***"], "prompts": ["a"]}, 422, r"images\[0\] is not base64"),
@@ -328,14 +334,19 @@ def test_a_body_that_would_grow_in_memory_is_refused_unread(body):
 def test_numbers_travel_without_loss():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-7
     sent = json.loads(json.dumps(write_output(RewardOutput(values, {"part": values**3}))))
-    found = read_output(sent, 1000, torch.device("cpu"))
+    found = checked(Answer, sent, "", "").output(1000, torch.device("cpu"))
     assert torch.equal(found.scores, values) and torch.equal(found.info["part"], values**3)
 
 
-@pytest.mark.parametrize("answer", [{}, [], None, {"scores": [1.0], "info": {}}, {"scores": "no", "info": {}}])
-def test_an_answer_without_the_scores_is_refused(answer):
-    with pytest.raises(ValueError, match="the answer holds"):
-        read_output(answer, 2, torch.device("cpu"))
+def test_a_large_wrong_body_is_refused_in_a_short_sentence():
+    body = json.dumps({"images": ["x"] * 9, "prompts": [1] * 100_000}).encode()
+    with pytest.raises(BadRequest, match="^the body: prompts.0=1: input should be a valid string; docs") as refused:
+        read_request(body, 8)
+    assert len(str(refused.value)) < 120
+    body = json.dumps({"images": ["x"], "prompts": "p" * 10**6}).encode()
+    with pytest.raises(BadRequest, match="prompts='ppp") as refused:
+        read_request(body, 8)
+    assert len(str(refused.value)) < 200
 
 
 def test_the_server_ends_on_a_signal(start_server):

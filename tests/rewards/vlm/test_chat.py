@@ -82,6 +82,12 @@ def test_key_is_a_bearer_token(server, pictures, source, monkeypatch):
     assert server.requests[0]["headers"]["Authorization"] == f"Bearer {SECRET}"
 
 
+def test_key_that_no_header_can_carry_is_refused(server):
+    with pytest.raises(ValueError, match=f"the key, api_key or {API_KEY}, holds a character") as refused:
+        ChatVLM(server.url, api_key=f"{SECRET}\n")
+    assert SECRET not in str(refused.value) and not server.listings
+
+
 def test_model_is_the_first_that_the_server_lists(server, pictures):
     ask(server, pictures[:2], vlm_model=None)
     assert {request["body"]["model"] for request in server.requests} == {"first"} and server.listings == 1
@@ -186,9 +192,9 @@ def test_no_picture_is_lost_to_a_server_that_comes_back(server, start_server, pi
     tried = threading.Event()
 
     class Counting(ChatVLM):
-        def _pause(self, attempt, error):
+        def _pause(self, state):
             tried.set()
-            return super()._pause(attempt, error)
+            return super()._pause(state)
 
     vlm = Counting(server.url, vlm_model="llava", backoff=0.05, retries=12)
     answers = []
@@ -253,7 +259,7 @@ def test_nothing_described_is_an_error_that_names_the_url(server, pictures):
 
 
 def test_dead_server_is_named(dead_url, pictures):
-    with pytest.raises(VLMError, match=f"vlm='{dead_url}' described none of 2 pictures.*ConnectionRefused"):
+    with pytest.raises(VLMError, match=f"vlm='{dead_url}' described none of 2 pictures.*Connection refused"):
         ask(dead_url, pictures[:2], retries=1)
 
 

@@ -1,0 +1,98 @@
+"""Any word on any command line: it works up to what is expensive, or it is refused in one line that names it."""
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_gym.agents.benchmark.command import BenchOptions
+from diffusion_gym.agents.cli import EvalOptions, ReportOptions
+from diffusion_gym.agents.demo import DemoOptions
+from diffusion_gym.agents.downloads import DownloadOptions
+from diffusion_gym.agents.presets_table import PresetsOptions
+from diffusion_gym.agents.reward_options import ServeRewardOptions
+from diffusion_gym.agents.settings import EnvOptions, RunSettings, starting_point
+from diffusion_gym.rewards.server.limits import Limits
+from fuzzing import WORDS, bounded, command, stop
+
+ENV = "DiffusionDenoise-Shapes-Color-v0"
+AGENT = "ddpo_is"
+OTHERS = {
+    "presets": ([], [PresetsOptions]),
+    "eval": (["OUT"], [EvalOptions]),
+    "report": (["OUT"], [ReportOptions]),
+    "demo": (["--out", "OUT"], [DemoOptions]),
+    "bench": (["--suite", "smoke", "--out", "OUT"], [BenchOptions]),
+    "serve-reward": (["Compressibility", "--port", "0"], [ServeRewardOptions, Limits]),
+    "download": (["Shapes"], [DownloadOptions]),
+}
+
+
+def names(*kinds, prefix="--"):
+    return [prefix + entry.name.replace("_", "-") for kind in kinds for entry in fields(kind)]
+
+
+TRAIN = sorted(
+    {*names(RunSettings), *names(EnvOptions, prefix="--env.")}
+    | set(names(type(starting_point(ENV, AGENT, None, None).agent_options), prefix="--agent."))
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_expensive(monkeypatch, tmp_path):
+    """No weights are loaded, nothing is trained, served or fetched."""
+    monkeypatch.chdir(tmp_path)
+    for place in (
+        "diffusion_gym.envs.vector.load_model",
+        "diffusion_gym.agents.benchmark.command.run_local",
+        "diffusion_gym.agents.benchmark.command.run_ray",
+        "diffusion_gym.agents.reward_options.serve",
+        "socket.socket.connect",
+        "socket.getaddrinfo",
+    ):
+        monkeypatch.setattr(place, stop)
+
+
+def harmless(word):
+    """No name of a hub, which would be asked."""
+    return "/" not in word
+
+
+@st.composite
+def options(draw, known):
+    """One or two options of a command with any values, now and then misspelt or without one."""
+    words = []
+    for _ in range(draw(st.integers(1, 2))):
+        misspelt = not draw(st.integers(0, 9))
+        name = "--" + draw(WORDS)[:20] if misspelt else draw(st.sampled_from(known))
+        number = draw(st.sampled_from([1, 1, 1, 1, 0, 2]))
+        values = draw(st.lists(WORDS.filter(harmless), min_size=number, max_size=number))
+        words += [f"{name}={values[0]}"] if values and draw(st.booleans()) else [name, *values]
+    return words
+
+
+@bounded(60)
+@given(words=options(TRAIN))
+def test_train(tmp_path, words):
+    command(["train", "--env", ENV, "--agent", AGENT, "--out", tmp_path / "run", *words])
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_command(tmp_path, name):
+    base, kinds = OTHERS[name]
+
+    @bounded(12)
+    @given(words=options([entry for entry in names(*kinds) if entry != "--limits"]))
+    def check(words):
+        command([name, *(str(tmp_path / "out") if part == "OUT" else part for part in base), *words])
+
+    check()
+
+
+@bounded(12)
+@given(words=st.lists(WORDS.filter(harmless), max_size=3))
+def test_any_words(tmp_path, words):
+    if words != ["demo"]:
+        command(words)

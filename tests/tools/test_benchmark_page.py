@@ -1,0 +1,41 @@
+"""The tables of the reference results say what the records say."""
+
+import numpy as np
+import pytest
+
+from benchmark_folders import write_run, write_suite
+from tools.pages import benchmark as script
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two agents, two seeds; `color` has strict success, `size` has not."""
+    write_suite(tmp_path)
+    for agent, gain in (("ddpo_is", 0.4), ("rwr", 0.1)):
+        for seed in range(2):
+            for task, base in (("color", 0.5), ("size", -1.0)):
+                rewards = [base, base + gain + 0.1 * seed]
+                more = {"kl": [0.0, 1000.0 + 100 * seed], "vendi": [5.0, 4.0 - seed]}
+                if task == "color":
+                    more |= {"success": rewards, "held_out_success": [0.5, 0.5 - gain]}
+                write_run(tmp_path, agent, task, seed, rewards, samples=False, **more)
+    return script.Results.read(tmp_path)
+
+
+def test_scores_are_means_and_standard_errors_over_seeds(results):
+    lines = script.blocks(results)["scores"].splitlines()
+    assert lines[0] == "| agent | score | color | size |"
+    assert lines[2] == "| pretrained | 0 | 0.50 ± 0.00 | -1.00 ± 0.00 |"
+    error = np.std([0.9, 1.0], ddof=1) / np.sqrt(2)
+    assert lines[3].startswith("| `ddpo_is` | ") and f"| 0.95 ± {error:.2f} | -0.55 ± {error:.2f} |" in lines[3]
+    # The middle half of 0.8 and 1 of color, ceiling 1, and 0.4 and 0.5 of size, ceiling 0.
+    assert f"| {(0.5 + 0.8) / 2:.2f} (" in lines[3]
+    assert lines[4].startswith("| `rwr` | ")
+    assert lines[-1] == "2 seeds a task, 32 reward queries a run, 8 runs."
+
+
+def test_costs_are_means_over_runs(results):
+    parts = script.blocks(results)
+    lines = parts["costs"].splitlines()
+    assert parts["hours"].startswith("A run took 6.0 minutes in the median, all 8 together 0.8 hours, ")
+    assert lines[2] == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"
