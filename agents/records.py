@@ -109,8 +109,6 @@ def _lines(path: Path, schema: type[_Record]) -> Sequence[dict[str, Any] | bytes
         raise wrong[0][1]
     if wrong:
         numbers = ", ".join(str(number) for number, _ in wrong[:_NAMED]) + (", ..." if len(wrong) > _NAMED else "")
-        which = f"lines {numbers} are no records" if len(wrong) > 1 else f"line {numbers} is no record"
-        warnings.warn(
-            f"{path}: {which} of an iteration and are left out, the others are read ({wrong[0][1]})", stacklevel=3
-        )
+        which = "line" if len(wrong) == 1 else "lines"
+        warnings.warn(f"{path}: all but {which} {numbers} is read ({wrong[0][1]})", stacklevel=3)
     return found

@@ -124,6 +124,30 @@ def _joined_components(parts: list[Trajectories]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
+def denoise(
+    policy: DenoisingPolicy,
+    latents: torch.Tensor,
+    tokens: torch.Tensor | None,
+    generator: torch.Generator | None = None,
+    act: Callable[[Mapping[str, Any], int], DenoisingDistribution] | None = None,
+) -> torch.Tensor:
+    """Finished x_0 `(N, C, H, W)` from noise, without an environment.
+
+    Args:
+        policy: the policy that acts.
+        latents: x_T, float32 `(N, C, H, W)`.
+        tokens: token ids `(N, L)`; None for an unconditional model.
+        generator: noise of the actions, on the policy's device.
+        act: the Gaussian of states at a step; the policy's by default.
+    """
+    for step in range(len(policy.table)):
+        state = policy.observation(latents, step, tokens)
+        distribution = act(state, step) if act else policy.distribution(state)
+        latents = distribution.sample(generator)
+    return latents
+
+
+@torch.no_grad()
 def collect(
     env: VectorEnv[Any, Any, Any],
     policy: DenoisingPolicy,
@@ -159,9 +183,7 @@ def collect(
             return choose({**state, **given, "step": torch.full((len(prompts),), step, device=policy.device)})
 
     if isinstance(env, OneStepVectorEnv):
-        x = torch.as_tensor(infos["latents"], device=policy.device)
-        for step in range(len(policy.table)):
-            x = act(policy.observation(x, step, tokens), step).sample(generator)
+        x = denoise(policy, torch.as_tensor(infos["latents"], device=policy.device), tokens, generator, act)
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)

@@ -134,7 +134,7 @@ def measure_rows(options: PartOptions) -> None:
 
 def _pipeline(model: str, options: RunOptions) -> Path:
     """The random pipeline of a model, written on the device, which draws the weights sooner."""
-    from diffusion_gym.models.random_pipeline import write_pipeline
+    from diffusion_gym.testing.random_pipeline import write_pipeline
 
     size = _SIZES[options.scale][model]
     folder = options.work / size

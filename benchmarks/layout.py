@@ -23,7 +23,7 @@ import tyro
 
 from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.models import load_model
-from diffusion_gym.models.random_pipeline import write_pipeline
+from diffusion_gym.testing.random_pipeline import write_pipeline
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 

@@ -18,7 +18,7 @@ from matrix_rate import operations
 
 from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.models.lora import with_lora
-from diffusion_gym.models.random_sd14 import SD14, Widths, sd14_networks
+from diffusion_gym.testing.random_sd14 import SD14, Widths, sd14_networks
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _TOKENS: Final = 77

@@ -166,7 +166,7 @@ def run(options: RunOptions) -> None:
     Raises:
         SystemExit: one failed.
     """
-    from diffusion_gym.models.random_pipeline import write_pipeline
+    from diffusion_gym.testing.random_pipeline import write_pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         pipeline = options.pipeline or write_pipeline(Path(folder) / "small", "small", 0, torch.float32)

@@ -1,18 +1,22 @@
-"""Keeps the chatter of diffusers and transformers off the console while a model is loaded or saved."""
+"""Keeps the chatter of transformers, and of libraries that log as it does, off the console."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Within this context the two libraries show errors only, and no progress bars; afterwards as before."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def quiet(*others: Any) -> Iterator[None]:
+    """Within this context the library shows errors only, and no progress bars; afterwards as before.
 
-    libraries = (diffusers_logging, transformers_logging)
+    Args:
+        *others: the `logging` modules of further libraries with the same functions.
+    """
+    from transformers.utils import logging
+
+    libraries = (logging, *others)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:

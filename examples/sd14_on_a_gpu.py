@@ -5,7 +5,7 @@ python examples/sd14_on_a_gpu.py --reward Compressibility --out runs/sd14-compre
 
 The whole program runs on a laptop as well, on a tiny model with random weights, to see that it works:
 
-python -m diffusion_gym.models.random_pipeline runs/tiny-pipeline
+python -m diffusion_gym.testing.random_pipeline runs/tiny-pipeline
 python examples/sd14_on_a_gpu.py --model runs/tiny-pipeline --queries 16 --batch 8 --steps 4 --out runs/tiny
 """
 

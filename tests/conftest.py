@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import diffusion_gym
-from diffusion_gym.models.random_pipeline import write_random_pipeline
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
 pytest.register_assert_rewrite("agent_updates", "scale_out_runs", "trainer_runs")
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))

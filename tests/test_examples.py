@@ -16,7 +16,7 @@ from chat_server import ChatServer
 from diffusion_gym.agents.benchmark import command
 from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.prompts import make_prompts
-from diffusion_gym.rewards.random_vlm import write_random_bert
+from diffusion_gym.testing.random_vlm import write_random_bert
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))

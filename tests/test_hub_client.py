@@ -12,7 +12,7 @@ import torch
 
 from diffusion_gym.agents.cli import main
 from diffusion_gym.models import load_model
-from diffusion_gym.models.random_ddpm import write_random_ddpm
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
 ID, COMMIT = "owner/tiny-ddpm", "a" * 40
 

@@ -8,10 +8,10 @@ import torch
 
 from diffusion_gym.rewards import make_reward
 from diffusion_gym.rewards.bertscore import BERTScore
-from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
-from diffusion_gym.rewards.random_vlm import write_random_bert, write_random_llava
 from diffusion_gym.rewards.vlm.llava import LocalVLM
 from diffusion_gym.storage import load_tensors, save_tensors
+from diffusion_gym.testing.random_checkpoints import CHECKPOINTS
+from diffusion_gym.testing.random_vlm import write_random_bert, write_random_llava
 
 
 def of_transformers(name, keyword):

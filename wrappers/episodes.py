@@ -30,38 +30,20 @@ class Events:
     begun: Mask
 
 
-class Episodes:
-    """Tells the events of each call, in every autoreset mode.
+class EpisodesVectorEnv(VectorWrapper):
+    """A vector wrapper that follows the episodes, in every autoreset mode.
 
     Args:
         env: a vector environment that names its `AutoresetMode` in its metadata.
+
+    Attributes:
+        events: what the last call did.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        self.mode = AutoresetMode(env.metadata["autoreset_mode"])
-        self._idle: Mask = np.zeros(env.num_envs, dtype=bool)
-
-    def reset(self, begun: Mask) -> Events:
-        """A reset of the environments `begun`."""
-        nothing = np.zeros_like(self._idle)
-        self._idle = self._idle & ~begun
-        return Events(nothing, nothing, begun.copy())
-
-    def step(self, terminations: Any, truncations: Any) -> Events:
-        """A step that returned these flags."""
-        # With NEXT_STEP the call after the end resets, and its action goes nowhere.
-        moved, idle = ~self._idle, self._idle
-        ended = moved & (as_mask(terminations) | as_mask(truncations))
-        self._idle = ended if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(ended)
-        return Events(moved, ended, ended if self.mode == AutoresetMode.SAME_STEP else idle)
-
-
-class EpisodesVectorEnv(VectorWrapper):
-    """A vector wrapper that follows the episodes: in `step` it asks `_episodes` what the call did to them."""
-
-    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
-        self._episodes = Episodes(env)
+        nothing = np.zeros(env.num_envs, dtype=bool)
+        self.events, self._idle = Events(nothing, nothing, nothing), nothing
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -69,8 +51,21 @@ class EpisodesVectorEnv(VectorWrapper):
         """As the wrapped environment's."""
         inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
         observation, infos = inner.reset(seed=seed, options=options)
-        self._episodes.reset(infos["_prompt"])
+        begun, nothing = as_mask(infos["_prompt"]), np.zeros_like(self._idle)
+        self.events, self._idle = Events(nothing, nothing, begun), self._idle & ~begun
         return observation, infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As the wrapped environment's."""
+        results = self.env.step(actions)
+        _, _, terminations, truncations, _ = results
+        mode = AutoresetMode(self.metadata["autoreset_mode"])
+        # With NEXT_STEP the call after the end resets, and its action goes nowhere.
+        moved, idle = ~self._idle, self._idle
+        ended = moved & (as_mask(terminations) | as_mask(truncations))
+        self._idle = ended if mode == AutoresetMode.NEXT_STEP else np.zeros_like(ended)
+        self.events = Events(moved, ended, ended if mode == AutoresetMode.SAME_STEP else idle)
+        return results
 
 
 def require_states(env: Any, wrapper: str) -> None:
@@ -79,7 +74,7 @@ def require_states(env: Any, wrapper: str) -> None:
     Raises:
         ValueError: there are no `timestep` and `latents` in the observation space.
     """
-    space = getattr(env, "single_observation_space" if isinstance(env, VectorEnv) else "observation_space", None)
+    space = getattr(env, "single_observation_space", None)
     if not isinstance(space, spaces.Dict) or not {"timestep", "latents"} <= space.spaces.keys():
         raise ValueError(
             f"{wrapper}: env={env!r} does not show timestep and latents; wrap an environment of "
@@ -108,11 +103,6 @@ def rows(observation: Mapping[str, Any], mask: Mask) -> dict[str, Any]:
         key: value[torch.from_numpy(index).to(value.device)] if isinstance(value, torch.Tensor) else value[index]
         for key, value in observation.items()
     }
-
-
-def batched(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """The observation of a single environment as a batch of one."""
-    return {key: value[None] for key, value in observation.items()}
 
 
 def spread(values: torch.Tensor, mask: Mask) -> torch.Tensor:

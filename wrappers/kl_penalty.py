@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Literal, Protocol
 
-import gymnasium as gym
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from diffusion_gym.scheduling import gaussian_kl
-from diffusion_gym.wrappers.episodes import Episodes, batched, kept, like, require_states, rows, spread, with_info
+from diffusion_gym.wrappers.episodes import EpisodesVectorEnv, kept, like, require_states, rows, spread, with_info
+from diffusion_gym.wrappers.single import SingleWrapper
 
 Estimator = Literal["exact", "sampled"]
 
@@ -43,7 +43,7 @@ class ReferencedPolicy(Protocol):
         ...
 
 
-class KLPenaltyVectorEnv(VectorWrapper):
+class KLPenaltyVectorEnv(EpisodesVectorEnv):
     """Rewards r_t - beta KL_t, for algorithms whose loss cannot be changed.
 
     KL_t estimates KL(policy || pretrained) = ||mu - mu_ref||^2 / (2 sigma_t^2), in the state that the action was taken
@@ -88,19 +88,16 @@ class KLPenaltyVectorEnv(VectorWrapper):
         beta: float,
         estimator: Estimator = "sampled",
     ) -> None:
-        _check(env, type(self).__name__, policy, beta, estimator)
+        _check(env, policy, beta, estimator)
         super().__init__(env)
         self.policy, self.beta, self.estimator = policy, float(beta), estimator
-        self._episodes = Episodes(env)
         self._state: dict[str, Any] = {}
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As the wrapped environment's."""
-        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
-        observation, infos = inner.reset(seed=seed, options=options)
-        self._episodes.reset(infos["_prompt"])
+        observation, infos = super().reset(seed=seed, options=options)
         self._state = kept(observation)
         return observation, infos
 
@@ -111,9 +108,8 @@ class KLPenaltyVectorEnv(VectorWrapper):
             ValueError: there is no policy yet.
         """
         policy = _required(self.policy)
-        observation, rewards, terminations, truncations, infos = self.env.step(actions)
-        events = self._episodes.step(terminations, truncations)
-        moved = events.moved
+        observation, rewards, terminations, truncations, infos = super().step(actions)
+        moved = self.events.moved
         kl: Any = like(torch.zeros(len(moved)), rewards)
         if moved.any():  # what is reset in place of its step has no action, and its old state may be x_0
             parts = rows({**self._state, "action": actions}, moved)
@@ -122,47 +118,14 @@ class KLPenaltyVectorEnv(VectorWrapper):
         infos = with_info(infos, "kl", kl, moved)
         if "final_info" in infos:
             copy = kl.clone() if isinstance(kl, torch.Tensor) else kl.copy()
-            infos["final_info"] = with_info(infos["final_info"], "kl", copy, events.ended)
+            infos["final_info"] = with_info(infos["final_info"], "kl", copy, self.events.ended)
         return observation, rewards - self.beta * kl, terminations, truncations, infos
 
 
-class KLPenalty(gym.Wrapper[Any, Any, Any, Any]):
-    """The same for a single environment; arguments, errors and the choice of estimator as `KLPenaltyVectorEnv`.
+class KLPenalty(SingleWrapper[KLPenaltyVectorEnv]):
+    """`KLPenaltyVectorEnv` for a single environment."""
 
-    Example:
-        >>> import gymnasium as gym, diffusion_gym
-        >>> from diffusion_gym.agents import DenoisingPolicy
-        >>> env = gym.make("DiffusionDenoise-Shapes-Color-v0", num_inference_steps=2)
-        >>> env = KLPenalty(env, DenoisingPolicy.from_env(env), beta=0.01)
-        >>> observation, info = env.reset(seed=0)
-        >>> *_, info = env.step(observation["latents"])
-        >>> info["kl"]
-        0.0
-    """
-
-    def __init__(
-        self, env: gym.Env[Any, Any], policy: ReferencedPolicy | None, beta: float, estimator: Estimator = "sampled"
-    ) -> None:
-        _check(env, type(self).__name__, policy, beta, estimator)
-        super().__init__(env)
-        self.policy, self.beta, self.estimator = policy, float(beta), estimator
-        self._state: dict[str, Any] = {}
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As the wrapped environment's."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._state = batched(kept(observation))
-        return observation, info
-
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """As the wrapped environment's, with the penalty in the reward and `kl` in the info."""
-        policy = _required(self.policy)
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        kl = float(divergence(policy, self._state, action[None], self.estimator))
-        self._state = batched(kept(observation))
-        return observation, float(reward) - self.beta * kl, terminated, truncated, {**info, "kl": kl}
+    kind = KLPenaltyVectorEnv
 
 
 @torch.no_grad()
@@ -187,8 +150,8 @@ def divergence(
     return exact + (noise * (own.mean - reference.mean) / safe).flatten(1).sum(1)
 
 
-def _check(env: Any, wrapper: str, policy: Any, beta: float, estimator: str) -> None:
-    require_states(env, wrapper)
+def _check(env: Any, policy: Any, beta: float, estimator: str) -> None:
+    require_states(env, "KLPenalty")
     if policy is not None:
         _required(policy)
     if not isinstance(beta, Real) or isinstance(beta, bool) or not math.isfinite(beta) or beta < 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -13,8 +12,8 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from diffusion_gym.envs.single import DenoisingEnv
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.wrappers.single import SingleWrapper
 
 
 class OneStepVectorEnv(VectorWrapper):
@@ -36,7 +35,7 @@ class OneStepVectorEnv(VectorWrapper):
     horizon = 1
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        _require_denoising(env, DenoisingVectorEnv, "gym.make_vec")
+        _require_denoising(env)
         super().__init__(env)
         self.single_observation_space = _state_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -68,41 +67,19 @@ class OneStepVectorEnv(VectorWrapper):
         return {**infos, "latents": observation["latents"], "_latents": begun.copy()} if begun.any() else infos
 
 
-class OneStep(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """The same for a single environment: `OneStep(gym.make("DiffusionDenoise-..."))`.
+class OneStep(SingleWrapper[OneStepVectorEnv], RecordConstructorArgs):
+    """`OneStepVectorEnv` for a single environment; its spec makes it again."""
 
-    Args:
-        env: a denoising environment, wrapped or not.
-
-    Raises:
-        ValueError: `env` is no denoising environment, or is the one-step view of one already.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        _require_denoising(env, DenoisingEnv, "gym.make")
-        RecordConstructorArgs.__init__(self)  # lets `spec` make the wrapped environment again
-        gym.Wrapper.__init__(self, env)
-        self.observation_space = _state_space(env.observation_space)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A new prompt; `info["latents"]` has the noise x_T. Arguments as the wrapped environment's."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        return _state(observation), {**info, "latents": observation["latents"]}
-
-    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
-        """Score x_0, float32 `(C, H, W)`: the episode ends. Results as the wrapped environment's last step."""
-        inner: Any = self.env.unwrapped
-        inner.vector.skip_to_last_step()
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return _state(observation), reward, terminated, truncated, info
+    kind = OneStepVectorEnv
 
 
-def _require_denoising(env: Any, kind: type, maker: str) -> None:
-    if not isinstance(getattr(env, "unwrapped", None), kind):
-        raise ValueError(f"env={env!r} is not made by {maker}('DiffusionDenoise-...'); the one-step view needs one")
-    space: Any = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
+def _require_denoising(env: Any) -> None:
+    if not isinstance(getattr(env, "unwrapped", None), DenoisingVectorEnv) or not isinstance(env, VectorEnv):
+        raise ValueError(
+            f"env={env!r} is not made by gym.make or gym.make_vec('DiffusionDenoise-...'); OneStep takes one of the "
+            "first, OneStepVectorEnv of the second"
+        )
+    space: Any = env.single_observation_space
     if "latents" not in space.spaces:
         raise ValueError(f"env={env!r} shows no latents, so that x_T is not known; is it a one-step view already?")
 

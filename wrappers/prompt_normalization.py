@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv, like
-from diffusion_gym.wrappers.kl_penalty import KLPenalty, KLPenaltyVectorEnv
-from diffusion_gym.wrappers.preview_reward import PreviewReward, PreviewRewardVectorEnv
+from diffusion_gym.wrappers.kl_penalty import KLPenaltyVectorEnv
+from diffusion_gym.wrappers.preview_reward import PreviewRewardVectorEnv
+from diffusion_gym.wrappers.single import SingleWrapper
 
-_STEPWISE = (KLPenalty, KLPenaltyVectorEnv, PreviewReward, PreviewRewardVectorEnv)
+_STEPWISE = (KLPenaltyVectorEnv, PreviewRewardVectorEnv)
 
 
 class Statistics(Protocol):
@@ -59,8 +59,8 @@ class PromptNormalizationVectorEnv(EpisodesVectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the wrapped environment's, with normalised rewards for the pictures that are finished."""
-        observation, rewards, terminations, truncations, infos = self.env.step(actions)
-        ended = self._episodes.step(terminations, truncations).ended
+        observation, rewards, terminations, truncations, infos = super().step(actions)
+        ended = self.events.ended
         if ended.any():
             prompts = infos.get("final_info", infos)["prompt"][ended]
             values = torch.as_tensor(rewards).cpu().double().numpy().copy()
@@ -69,35 +69,13 @@ class PromptNormalizationVectorEnv(EpisodesVectorEnv):
         return observation, rewards, terminations, truncations, infos
 
 
-class PromptNormalization(gym.Wrapper[Any, Any, Any, Any]):
-    """The same for a single environment; arguments and errors as `PromptNormalizationVectorEnv`.
+class PromptNormalization(SingleWrapper[PromptNormalizationVectorEnv]):
+    """`PromptNormalizationVectorEnv` for a single environment.
 
     Every picture is a batch of one, so that rewards are 0 until a prompt has statistics of its own.
-
-    Example:
-        >>> import gymnasium as gym, diffusion_gym
-        >>> from diffusion_gym.agents.advantages import PromptStatistics
-        >>> env = gym.make("DiffusionDenoise-Shapes-Compressibility-v0", num_inference_steps=1, prompts=["a red star"])
-        >>> env = PromptNormalization(env, PromptStatistics(min_count=2))
-        >>> for seed in range(2):
-        ...     observation, info = env.reset(seed=seed)
-        ...     _, reward, *_ = env.step(observation["latents"])
-        ...     print(round(abs(reward), 3))
-        0.0
-        1.0
     """
 
-    def __init__(self, env: gym.Env[Any, Any], statistics: Statistics) -> None:
-        _check(env, statistics)
-        super().__init__(env)
-        self.statistics = statistics
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As the wrapped environment's, with a normalised reward for the finished picture."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
-            reward = float(normalized(self.statistics, [info["prompt"]], np.array([reward], dtype=np.float64))[0])
-        return observation, float(reward), terminated, truncated, info
+    kind = PromptNormalizationVectorEnv
 
 
 def normalized(statistics: Statistics, prompts: Sequence[str], rewards: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,8 +95,8 @@ def _check(env: Any, statistics: Any) -> None:
             "diffusion_gym.agents.advantages.PromptStatistics() has"
         )
     inner = env
-    while inner is not getattr(inner, "unwrapped", inner):
+    while inner is not None:
         if isinstance(inner, _STEPWISE):
-            name = type(inner).__name__
+            name = type(inner).__name__.removesuffix("VectorEnv")
             raise ValueError(f"env={env!r} has rewards before the last step; put {name} around the normalisation")
-        inner = inner.env
+        inner = getattr(inner, "vector", None) or getattr(inner, "env", None)  # a single one is the view of `vector`

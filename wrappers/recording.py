@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
@@ -15,6 +14,7 @@ from gymnasium.vector import VectorEnv
 
 from diffusion_gym.storage import json_text, parse_json, remove_unfinished, write_bytes, write_text
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv
+from diffusion_gym.wrappers.single import SingleWrapper
 
 LOG_NAME = "pictures.jsonl"
 
@@ -52,41 +52,20 @@ class RecordPicturesVectorEnv(EpisodesVectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the wrapped environment's; saves the pictures that are finished and due."""
-        results = self.env.step(actions)
-        _, rewards, terminations, truncations, infos = results
+        results = super().step(actions)
+        _, rewards, _, _, infos = results
         final = infos.get("final_info", infos)
-        for index in np.flatnonzero(self._episodes.step(terminations, truncations).ended):
+        for index in np.flatnonzero(self.events.ended):
             if self.recorder.due():
                 parts = {key: part[index] for key, part in final["reward_components"].items() if key[0] != "_"}
                 self.recorder.save(final["image"][index], final["prompt"][index], rewards[index], parts, int(index))
         return results
 
 
-class RecordPictures(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """The same for a single environment; arguments and errors as `RecordPicturesVectorEnv`.
+class RecordPictures(SingleWrapper[RecordPicturesVectorEnv], RecordConstructorArgs):
+    """`RecordPicturesVectorEnv` for a single environment; its spec makes it again."""
 
-    Example:
-        >>> import gymnasium as gym, diffusion_gym, json, pathlib, tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> env = RecordPictures(gym.make("DiffusionDenoise-Shapes-Color-v0", num_inference_steps=1), folder)
-        >>> observation, info = env.reset(seed=0, options={"prompt": "a red star"})
-        >>> _ = env.step(observation["latents"])
-        >>> json.loads(pathlib.Path(folder, "pictures.jsonl").read_text())["prompt"]
-        'a red star'
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], folder: str | Path, every: int = 1) -> None:
-        RecordConstructorArgs.__init__(self, folder=str(folder), every=every)  # lets `spec` make it again
-        gym.Wrapper.__init__(self, env)
-        self.recorder = PictureRecorder(folder, every)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the wrapped environment's; saves the picture if it is finished and due."""
-        results = self.env.step(action)
-        _, reward, terminated, truncated, info = results
-        if (terminated or truncated) and self.recorder.due():
-            self.recorder.save(info["image"], info["prompt"], reward, info["reward_components"], 0)
-        return results
+    kind = RecordPicturesVectorEnv
 
 
 class PictureRecorder:

@@ -18,7 +18,7 @@ from diffusion_gym.agents.report.render import Picture, pair, render
 from diffusion_gym.agents.run_files import read_config, read_evaluation
 from diffusion_gym.agents.runs import read_settings
 from diffusion_gym.agents.settings import RunSettings
-from diffusion_gym.prompts.shapes_captions import FAMILIES, parse
+from diffusion_gym.shapes.captions import FAMILIES, parse
 from diffusion_gym.storage import number_or_nan, write_text
 
 _QUERIES: Final = "reward queries (images scored)"

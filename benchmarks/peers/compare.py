@@ -153,7 +153,7 @@ class Program:
 
 def small_pipeline() -> Path:
     """A pipeline of random weights in build/, of Stable Diffusion's architecture; it is written once."""
-    from diffusion_gym.models.random_pipeline import write_pipeline
+    from diffusion_gym.testing.random_pipeline import write_pipeline
 
     folder = ROOT / "build" / "bench" / "small"
     if not (folder / "model_index.json").exists():

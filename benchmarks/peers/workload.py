@@ -34,7 +34,7 @@ class Workload:
     """DDPO_IS on a pipeline of random weights with the JPEG reward; the same numbers mean the same work everywhere."""
 
     pipeline: Annotated[str, tyro.conf.Positional]
-    """A Stable Diffusion directory; `python -m diffusion_gym.models.random_pipeline OUT --size small` makes one."""
+    """A Stable Diffusion directory; `python -m diffusion_gym.testing.random_pipeline OUT --size small` makes one."""
     samples: int = 16
     """Pictures of an iteration."""
     sample_batch: int = 8

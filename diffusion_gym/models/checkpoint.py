@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from diffusers import ModelMixin
 
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.pretrained import load_network
 from diffusion_gym.storage import read_json
 
@@ -54,7 +55,8 @@ class Checkpoint:
             "variant": self.variant if has_variant else None,
             "use_safetensors": True,
         }
-        network = load_network(kind, self.folder, argument=f"model={self.name!r}", part=part, **options)
+        with quiet():
+            network = load_network(kind, self.folder, argument=f"model={self.name!r}", part=part, **options)
         # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
         layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
         return network.to(self.device, memory_format=layout).requires_grad_(False).eval()

@@ -16,8 +16,8 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from diffusion_gym.models.checkpoint import Checkpoint
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.schedulers import read_scheduler
-from diffusion_gym.quiet import quiet
 from diffusion_gym.storage import load_tensors, parse_json, read_json, tensors_metadata
 
 _DIFFUSERS, _PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"

@@ -18,10 +18,10 @@ from diffusion_gym.hub import located
 from diffusion_gym.images import to_unit
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
 from diffusion_gym.pretrained import fingerprint
-from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE

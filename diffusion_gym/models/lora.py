@@ -14,8 +14,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_adapters
-from diffusion_gym.quiet import quiet
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
 

@@ -15,10 +15,10 @@ from diffusion_gym.hub import located
 from diffusion_gym.images import to_unit
 from diffusion_gym.models.checkpoint import Checkpoint, sides
 from diffusion_gym.models.fields import PLAIN_INDEX, check_index
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_pipeline
 from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
 from diffusion_gym.pretrained import fingerprint
-from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable
 
 _PARTS = ("unet", "scheduler")

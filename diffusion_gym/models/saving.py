@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from diffusion_gym.quiet import quiet
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.storage import load_tensors, read_json, save_tensors, tensors_metadata, write_folder, write_json
 
 _COMPILED: Final = re.compile(r"(^|\.)_orig_mod(?=\.)")  # what torch.compile puts into the names

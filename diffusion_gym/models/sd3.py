@@ -17,10 +17,10 @@ from diffusion_gym.hub import located_file
 from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.fields import PLAIN_INDEX, SD3_VAE, Allowed
 from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.repeated_token import RepeatedTokenAttention
 from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.models.schedulers import flow_scheduler
-from diffusion_gym.quiet import quiet
 from diffusion_gym.scheduling import StepTable, flow_table
 from diffusion_gym.storage import read_json
 

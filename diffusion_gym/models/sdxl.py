@@ -14,8 +14,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.fields import XL_INDEX, XL_UNET, XL_VAE, Allowed
 from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_adapters
-from diffusion_gym.quiet import quiet
 
 
 class SDXLModel(LatentModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from diffusion_gym.prompts.base import PROMPTS, PromptSet
-from diffusion_gym.prompts.shapes_captions import COLORS, FAMILIES, SHAPES, Caption, all_captions
+from diffusion_gym.shapes.captions import COLORS, FAMILIES, SHAPES, Caption, all_captions
 
 _EVERY: Final = 5
 _SOURCE: Final = "captions of the embedded model, after DPOK's categories"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from diffusion_gym.images import to_uint8
-from diffusion_gym.prompts.shapes_captions import FAMILIES, Caption, Thing, holds, parse
 from diffusion_gym.rewards.base import REWARDS, RewardOutput
 from diffusion_gym.rewards.shapes_detector import Detected, detect
+from diffusion_gym.shapes.captions import FAMILIES, Caption, Thing, holds, parse
 
 
 class ShapesReward:

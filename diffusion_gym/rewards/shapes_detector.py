@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_gym.models.shapes.scenes import RGB, SIZE, SceneObject, draw
-from diffusion_gym.prompts.shapes_captions import COLORS, SHAPES
+from diffusion_gym.shapes.captions import COLORS, SHAPES
+from diffusion_gym.shapes.scenes import RGB, SIZE, SceneObject, draw
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

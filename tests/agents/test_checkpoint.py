@@ -9,8 +9,8 @@ import torch
 
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
-from diffusion_gym.models.random_pipeline import write_random_pipeline
 from diffusion_gym.storage import save_tensors
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
 from run_folders import file_names
 
 

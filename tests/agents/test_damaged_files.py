@@ -399,7 +399,8 @@ def test_one_bad_line_is_named_and_those_before_and_after_it_are_kept(tmp_path, 
         append_record(path, line(iteration))
     first, *others = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + bad + b"\n" + b"".join(others))
-    with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 2 is no record .* left out, the others are") as told:
+    words = r"metrics\.jsonl: all but line 2 is read .*line 2, is no record of an iteration"
+    with pytest.warns(UserWarning, match=words) as told:
         assert read_metrics(path) == [line(1), line(3), line(4)]
     assert len(told) == 1
     with pytest.warns(UserWarning):

@@ -58,7 +58,7 @@ def test_a_full_pipeline_loads_in_diffusers(env, perturb, tmp_path):
 def test_the_line_that_loads_a_pipeline_says_its_dtype_in_half_precision(dtype, tmp_path):
     import diffusers
 
-    from diffusion_gym.models.random_ddpm import write_random_ddpm
+    from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
     env = gym.make_vec("DiffusionDenoise-v0", num_envs=1, model=str(write_random_ddpm(tmp_path / "base")), dtype=dtype)
     line = export_policy(DenoisingPolicy.from_env(env, trainable="lora"), tmp_path / "model")

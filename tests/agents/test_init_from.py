@@ -13,8 +13,8 @@ from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.export import export_policy
 from diffusion_gym.models.initial import begin_from
-from diffusion_gym.models.random_xl_sd3 import write_random_sd3
 from diffusion_gym.storage import load_tensors, save_tensors
+from diffusion_gym.testing.random_xl_sd3 import write_random_sd3
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 

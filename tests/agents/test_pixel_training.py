@@ -7,8 +7,8 @@ import torch
 
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.runs import evaluate_run
-from diffusion_gym.models.random_ddpm import write_random_ddpm
 from diffusion_gym.storage import read_json
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
 
 @pytest.fixture(scope="module")

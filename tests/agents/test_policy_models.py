@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import DDPOIS, RWR
-from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.models import null_embedding
-from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
 from diffusion_gym.scheduling import guide
+from diffusion_gym.testing.conformance import check_vector_env
+from diffusion_gym.testing.random_xl_sd3 import write_random_sd3, write_random_sdxl
 
 NUMBER, STEPS = 6, 4
 WRITERS = {"sdxl": write_random_sdxl, "sd3": write_random_sd3}

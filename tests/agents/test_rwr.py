@@ -13,7 +13,7 @@ from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.advantages import softmax_weights, threshold_weights
 from diffusion_gym.agents.algorithms import AGENTS, RWR, NoUsableReward, SparseRWR
 from diffusion_gym.agents.checkpoint import Checkpoints, Progress
-from diffusion_gym.models.random_pipeline import write_random_pipeline
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
 AGENT_CLASSES = [RWR, SparseRWR]
 TRAINABLE = ["lora", "full"]

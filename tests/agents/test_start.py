@@ -110,7 +110,7 @@ def test_a_resumption_that_fails_changes_nothing(tiny_pipeline, tmp_path, capsys
 
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join([lines[0], "oops\n", *lines[1:]]))
-    with pytest.warns(UserWarning, match="metrics.jsonl: line 2 is no record of an iteration"):
+    with pytest.warns(UserWarning, match="metrics.jsonl: all but line 2 is read"):
         main([*resume[:-1], "32"])
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert lines[1] == "oops" and [json.loads(line)["iteration"] for line in [lines[0], *lines[2:]]] == [1, 2, 3, 4]

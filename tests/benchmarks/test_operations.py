@@ -3,7 +3,7 @@
 import operations
 import pytest
 
-from diffusion_gym.models.random_sd14 import SMALL
+from diffusion_gym.testing.random_sd14 import SMALL
 
 
 @pytest.fixture(scope="module")

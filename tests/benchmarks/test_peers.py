@@ -276,7 +276,7 @@ def test_kept_memory_is_compared_with_the_same_program(peers, tmp_path, monkeypa
 @pytest.mark.skipif("DIFFUSION_GYM_TRL" not in os.environ, reason="DIFFUSION_GYM_TRL names the Python of TRL's venv")
 @pytest.mark.parametrize("lora", [False, True])
 def test_trl_trains_the_same_parameters_in_as_many_updates(peers, tmp_path, lora):
-    from diffusion_gym.models.random_pipeline import write_pipeline
+    from diffusion_gym.testing.random_pipeline import write_pipeline
 
     pipeline = write_pipeline(tmp_path / "small", "small", 0, torch.float32)
     flags = "--samples 2 --sample-batch 2 --train-batch 1 --accumulation 1 --steps 2 --warmup 0 --epochs 1".split()

@@ -24,7 +24,7 @@ _IMPORTS = (
     "diffusion_gym.agents.benchmark.cells",
     "diffusion_gym.agents.benchmark.command",
     "diffusion_gym.models.latent",
-    "diffusion_gym.models.random_pipeline",
+    "diffusion_gym.testing.random_pipeline",
     "diffusion_gym.rewards.server.app",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "torch.utils.tensorboard",

@@ -75,7 +75,7 @@ class Place:
 
 
 def write_pipeline(folder):
-    from diffusion_gym.models.random_pipeline import write_random_pipeline
+    from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
     write_random_pipeline(folder)
 

@@ -10,13 +10,13 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.envs.registration import GENERIC_ID, environment_ids
 from diffusion_gym.models import MODELS
-from diffusion_gym.models.random_ddpm import write_random_ddpm
 from diffusion_gym.models.shapes import WEIGHTS
 from diffusion_gym.rewards import REWARDS
-from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
+from diffusion_gym.testing.conformance import check_vector_env
+from diffusion_gym.testing.random_checkpoints import CHECKPOINTS
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
 needs_weights = pytest.mark.skipif(not (WEIGHTS / "unet").is_dir(), reason=f"no weights in {WEIGHTS}")
 

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 from diffusion_gym.agents.settings import EnvOptions
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.models.random_pipeline import write_random_pipeline
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
 BAD_KEYWORDS = {
     "keyword": ({"guidence_scale": 3.0}, TypeError, "'guidence_scale' is unknown; did you mean 'guidance_scale'"),

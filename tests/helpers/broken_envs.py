@@ -5,8 +5,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorRewardWrapper
 
-from diffusion_gym.envs import conformance
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.testing import conformance
 
 BROKEN = []
 

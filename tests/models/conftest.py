@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 
-from diffusion_gym.models.random_pipeline import write_random_pipeline
-from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
 from diffusion_gym.storage import read_json, write_json
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
+from diffusion_gym.testing.random_xl_sd3 import write_random_sd3, write_random_sdxl
 
 FAMILIES = {"sd": write_random_pipeline, "sdxl": write_random_sdxl, "sd3": write_random_sd3}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusion_gym.models import load_model
-from diffusion_gym.models.random_pipeline import write_pipeline
 from diffusion_gym.prompts.base import PromptSet
+from diffusion_gym.testing.random_pipeline import write_pipeline
 
 RED = "a red circle"
 LONG = f"{RED} and " + "a blue star and " * 4

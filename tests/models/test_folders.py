@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diffusion_gym.models import load_model
-from diffusion_gym.models.random_pipeline import write_pipeline
 from diffusion_gym.storage import load_tensors, read_json, save_tensors, write_json
+from diffusion_gym.testing.random_pipeline import write_pipeline
 
 NETWORKS = {
     "tiny": ["unet", "vae", "text_encoder"],

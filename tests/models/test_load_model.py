@@ -14,7 +14,7 @@ import diffusion_gym.models.pixel  # noqa: F401  the time of these imports is no
 from diffusion_gym.agents.settings import EnvOptions
 from diffusion_gym.hub import MODEL_SOURCES
 from diffusion_gym.models import MODELS, load_model
-from diffusion_gym.models.random_pipeline import write_pipeline
+from diffusion_gym.testing.random_pipeline import write_pipeline
 from waiting import at_once
 
 
@@ -53,7 +53,7 @@ def test_class_is_that_of_the_pipeline(size, kind, tmp_path):
 
 
 def test_ddim_pipeline_is_a_pixel_model(tmp_path):
-    from diffusion_gym.models.random_ddpm import write_random_ddpm
+    from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
     folder = write_random_ddpm(tmp_path, pipeline="DDIMPipeline")
     assert type(load_model(folder, "cpu", "float32")).__name__ == "PixelModel"

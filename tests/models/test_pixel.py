@@ -9,13 +9,13 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.rollout import denoise
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.models import load_model
 from diffusion_gym.models.lora import merged, with_lora
-from diffusion_gym.models.random_ddpm import write_random_ddpm
-from diffusion_gym.models.sampling import sample_images
 from diffusion_gym.scheduling import step_gaussian
+from diffusion_gym.testing.conformance import check_vector_env
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
 KINDS = [(pipeline, flat) for pipeline in ("DDPMPipeline", "DDIMPipeline") for flat in (False, True)]
 
@@ -107,11 +107,18 @@ def test_steps_agree_with_the_schedulers(sampler, clip, variance, tmp_path):
     assert (clamped > 0) == clip
 
 
+def sampled(model, config):
+    """Two pictures by the policy, all noise of one generator."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(2, *model.latent_shape, generator=generator)
+    return model.decode(denoise(DenoisingPolicy(model, config), noise, None, generator))
+
+
 def test_deterministic_sampling_equals_ddims_pipeline(folders):
     folder = folders["DDIMPipeline", False]
     config = SamplerConfig(num_inference_steps=5, eta=0.0)
     model = load_model(str(folder), "cpu", "float32")
-    ours = sample_images(model, ["", ""], config, torch.Generator().manual_seed(3))
+    ours = sampled(model, config)
     generator = torch.Generator().manual_seed(3)
     theirs = plain("DDIMPipeline", folder)(2, generator, num_inference_steps=5, output_type="np").images
     np.testing.assert_allclose(ours.permute(0, 2, 3, 1).numpy(), theirs, atol=1e-5)
@@ -120,7 +127,7 @@ def test_deterministic_sampling_equals_ddims_pipeline(folders):
 
 def test_ancestral_sampling_equals_ddpms_pipeline(model, folder):
     config = SamplerConfig(num_inference_steps=5, sampler="ddpm")
-    ours = sample_images(model, ["", ""], config, torch.Generator().manual_seed(3))
+    ours = sampled(model, config)
     generator = torch.Generator().manual_seed(3)
     theirs = plain("DDPMPipeline", folder)(2, generator, num_inference_steps=5, output_type="np").images
     np.testing.assert_allclose(ours.permute(0, 2, 3, 1).numpy(), theirs, atol=1e-5)

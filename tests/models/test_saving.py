@@ -10,10 +10,10 @@ from safetensors import safe_open
 
 from diffusion_gym.models import load_model
 from diffusion_gym.models.lora import full_copy, merged, with_lora
-from diffusion_gym.models.random_pipeline import write_pipeline
 from diffusion_gym.models.saving import export_pipeline, rename_weights
 from diffusion_gym.models.shapes import WEIGHTS
 from diffusion_gym.storage import load_tensors, save_tensors, write_json
+from diffusion_gym.testing.random_pipeline import write_pipeline
 
 SIZES = ["tiny", "tiny-sdxl", "tiny-sd3", "tiny-ddpm"]
 

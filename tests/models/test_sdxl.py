@@ -9,10 +9,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
 
 from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.rollout import denoise
 from diffusion_gym.models import load_model
 from diffusion_gym.models.latent import pack_pooled, unpack_pooled
-from diffusion_gym.models.random_xl_sd3 import write_random_sdxl
 from diffusion_gym.models.sdxl import SDXLModel
+from diffusion_gym.testing.random_xl_sd3 import write_random_sdxl
 
 PROMPTS = ["a red circle", "two blue stars", "a star above a triangle"]
 STEPS = 6
@@ -48,10 +49,7 @@ def start():
 def finished(model, guidance):
     """x_0 by the means of the policy's Gaussians."""
     config = SamplerConfig(num_inference_steps=STEPS, guidance_scale=guidance, eta=0.0)
-    policy, x = DenoisingPolicy(model, config), start()
-    for step in range(STEPS):
-        x = policy.distribution(policy.observation(x, step, model.tokenize(PROMPTS))).mean
-    return x
+    return denoise(DenoisingPolicy(model, config), start(), model.tokenize(PROMPTS))
 
 
 def sampled(pipe, guidance, output_type="latent"):

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models import load_model
-from diffusion_gym.models.sampling import sample_images
 from diffusion_gym.models.shapes import SAMPLER_DEFAULTS, WEIGHTS
-from diffusion_gym.models.shapes.autoencoder import reconstruct
-from diffusion_gym.models.shapes.scenes import render
-from diffusion_gym.prompts.shapes_captions import FAMILIES, all_captions
 from diffusion_gym.rewards import evaluate, make_reward
+from diffusion_gym.shapes.captions import FAMILIES, all_captions
+from diffusion_gym.shapes.scenes import render
+from tools.shapes.autoencoder import reconstruct
+from tools.shapes.measure import sample_images
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def test_success_leaves_signal_and_room(model, family, low, high):
     captions = [str(caption) for caption in all_captions(family)]
     rng = np.random.default_rng(11)
     prompts = [captions[i] for i in rng.integers(len(captions), size=64)]
-    images = sample_images(model, prompts, SamplerConfig(**SAMPLER_DEFAULTS), torch.Generator().manual_seed(3))
+    policy = DenoisingPolicy(model, SamplerConfig(**SAMPLER_DEFAULTS))
+    images = sample_images(policy, prompts, torch.Generator().manual_seed(3))
     success = float(evaluate(make_reward("Composition", strict=True), images, prompts).scores.mean())
     assert low <= success <= high

@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_gym.prompts import make_prompts
 from diffusion_gym.prompts.shapes import is_held_out
-from diffusion_gym.prompts.shapes_captions import (
+from diffusion_gym.shapes.captions import (
     COLORS,
     FAMILIES,
     RELATIONS,

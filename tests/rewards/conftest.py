@@ -8,7 +8,7 @@ from PIL import Image
 
 from chat_server import ChatServer
 from diffusion_gym.images import to_uint8
-from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
+from diffusion_gym.testing.random_checkpoints import CHECKPOINTS
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusion_gym.rewards.bertscore import TUNED_LAYERS, BERTScore, Side, greedy_match
-from diffusion_gym.rewards.random_vlm import write_random_bert
+from diffusion_gym.testing.random_vlm import write_random_bert
 
 CANDIDATES = [
     "a dog riding a bike",

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from diffusion_gym.rewards import RewardError, evaluate, make_reward
-from diffusion_gym.rewards.random_checkpoints import clip_config
+from diffusion_gym.testing.random_checkpoints import clip_config
 
 PROMPTS = ["a red circle", "two blue stars and a green square", ""]
 

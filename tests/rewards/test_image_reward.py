@@ -9,8 +9,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from diffusion_gym.rewards import evaluate, make_reward
 from diffusion_gym.rewards.image_reward import ImageRewardNetwork
-from diffusion_gym.rewards.random_shapes import image_reward_shapes
 from diffusion_gym.storage import load_tensors, save_tensors
+from diffusion_gym.testing.random_shapes import image_reward_shapes
 
 PROMPTS = ["a red bird", "two green horses riding a bike and playing chess", ""]
 HEAD = 64  # width of an attention head: 1024 / 16 in ViT-L, 768 / 12 in BERT

@@ -7,7 +7,7 @@ import torch
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import REWARDS, RewardError, default_prompts, evaluate, make_reward
 from diffusion_gym.rewards.bertscore import BERTScore
-from diffusion_gym.rewards.random_vlm import random_prompt_alignment
+from diffusion_gym.testing.random_vlm import random_prompt_alignment
 from waiting import at_once
 
 PROMPTS = ["a cat riding a bike", "a dog playing chess", "a wolf washing dishes"]

@@ -13,10 +13,10 @@ import torch
 from scipy import ndimage
 
 from diffusion_gym.images import to_float
-from diffusion_gym.models.shapes.scenes import SceneObject, draw, place, random_background
-from diffusion_gym.prompts.shapes_captions import COLORS, FAMILIES, NUMBERS, RELATIONS, SHAPES, Caption, all_captions
 from diffusion_gym.rewards import RewardError, evaluate, make_reward
 from diffusion_gym.rewards.shapes_detector import detect
+from diffusion_gym.shapes.captions import COLORS, FAMILIES, NUMBERS, RELATIONS, SHAPES, Caption, all_captions
+from diffusion_gym.shapes.scenes import SceneObject, draw, place, random_background
 
 SCENES_A_FAMILY = 500
 

@@ -11,8 +11,8 @@ import torch
 
 from diffusion_gym.hub import REWARD_SOURCES
 from diffusion_gym.rewards import REWARDS, evaluate, make_reward
-from diffusion_gym.rewards.random_checkpoints import CHECKPOINTS
 from diffusion_gym.rewards.vision import VisionReward
+from diffusion_gym.testing.random_checkpoints import CHECKPOINTS
 from waiting import at_once
 
 NAMES = ["Aesthetic", "CLIPScore", "PickScore", "Over50", "Under30", "ImageReward"]
@@ -129,7 +129,7 @@ def test_it_has_a_tiny_checkpoint_and_its_pictures_traits(name):
 
 @pytest.mark.slow
 def test_command_prints_the_keywords(name, tmp_path, pictures):
-    command = [sys.executable, "-m", "diffusion_gym.rewards.random_checkpoints", name, str(tmp_path / "out")]
+    command = [sys.executable, "-m", "diffusion_gym.testing.random_checkpoints", name, str(tmp_path / "out")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     images, _ = pictures(1, 32, 32)
     assert evaluate(make_reward(name, **json.loads(printed.splitlines()[-1])), images, ["a cat"]).scores.isfinite()

@@ -1,14 +1,12 @@
 """What the wrappers' tests share."""
 
 import copy
-import warnings
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
 
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.envs.single import DenoisingEnv
@@ -68,18 +66,6 @@ def make_single(tiny_pipeline):
 def make_bare(tiny_pipeline):
     """`make_bare()`, a single environment without a spec: Gymnasium cannot make wrappers around a policy again."""
     return lambda: DenoisingEnv(model=str(tiny_pipeline), num_inference_steps=4, prompts="shapes-location")
-
-
-@pytest.fixture
-def check_single():
-    """`check_single(env)`: Gymnasium's checker, which warns of all wrappers."""
-
-    def check(env):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_env(env)
-
-    return check
 
 
 @pytest.fixture

@@ -21,9 +21,8 @@ def test_the_examples_of_the_docstrings(name):
 
 @pytest.mark.parametrize("name", wrappers.__all__)
 def test_each_wrapper_has_an_example(name):
-    """In its docstring; the one-step view has its own on the page."""
-    kind = getattr(wrappers, name)
-    text = PAGE.read_text(encoding="utf-8") if name.startswith("OneStep") else inspect.getdoc(kind)
+    """In its docstring, or on the page: the one-step view, and those of single environments."""
+    text = inspect.getdoc(getattr(wrappers, name)) + PAGE.read_text(encoding="utf-8")
     assert any(f"= {name}(" in example.source for example in doctest.DocTestParser().get_examples(text))
 
 

@@ -12,8 +12,8 @@ from torch.distributions import Normal, kl_divergence
 
 from diffusion_gym.agents.evaluation import trajectory_kl
 from diffusion_gym.agents.rollout import collect
-from diffusion_gym.envs import conformance
-from diffusion_gym.envs.conformance import RULES, check_vector_env
+from diffusion_gym.testing import conformance
+from diffusion_gym.testing.conformance import RULES, check_vector_env
 from diffusion_gym.wrappers import KLPenalty, KLPenaltyVectorEnv, OneStep, OneStepVectorEnv
 from diffusion_gym.wrappers.kl_penalty import divergence
 
@@ -88,18 +88,13 @@ def test_each_step_is_charged_in_the_state_acted_on(make_env, toy, play, actions
     )
 
 
-def test_the_default_is_the_estimator_to_train_with(make_env, make_single, toy, actions):
+def test_the_default_is_the_estimator_to_train_with(make_env, toy, actions):
     """The log-ratio of the action, whose policy gradient is that of the divergence (the next test)."""
-    vector, single = (
-        KLPenaltyVectorEnv(make_env(NUMBER, output="numpy"), toy, BETA),
-        KLPenalty(make_single(), toy, BETA),
-    )
-    for env, action in ((vector, actions(0, NUMBER)), (single, actions(0, 1)[0])):
-        latents = env.reset(seed=0)[0]["latents"]
-        kl = env.step(action)[-1]["kl"]
-        sampled = by_hand(latents.reshape(-1, 4, 4, 4), action.reshape(-1, 4, 4, 4))
-        np.testing.assert_allclose(np.atleast_1d(kl), sampled, rtol=1e-4, atol=1e-4)
-        assert (np.abs(sampled - by_hand(latents.reshape(-1, 4, 4, 4))) > 0.1).all()
+    env, action = KLPenaltyVectorEnv(make_env(NUMBER, output="numpy"), toy, BETA), actions(0, NUMBER)
+    latents = env.reset(seed=0)[0]["latents"]
+    sampled = by_hand(latents, action)
+    np.testing.assert_allclose(env.step(action)[-1]["kl"], sampled, rtol=1e-4, atol=1e-4)
+    assert (np.abs(sampled - by_hand(latents)) > 0.1).all()
 
 
 def test_the_score_function_sees_the_sampled_penalty_and_not_the_exact_one():
@@ -214,45 +209,20 @@ def test_without_a_divergence_it_conforms_in_full(make_env, toy):
     check_vector_env(lambda **kinds: KLPenaltyVectorEnv(make_env(num_inference_steps=2, **kinds), toy, BETA))
 
 
-@pytest.mark.parametrize("estimator", ["exact", "sampled"])
-def test_the_single_one_equals_the_vector_one(make_env, make_single, moved_policy, actions, estimator):
-    keywords = {"prompts": ["a red circle"], "reward": "Incompressibility"}
-    vector = make_env(1, output="numpy", autoreset_mode="Disabled", **keywords)
-    policy = moved_policy(vector)
-    vector = KLPenaltyVectorEnv(vector, policy, BETA, estimator)
-    single = KLPenalty(make_single(**keywords), policy, BETA, estimator)
-    for seed in (3, 4):  # a second episode starts afresh
-        vector.reset(seed=seed)
-        single.reset(seed=seed)
-        for step in range(T):
-            action = actions(step, 1)
-            _, rewards, terminations, _, infos = vector.step(action)
-            _, reward, terminated, truncated, info = single.step(action[0])
-            assert isinstance(reward, float) and isinstance(info["kl"], float) and info["kl"] != 0
-            np.testing.assert_allclose([reward, info["kl"]], [rewards[0], infos["kl"][0]], rtol=1e-5)
-            assert (terminated, truncated) == (terminations[0], False)
-
-
-def test_the_single_one_passes_gymnasiums_checker(make_bare, check_single, toy):
-    check_single(KLPenalty(make_bare(), toy, BETA))
-
-
 # --- misuse ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [-0.1, float("nan"), float("inf"), "0.1", None, True])
-def test_beta_is_checked(make_env, make_single, toy, beta):
-    for wrap, env in ((KLPenaltyVectorEnv, make_env(1)), (KLPenalty, make_single())):
-        with pytest.raises(ValueError, match=f"beta={beta!r} must be a finite number of at least 0"):
-            wrap(env, toy, beta)
+def test_beta_is_checked(make_env, toy, beta):
+    with pytest.raises(ValueError, match=f"beta={beta!r} must be a finite number of at least 0"):
+        KLPenaltyVectorEnv(make_env(1), toy, beta)
 
 
-def test_other_arguments_are_checked(make_env, make_single, toy):
-    for wrap, env in ((KLPenaltyVectorEnv, make_env(1)), (KLPenalty, make_single())):
-        with pytest.raises(ValueError, match="estimator='k3' must be 'exact' or 'sampled'"):
-            wrap(env, toy, BETA, "k3")
-        with pytest.raises(TypeError, match="policy=.* has no distribution and no reference_distribution"):
-            wrap(env, object(), BETA)
+def test_other_arguments_are_checked(make_env, toy):
+    with pytest.raises(ValueError, match="estimator='k3' must be 'exact' or 'sampled'"):
+        KLPenaltyVectorEnv(make_env(1), toy, BETA, "k3")
+    with pytest.raises(TypeError, match="policy=.* has no distribution and no reference_distribution"):
+        KLPenaltyVectorEnv(make_env(1), object(), BETA)
 
 
 def test_environments_without_states_are_refused(make_env, make_single, toy):
@@ -262,7 +232,7 @@ def test_environments_without_states_are_refused(make_env, make_single, toy):
         (KLPenalty, gym.make("CartPole-v1")),
         (KLPenalty, OneStep(make_single())),
     ):
-        with pytest.raises(ValueError, match=f"{wrap.__name__}: env=.* does not show timestep and latents"):
+        with pytest.raises(ValueError, match="^KLPenalty: env=.* does not show timestep and latents"):
             wrap(env, toy, BETA)
 
 

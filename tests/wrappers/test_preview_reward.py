@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode
 
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.rollout import collect
-from diffusion_gym.envs import conformance
-from diffusion_gym.envs.conformance import RULES
-from diffusion_gym.models.random_ddpm import write_random_ddpm
-from diffusion_gym.models.random_pipeline import write_random_pipeline
+from diffusion_gym.testing import conformance
+from diffusion_gym.testing.conformance import RULES
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
 from diffusion_gym.wrappers import OneStepVectorEnv, PreviewReward, PreviewRewardVectorEnv
 
 MODES = list(AutoresetMode)
@@ -220,40 +220,18 @@ def test_it_conforms_but_for_the_rewards_on_the_way(make_env, toy):
             rule(lambda **kinds: PreviewRewardVectorEnv(make_env(num_inference_steps=2, reward=reward, **kinds), toy))
 
 
-def test_the_single_one_equals_the_vector_one(make, make_single, toy, actions):
-    keywords = {"reward": Score(), "prompts": "shapes-location"}
-    vector = PreviewRewardVectorEnv(make(1, autoreset_mode="Disabled", **keywords), toy, 2)
-    single = PreviewReward(make_single(**keywords), toy, 2)
-    for seed in (3, 4):
-        found, wanted = [single.reset(seed=seed)[1]["preview"]], [vector.reset(seed=seed)[1]["preview"][0]]
-        for step in range(T):
-            _, rewards, *_, infos = vector.step(actions(step, 1))
-            _, reward, *_, info = single.step(actions(step, 1)[0])
-            assert isinstance(reward, float) and ("preview" in info) == ("preview" in infos)
-            found.append(reward)
-            wanted.append(rewards[0])
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-        assert np.count_nonzero(found) == 3  # the start, the preview and the end
-
-
-def test_the_single_one_passes_gymnasiums_checker(make_bare, check_single, toy):
-    check_single(PreviewReward(make_bare(), toy))
-
-
 # --- misuse ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, "2", True, None])
-def test_every_is_checked(make, make_single, toy, every):
-    for wrap, env in ((PreviewRewardVectorEnv, make(1)), (PreviewReward, make_single())):
-        with pytest.raises(ValueError, match=f"every={every!r} must be a whole number of at least 1"):
-            wrap(env, toy, every)
+def test_every_is_checked(make, toy, every):
+    with pytest.raises(ValueError, match=f"every={every!r} must be a whole number of at least 1"):
+        PreviewRewardVectorEnv(make(1), toy, every)
 
 
-def test_other_arguments_are_checked(make, make_single, toy):
-    for wrap, env in ((PreviewRewardVectorEnv, make(1)), (PreviewReward, make_single())):
-        with pytest.raises(TypeError, match=r"denoiser=.* has no denoised\(observation\)"):
-            wrap(env, object())
+def test_other_arguments_are_checked(make, toy):
+    with pytest.raises(TypeError, match=r"denoiser=.* has no denoised\(observation\)"):
+        PreviewRewardVectorEnv(make(1), object())
     for wrap, env in (
         (PreviewRewardVectorEnv, gym.make_vec("CartPole-v1", num_envs=1)),
         (PreviewRewardVectorEnv, OneStepVectorEnv(make(1))),

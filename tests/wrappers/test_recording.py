@@ -2,17 +2,15 @@
 
 import json
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.rewards import RewardOutput
-from diffusion_gym.wrappers import RecordPictures, RecordPicturesVectorEnv, recording
+from diffusion_gym.testing.conformance import check_vector_env
+from diffusion_gym.wrappers import RecordPicturesVectorEnv, recording
 
 NUMBER, T = 3, 4
 
@@ -111,20 +109,6 @@ def test_failed_rewards_and_foreign_prompts_are_valid_json(make, play, tmp_path)
     assert (row["prompt"], row["reward"], row["components"]) == (prompt, None, {})
 
 
-def test_the_single_one_records_alike(make, make_single, tmp_path, actions):
-    keywords = {"reward": scored, "prompts": "shapes-location"}
-    vector = RecordPicturesVectorEnv(make(1, autoreset_mode="Disabled", **keywords), tmp_path / "vector", every=2)
-    single = RecordPictures(make_single(**keywords), tmp_path / "single", every=2)
-    for seed in (3, 4, 5):
-        for env in (vector, single):
-            env.reset(seed=seed)
-            for step in range(T):
-                env.step(actions(step, 1) if env is vector else actions(step, 1)[0])
-    assert lines(tmp_path / "single") == lines(tmp_path / "vector") and len(lines(tmp_path / "single")) == 2
-    for path in (tmp_path / "vector").glob("*.png"):
-        assert path.read_bytes() == (tmp_path / "single" / path.name).read_bytes()
-
-
 def test_it_conforms(make, tmp_path):
     check_vector_env(
         lambda num_envs, **kinds: RecordPicturesVectorEnv(
@@ -134,19 +118,10 @@ def test_it_conforms(make, tmp_path):
     assert len(lines(tmp_path)) > 1
 
 
-def test_the_single_one_passes_gymnasiums_checker_and_is_made_again_by_its_spec(make_single, check_single, tmp_path):
-    env = RecordPictures(make_single(reward="Incompressibility"), tmp_path, every=3)
-    check_single(env)
-    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
-    assert isinstance(again, RecordPictures)
-    assert (again.recorder.folder, again.recorder.every) == (tmp_path, 3)
-
-
 @pytest.mark.parametrize("every", [0, -1, 1.5, "2", True, None])
-def test_every_is_checked(make, make_single, tmp_path, every):
-    for wrap, env in ((RecordPicturesVectorEnv, make(1)), (RecordPictures, make_single())):
-        with pytest.raises(ValueError, match=f"every={every!r} must be a whole number of at least 1"):
-            wrap(env, tmp_path / "folder", every)
+def test_every_is_checked(make, tmp_path, every):
+    with pytest.raises(ValueError, match=f"every={every!r} must be a whole number of at least 1"):
+        RecordPicturesVectorEnv(make(1), tmp_path / "folder", every)
     assert not (tmp_path / "folder").exists()
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from diffusion_gym.models.shapes.vocabulary import write_tokenizer
 from diffusion_gym.storage import load_tensors, save_tensors
+from tools.shapes.vocabulary import write_tokenizer
 from tools.shapes_flow.data import training_set
 from tools.shapes_flow.export import distance, export, is_too_good, load, rates
 from tools.shapes_flow.networks import begin_with_shapes, make_trained

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
-from diffusion_gym.models.shapes.autoencoder import encode
-from diffusion_gym.models.shapes.data import make_pictures
-from diffusion_gym.models.shapes.denoiser import kind, tokenize
 from diffusion_gym.storage import load_tensors, save_tensors
+from tools.shapes.autoencoder import encode
+from tools.shapes.data import make_pictures
+from tools.shapes.denoiser import kind, tokenize
 from tools.shapes_flow.networks import load_autoencoder
 
 KINDS: Final = ("color", "count", "composition", "location", "plain location")

@@ -11,8 +11,8 @@ from diffusers.utils import logging
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.sd3 import SD3Model
-from diffusion_gym.models.shapes.measure import success_rates
-from diffusion_gym.models.shapes.vocabulary import write_tokenizer
+from tools.shapes.measure import success_rates
+from tools.shapes.vocabulary import write_tokenizer
 from tools.shapes_flow.networks import load_autoencoder, make_scheduler, make_silent_t5, make_trained
 
 # What leaves a learner both signal and room, at T = 10.

@@ -22,7 +22,7 @@ from transformers import (
 
 from diffusion_gym.models.repeated_token import RepeatedTokenAttention
 from diffusion_gym.models.shapes import WEIGHTS
-from diffusion_gym.models.shapes.networks import LATENT_CHANNELS, MAX_TOKENS
+from tools.shapes.networks import LATENT_CHANNELS, MAX_TOKENS
 
 TEXT_WIDTH: Final = 96
 SECOND_WIDTH: Final = 8  # SD3 has two CLIP encoders; the second is as small as it can be

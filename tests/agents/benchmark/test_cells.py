@@ -16,8 +16,8 @@ from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.agents.benchmark.measures import Evaluator
 from diffusion_gym.agents.benchmark.records import FORMAT
 from diffusion_gym.agents.runs import evaluate_run
-from diffusion_gym.models.random_ddpm import write_random_ddpm
 from diffusion_gym.storage import load_tensors, read_json, tensors_metadata
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
 STEPS, SAMPLES = 3, 4
 

@@ -10,10 +10,10 @@ import torch
 
 from diffusion_gym.agents.checkpoint import Checkpoints
 from diffusion_gym.agents.cli import main
-from diffusion_gym.envs.conformance import check_vector_env
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import RewardError, evaluate, make_reward
 from diffusion_gym.storage import load_tensors
+from diffusion_gym.testing.conformance import check_vector_env
 
 IMAGES = torch.rand(11, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BRIGHTNESS = to_uint8(IMAGES).double().numpy().mean((1, 2, 3)) / 255

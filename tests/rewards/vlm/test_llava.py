@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_gym.rewards.random_vlm import write_random_llava
 from diffusion_gym.rewards.vlm import LocalVLM
+from diffusion_gym.testing.random_vlm import write_random_llava
 from waiting import at_once
 
 QUESTIONS = [

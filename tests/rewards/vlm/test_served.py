@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diffusion_gym.rewards import evaluate, make_reward
-from diffusion_gym.rewards.random_vlm import random_prompt_alignment
 from diffusion_gym.rewards.vlm import ChatVLM, LocalVLM
+from diffusion_gym.testing.random_vlm import random_prompt_alignment
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")

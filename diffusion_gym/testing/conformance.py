@@ -17,7 +17,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, iterate
 
-from diffusion_gym.envs.conformance_tools import (
+from diffusion_gym.testing.conformance_tools import (
     NUM_ENVS,
     SEED,
     Make,

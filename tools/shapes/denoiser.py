@@ -13,9 +13,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusion_gym.models.shapes.networks import make_scheduler, make_text_encoder, make_unet
-from diffusion_gym.models.shapes.training import Stage
-from diffusion_gym.prompts.shapes_captions import Caption
+from diffusion_gym.shapes.captions import Caption
+from tools.shapes.networks import make_scheduler, make_text_encoder, make_unet
+from tools.shapes.training import Stage
 
 CAPTION_DROPOUT: Final = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 

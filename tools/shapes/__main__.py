@@ -1,6 +1,6 @@
-"""Makes the weights that ship in `weights/`: draw, train the autoencoder, train the denoiser, export, measure.
+"""Makes the weights that ship in the package: draw, train the autoencoder, train the denoiser, export, measure.
 
-Run `python -m diffusion_gym.models.shapes.build --help`. Stopped at any point, the same command goes on.
+Run `python -m tools.shapes --help` in the repository's root. Stopped at any point, the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.latent import LatentModel
 from diffusion_gym.models.saving import export_pipeline, rename_weights
 from diffusion_gym.models.shapes import SAMPLER_DEFAULTS, WEIGHTS
-from diffusion_gym.models.shapes.autoencoder import encode, reconstruct, train_autoencoder
-from diffusion_gym.models.shapes.data import make_pictures
-from diffusion_gym.models.shapes.denoiser import kind, make_stage, tokenize, train_denoiser
-from diffusion_gym.models.shapes.measure import rate_table, success_rates, write_model_card
-from diffusion_gym.models.shapes.networks import make_scheduler
-from diffusion_gym.models.shapes.vocabulary import write_tokenizer
 from diffusion_gym.rewards import evaluate, make_reward
 from diffusion_gym.storage import load_tensors, read_json, save_tensors, tensors_metadata, write_json, write_text
+from tools.shapes.autoencoder import encode, reconstruct, train_autoencoder
+from tools.shapes.data import make_pictures
+from tools.shapes.denoiser import kind, make_stage, tokenize, train_denoiser
+from tools.shapes.measure import rate_table, success_rates, write_model_card
+from tools.shapes.networks import make_scheduler
+from tools.shapes.vocabulary import write_tokenizer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Final
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffusion_gym.models.shapes.scenes import SIZE
+from diffusion_gym.shapes.scenes import SIZE
 
 TEXT_WIDTH: Final = 96
 MAX_TOKENS: Final = 16

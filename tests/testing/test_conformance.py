@@ -6,9 +6,9 @@ import pytest
 from gymnasium.vector import VectorWrapper
 
 from broken_envs import BROKEN, NamesAnotherMode
-from diffusion_gym.envs import conformance
-from diffusion_gym.envs.conformance import RULES, check_vector_env
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.testing import conformance
+from diffusion_gym.testing.conformance import RULES, check_vector_env
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from diffusion_gym.prompts.build_imagenet_animals import build
+from tools.build_imagenet_animals import build
 
 
 def wheel(path, names):

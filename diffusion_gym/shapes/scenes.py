@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from diffusion_gym.prompts.shapes_captions import COLORS, Caption, holds
+from diffusion_gym.shapes.captions import COLORS, Caption, holds
 
 SIZE: Final = 32
 RGB: Final = dict(

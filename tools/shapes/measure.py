@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import stats
 
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.rollout import denoise
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.base import DenoisingModel
-from diffusion_gym.models.sampling import sample_images
-from diffusion_gym.prompts.shapes_captions import FAMILIES, all_captions
 from diffusion_gym.rewards import evaluate, make_reward
+from diffusion_gym.shapes.captions import FAMILIES, all_captions
 
 _BATCH = 64
+
+
+def sample_images(policy: DenoisingPolicy, prompts: Sequence[str], generator: torch.Generator) -> torch.Tensor:
+    """One picture a prompt, float `(N, 3, H, W)` in [0, 1]; `generator` is on the policy's device."""
+    model = policy.model
+    noise = torch.randn(len(prompts), *model.latent_shape, generator=generator, device=policy.device)
+    return model.decode(denoise(policy, noise, model.tokenize(prompts), generator))
 
 
 def success_rates(
@@ -22,16 +31,16 @@ def success_rates(
 ) -> dict[str, tuple[float, float, float]]:
     """Strict success of each family over `samples` random captions: (rate, low, high) of the 95 % interval."""
     rates: dict[str, tuple[float, float, float]] = {}
-    reward = make_reward("Composition", strict=True)
+    reward, policy = make_reward("Composition", strict=True), DenoisingPolicy(model, config)
     for index, family in enumerate(FAMILIES):
         captions = [str(caption) for caption in all_captions(family)]
         rng = np.random.default_rng([seed, index])
-        generator = torch.Generator().manual_seed(seed * 100 + index)
+        generator = torch.Generator(policy.device).manual_seed(seed * 100 + index)
         prompts = [captions[i] for i in rng.integers(len(captions), size=samples)]
         hits = 0.0
         for start in range(0, samples, _BATCH):
             part = prompts[start : start + _BATCH]
-            hits += float(evaluate(reward, sample_images(model, part, config, generator), part).scores.sum())
+            hits += float(evaluate(reward, sample_images(policy, part, generator), part).scores.sum())
         interval = stats.binomtest(int(hits), samples).proportion_ci(0.95, method="wilson")
         rates[family] = (hits / samples, float(interval.low), float(interval.high))
     return rates
@@ -58,7 +67,7 @@ A text-to-image latent diffusion model in diffusers' `StableDiffusionPipeline` l
 scenes of one to four circles, squares, triangles and stars in six colors. It is made for reinforcement-learning
 experiments: a detector scores its pictures exactly, and it leaves room for improvement on purpose.
 
-Made by `python -m diffusion_gym.models.shapes.build`; no outside data or weights.
+Made by `python -m tools.shapes`; no outside data or weights.
 
 | | |
 |---|---|

@@ -1,6 +1,6 @@
 """Writes pipeline directories with random weights, for tests and benchmarks; downloads nothing.
 
-Run `python -m diffusion_gym.models.random_pipeline --help`.
+Run `python -m diffusion_gym.testing.random_pipeline --help`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def write_random_pipeline(
     Returns:
         The folder.
     """
+    from diffusion_gym.models.quiet import quiet
     from diffusion_gym.models.saving import export_pipeline
-    from diffusion_gym.quiet import quiet
 
     folder = Path(folder)
     with quiet():
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-        from diffusion_gym.models.shapes.vocabulary import write_tokenizer
+        from diffusion_gym.testing.tokenizer import write_tokenizer
 
         tokenizer = write_tokenizer(folder / "tokenizer")
         torch.manual_seed(seed)
@@ -132,15 +132,15 @@ def write_pipeline(folder: Path, size: Size, seed: int, dtype: torch.dtype) -> P
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"out={str(folder)!r} is not empty; choose another folder")
     if size in ("small", "sd14"):
-        from diffusion_gym.models.random_sd14 import SD14, SMALL, write_random_sd14
+        from diffusion_gym.testing.random_sd14 import SD14, SMALL, write_random_sd14
 
         return write_random_sd14(folder, seed, dtype=dtype, widths=SMALL if size == "small" else SD14)
     if size in ("tiny-ddpm", "celebahq"):
-        from diffusion_gym.models.random_ddpm import write_random_ddpm
+        from diffusion_gym.testing.random_ddpm import write_random_ddpm
 
         return write_random_ddpm(folder, seed, size="tiny" if size == "tiny-ddpm" else "celebahq", dtype=dtype)
     if size != "tiny":
-        from diffusion_gym.models.random_xl_sd3 import write_random_sd3, write_random_sdxl
+        from diffusion_gym.testing.random_xl_sd3 import write_random_sd3, write_random_sdxl
 
         write = write_random_sdxl if size in ("sdxl", "tiny-sdxl") else write_random_sd3
         return write(folder, seed, exact=not size.startswith("tiny"), dtype=dtype)
@@ -178,7 +178,7 @@ class RandomPipelineOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write what the command line asks for, and say where it is; a mistake ends in one line and exit code 2."""
-    options = tyro.cli(RandomPipelineOptions, args=arguments, prog="python -m diffusion_gym.models.random_pipeline")
+    options = tyro.cli(RandomPipelineOptions, args=arguments, prog="python -m diffusion_gym.testing.random_pipeline")
     try:
         print(write_pipeline(options.out, options.size, options.seed, getattr(torch, options.dtype)))
     except OSError as error:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_pipeline
-from diffusion_gym.quiet import quiet
 from diffusion_gym.storage import write_folder
 
 

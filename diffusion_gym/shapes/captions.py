@@ -88,6 +88,12 @@ def parse(text: str) -> Caption:
     )
 
 
+def words() -> list[str]:
+    """Every word of the language."""
+    relations = sorted({word for relation in RELATIONS for word in relation.split()})
+    return [*NUMBERS, "and", *relations, *COLORS, *SHAPES, *(shape + "s" for shape in SHAPES)]
+
+
 def holds(relation: str, dx: float, dy: float) -> bool:
     """Whether the first object stands in `relation` to the second, (dx, dy) = first - second in pixels.
 

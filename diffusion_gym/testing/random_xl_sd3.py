@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_pipeline
-from diffusion_gym.quiet import quiet
 
 
 def write_random_sdxl(
@@ -112,7 +112,7 @@ _JOINT_WIDTH = 48  # of SD3's text embeddings: at least the two CLIP widths toge
 
 
 def _tokenizers(folder: Path) -> tuple[Any, Any]:
-    from diffusion_gym.models.shapes.vocabulary import write_tokenizer
+    from diffusion_gym.testing.tokenizer import write_tokenizer
 
     return write_tokenizer(folder / "tokenizer"), write_tokenizer(folder / "tokenizer_2")
 
@@ -221,7 +221,7 @@ def _t5_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import T5TokenizerFast
 
-    from diffusion_gym.models.shapes.vocabulary import words
+    from diffusion_gym.shapes.captions import words
 
     pieces = ["▁", *string.ascii_lowercase, *("▁" + word for word in words())]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in dict.fromkeys(pieces))]

@@ -11,7 +11,7 @@ from diffusion_gym.agents.cli import parse_train
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "diffusion_gym.rewards.random_checkpoints", *map(str, arguments)]
+    command = [sys.executable, "-m", "diffusion_gym.testing.random_checkpoints", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -1,6 +1,6 @@
 """Checkpoints with random weights for the rewards that need weights, for tests and benchmarks; downloads nothing.
 
-Run `python -m diffusion_gym.rewards.random_checkpoints NAME OUT`: it prints the `reward_kwargs` as JSON, and on
+Run `python -m diffusion_gym.testing.random_checkpoints NAME OUT`: it prints the `reward_kwargs` as JSON, and on
 standard error as options of `diffusion-gym train`. They are tiny, or with `--size published` of the published model's
 exact shape, to measure time and memory.
 """
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from diffusion_gym.rewards.random_shapes import head_shapes, image_reward_shapes
+from diffusion_gym.testing.random_shapes import head_shapes, image_reward_shapes
 
 _SIZE, _PATCH = 32, 16  # pixels, of the tiny networks
 _GAIN: Final = 1.5  # of each matrix
@@ -50,7 +50,7 @@ def _write_clip(folder: Path, published: bool = False) -> str:
     with quiet():
         from transformers import CLIPModel
 
-        from diffusion_gym.models.shapes.vocabulary import write_tokenizer
+        from diffusion_gym.testing.tokenizer import write_tokenizer
 
         config = clip_config(write_tokenizer(folder), published=published)
         write_folder(folder, _randomised(CLIPModel(config)).save_pretrained)
@@ -110,8 +110,8 @@ def _pick_score(folder: Path) -> dict[str, Any]:
 
 
 def _image_reward(folder: Path, published: bool = False) -> dict[str, Any]:
-    from diffusion_gym.rewards.random_vlm import write_random_bert
     from diffusion_gym.storage import save_tensors
+    from diffusion_gym.testing.random_vlm import write_random_bert
 
     tiny = image_reward_shapes(vision=128, text=128, layers=(2, 2), growth=2, size=_SIZE, tokens=(200, 64))
     shapes = image_reward_shapes() if published else tiny
@@ -121,7 +121,7 @@ def _image_reward(folder: Path, published: bool = False) -> dict[str, Any]:
 
 
 def _prompt_alignment(folder: Path) -> dict[str, Any]:
-    from diffusion_gym.rewards.random_vlm import random_prompt_alignment
+    from diffusion_gym.testing.random_vlm import random_prompt_alignment
 
     return random_prompt_alignment(folder)
 

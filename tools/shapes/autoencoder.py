@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_gym.images import to_float
-from diffusion_gym.models.shapes.networks import make_autoencoder
-from diffusion_gym.models.shapes.training import Stage
+from tools.shapes.networks import make_autoencoder
+from tools.shapes.training import Stage
 
 KL_WEIGHTS = (1e-4, 2e-5)  # first the wide latents, then sharp pictures: 29 to 34 dB in the prototype
 

@@ -14,12 +14,13 @@ from typing import Any, Final
 
 import torch
 
+from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_pipeline
-from diffusion_gym.quiet import quiet
 from diffusion_gym.storage import read_json, write_json
 
 _VOCABULARY: Final = 49_408
 _MAX_TOKENS: Final = 77
+_ENDS: Final = ("<|startoftext|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -142,17 +143,15 @@ def _spelling_tokenizer(folder: Path) -> Any:
     """A tokenizer as large as CLIP's that spells: CLIP's own merges are not at hand, random weights need none."""
     from transformers import CLIPTokenizer
 
-    from diffusion_gym.models.shapes.vocabulary import BOS, EOS
-
     letters = [chr(code) for code in range(33, 127)]
     symbols = [*letters, *(letter + "</w>" for letter in letters)]
     unused = [f"<|unused{index}|>" for index in range(_VOCABULARY - 2 - len(symbols))]
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, *unused, BOS, EOS])}
+    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, *unused, *_ENDS])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=_MAX_TOKENS, pad_token=EOS
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=_MAX_TOKENS, pad_token=_ENDS[1]
     )
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -1,7 +1,7 @@
 """Writes the names of ImageNet's animals from timm's class list; the package holds what it wrote.
 
 Get the list with `pip download --no-deps timm==1.0.31`, then run
-`python -m diffusion_gym.prompts.build_imagenet_animals --wheel timm-1.0.31-py3-none-any.whl`.
+`python -m tools.build_imagenet_animals --wheel timm-1.0.31-py3-none-any.whl`.
 """
 
 from __future__ import annotations

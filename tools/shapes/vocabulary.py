@@ -9,16 +9,10 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from diffusion_gym.models.shapes.networks import MAX_TOKENS
-from diffusion_gym.prompts.shapes_captions import COLORS, NUMBERS, RELATIONS, SHAPES
+from diffusion_gym.shapes.captions import words
+from tools.shapes.networks import MAX_TOKENS
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-
-
-def words() -> list[str]:
-    """Every word of the caption language."""
-    relations = sorted({word for relation in RELATIONS for word in relation.split()})
-    return [*NUMBERS, "and", *relations, *COLORS, *SHAPES, *(shape + "s" for shape in SHAPES)]
 
 
 def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:

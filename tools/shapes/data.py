@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diffusion_gym.models.shapes.scenes import SIZE, render
-from diffusion_gym.prompts.shapes_captions import FAMILIES, Caption, all_captions
+from diffusion_gym.shapes.captions import FAMILIES, Caption, all_captions
+from diffusion_gym.shapes.scenes import SIZE, render
 
 # Relations are the hardest to learn, so they get the most captions.
 SHARES: Final = {"color": 0.1, "count": 0.2, "composition": 0.2, "location": 0.5}

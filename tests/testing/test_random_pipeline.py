@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_gym.models.random_ddpm import celebahq_ddpm
-from diffusion_gym.models.random_pipeline import main
-from diffusion_gym.models.random_sd14 import _spelling_tokenizer, sd14_networks, write_random_sd14
 from diffusion_gym.storage import read_json
+from diffusion_gym.testing.random_ddpm import celebahq_ddpm
+from diffusion_gym.testing.random_pipeline import main
+from diffusion_gym.testing.random_sd14 import _spelling_tokenizer, sd14_networks, write_random_sd14
 
 # The sum over the tensors of the published checkpoints.
 PARAMETERS = {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}

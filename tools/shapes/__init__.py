@@ -1,0 +1,1 @@
+"""Makes `Shapes`, the embedded model: `python -m tools.shapes --help`."""
