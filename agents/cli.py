@@ -286,8 +286,8 @@ def _eval(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
-    from diffusion_gym.agents.reporting.benchmark.page import is_benchmark, write_benchmark_report
-    from diffusion_gym.agents.reporting.page import write_report
+    from diffusion_gym.agents.report.benchmark.page import is_benchmark, write_benchmark_report
+    from diffusion_gym.agents.report.run import write_report
     from diffusion_gym.agents.trust import require_trust, seal_of
 
     options = parsed(ReportOptions, args, "report")

@@ -9,7 +9,7 @@ from typing import Final
 
 from diffusion_gym.agents import runs
 from diffusion_gym.agents.evaluation import EVALUATION_SEED, summary_text
-from diffusion_gym.agents.reporting.page import write_report
+from diffusion_gym.agents.report.run import write_report
 from diffusion_gym.agents.settings import starting_point
 
 ENVIRONMENT: Final = "DiffusionDenoise-Shapes-Location-v0"

@@ -179,7 +179,8 @@ class DevelopmentSet:
             tracker.picture("development/reward_path", evaluation.curve(), queries)
         tracker.table("development/samples", _COLUMNS, evaluation.rows(), queries)
         seconds = round(time.perf_counter() - started, 3)
-        append_record(self._records, {**vars(progress), **summary, "seconds": seconds})
+        rewards = evaluation.current.rewards.tolist()
+        append_record(self._records, {**vars(progress), **summary, "rewards": rewards, "seconds": seconds})
         return True
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class Comparison:
     kl: torch.Tensor
 
     def summary(self) -> dict[str, Any]:
-        """Means with 95 % intervals, and a row for each prompt."""
+        """Means with 95 % intervals, a row for each prompt, and what `save_pictures` shows."""
         rewards, base = _numbers(self.tuned.rewards), _numbers(self.base.rewards)
         result: dict[str, Any] = {
             "samples": len(self.tuned),
@@ -52,7 +52,18 @@ class Comparison:
                 result[f"{prefix}success"] = _mean(hits)
                 result[f"{prefix}success_ci95"] = share_interval(hits)
         result["prompts"] = self._by_prompt()
+        result["shown"] = {"size": list(self.tuned.images.shape[1:3]), "pictures": self._shown()}
         return result
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """Prompt and results of each picture in the grids, in their order."""
+        rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in self.tuned.prompts[:_SHOWN]]
+        for prefix, part in (("", self.tuned), ("base_", self.base)):
+            for index, row in enumerate(rows):
+                row[f"{prefix}reward"] = float(part.rewards[index])
+                if "success" in part.components:
+                    row[f"{prefix}success"] = float(part.components["success"][index])
+        return rows
 
     def _by_prompt(self) -> dict[str, dict[str, float]]:
         rows: dict[str, dict[str, float]] = {}

@@ -26,14 +26,39 @@ def grid(pictures: torch.Tensor, columns: int | None = None) -> Image.Image:
     number, height, width, _ = pictures.shape
     columns = columns or math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
-    gap = max(1, height // 32)
+    gap, scale = _spacing(height)
     sheet = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=torch.uint8)
     for index, picture in enumerate(pictures.cpu()):
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     image = Image.fromarray(sheet.numpy())
-    scale = max(1, _LEAST_SIDE // height)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def cells(sheet: Image.Image, size: Sequence[int], number: int) -> list[Image.Image]:
+    """The pictures of a grid, as large as they were.
+
+    Args:
+        sheet: what `grid` has made.
+        size: height and width of the pictures.
+        number: of the pictures.
+
+    Raises:
+        ValueError: the sheet is no grid of so many pictures of this size.
+    """
+    (height, width), (gap, scale) = size, _spacing(size[0])
+    columns = (sheet.width // scale + gap) // (width + gap)
+    rows = math.ceil(number / max(1, columns))
+    if sheet.size != (scale * (columns * (width + gap) - gap), scale * (rows * (height + gap) - gap)):
+        raise ValueError(f"a picture of {sheet.size} pixels is no grid of {number} of {width}x{height}; run eval again")
+    small = sheet.resize((sheet.width // scale, sheet.height // scale), Image.Resampling.NEAREST)
+    corners = [(index % columns * (width + gap), index // columns * (height + gap)) for index in range(number)]
+    return [small.crop((left, top, left + width, top + height)) for left, top in corners]
+
+
+def _spacing(height: int) -> tuple[int, int]:
+    """Pixels between pictures of a grid, and by how much all of it is enlarged."""
+    return max(1, height // 32), max(1, _LEAST_SIDE // height)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -68,24 +93,49 @@ def compared_sheet(
     font = ImageFont.load_default()
     pairs = [[_thumbnail(entry) for entry in pair] for pair in zip(original.cpu(), current.cpu(), strict=True)]
     width, height = pairs[0][0].size
-    across, down = 2 * width + _GAP, height + 2 * _LINE + 2
-    columns = min(_PAIRS, len(pairs))
-    rows = math.ceil(len(pairs) / columns)
-    size = (_MARGIN + columns * (across + _MARGIN), _MARGIN + _LINE + rows * (down + _MARGIN))
+    places, size = _places(width, height, len(pairs))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN // 2), _fitting(_SHEET_TITLE, size[0] - 2 * _MARGIN, draw, font), "black", font)
-    for index, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True)):
-        row, column = divmod(index, columns)
-        left, top = _MARGIN + column * (across + _MARGIN), _MARGIN + _LINE + row * (down + _MARGIN)
+    for index, (pair, prompt, (left, top)) in enumerate(zip(pairs, prompts, places, strict=True)):
         sheet.paste(pair[0], (left, top))
         sheet.paste(pair[1], (left + width + _GAP, top))
         before, after = original_rewards[index], current_rewards[index]
         color = "#0b6b3a" if after > before else "#b02020" if after < before else "#444444"
         numbers = f"{before:.4g} -> {after:.4g} ({after - before:+.3g})"
-        draw.text((left, top + height + 2), _fitting(prompt, across, draw, font), "#444444", font)
+        draw.text((left, top + height + 2), _fitting(prompt, 2 * width + _GAP, draw, font), "#444444", font)
         draw.text((left, top + height + _LINE + 2), numbers, color, font)
     return sheet
+
+
+def sheet_pairs(sheet: Image.Image, picture: torch.Tensor, number: int) -> list[tuple[Image.Image, Image.Image]]:
+    """The pairs of pictures of a sheet, as they are on it.
+
+    Args:
+        sheet: what `compared_sheet` has made.
+        picture: uint8 `(H, W, 3)`, of the size of those that it was made of.
+        number: of the pairs.
+
+    Raises:
+        ValueError: the sheet is none of so many pairs of this size.
+    """
+    width, height = _thumbnail(picture).size
+    places, size = _places(width, height, number)
+    if sheet.size != size:
+        raise ValueError(f"a picture of {sheet.size} pixels is no sheet of {number} pairs, which has {size}")
+    boxes = [(left, top, left + width, top + height) for left, top in places]
+    right = width + _GAP
+    return [(sheet.crop(box), sheet.crop((box[0] + right, box[1], box[2] + right, box[3]))) for box in boxes]
+
+
+def _places(width: int, height: int, number: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Left and top of each pair of a sheet, and the size of the sheet."""
+    across, down = 2 * width + _GAP + _MARGIN, height + 2 * _LINE + 2 + _MARGIN
+    columns = min(_PAIRS, number)
+    places = [
+        (_MARGIN + index % columns * across, _MARGIN + _LINE + index // columns * down) for index in range(number)
+    ]
+    return places, (_MARGIN + columns * across, _MARGIN + _LINE + math.ceil(number / columns) * down)
 
 
 def _thumbnail(picture: torch.Tensor) -> Image.Image:

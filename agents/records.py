@@ -42,6 +42,7 @@ class _Development(_Record):
     improved: _Number
     reward_path: list[_Number]
     base_reward_path: list[_Number]
+    rewards: list[_Number] = []  # of the current pictures, which the first versions did not keep
 
     @model_validator(mode="after")
     def _paths_are_of_one_length(self) -> _Development:

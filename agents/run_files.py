@@ -48,12 +48,24 @@ def read_config(folder: Path) -> RunConfig:
     return read_checked(RunConfig, path, _NO_RUN)
 
 
-class _PromptResult(Schema):
-    samples: Positive
+class _Result(Schema):
     reward: _Number
     base_reward: _Number
     success: _Number = None
     base_success: _Number = None
+
+
+class _PromptResult(_Result):
+    samples: Positive
+
+
+class _Shown(_Result):
+    prompt: str
+
+
+class _Grids(Schema):
+    size: Annotated[tuple[Positive, Positive], Strict(False)]
+    pictures: list[_Shown]
 
 
 class _Comparison(Schema):
@@ -68,6 +80,7 @@ class _Comparison(Schema):
     base_success: _Number = None
     base_success_ci95: _Interval = (None, None)
     prompts: dict[str, _PromptResult]
+    shown: _Grids | None = None  # what `before.png` and `after.png` show
 
     @model_validator(mode="after")
     def _success_is_whole(self) -> _Comparison:

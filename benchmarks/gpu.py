@@ -28,7 +28,7 @@ import torch
 import tyro
 from gpu_rows import Row, measure
 
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ import tyro
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.agents.rollout import collect_many
 
 gym.register_envs(diffusion_gym)

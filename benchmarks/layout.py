@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 import tyro
 
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.models import load_model
 from diffusion_gym.testing.random_pipeline import write_pipeline
 

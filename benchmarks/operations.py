@@ -16,7 +16,7 @@ import torch
 import tyro
 from matrix_rate import operations
 
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.models.lora import with_lora
 from diffusion_gym.testing.random_sd14 import SD14, Widths, sd14_networks
 

@@ -26,7 +26,7 @@ import tyro
 from peers.workload import Meter, Workload
 from scaling_page import numbers, tables
 
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.report.marked import write_marked
 from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent

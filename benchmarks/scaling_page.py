@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from diffusion_gym.agents.reporting.marked import markdown_table
+from diffusion_gym.agents.report.marked import markdown_table
 
 LINEAR: Final = 1.1  # an exponent up to here counts as linear; the rest is the noise of four values
 MICRO_BATCH: Final = "micro-batch"  # the axis without a law

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusion_gym.agents.benchmark.command import BenchOptions, run_bench
 from diffusion_gym.agents.benchmark.results import Results
-from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
 
 SUITE = """
 description = "Location on the embedded model"

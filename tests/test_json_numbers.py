@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_gym.agents.evaluation import Comparison, summary_text
+from diffusion_gym.agents.evaluation import Comparison, save_pictures, summary_text
 from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
-from diffusion_gym.agents.reporting.page import write_report
+from diffusion_gym.agents.report.run import write_report
 from diffusion_gym.agents.run_files import FORMAT
 from diffusion_gym.agents.settings import starting_point
 from diffusion_gym.storage import exact_json, json_text, number_or_nan, read_json, write_json
@@ -75,6 +75,7 @@ class Sampled:
     prompts: tuple
     rewards: torch.Tensor
     components: dict
+    images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
 
     def __len__(self):
         return len(self.prompts)
@@ -103,4 +104,6 @@ def test_an_evaluation_with_failed_rewards_is_written_printed_and_shown(tmp_path
     means = dict.fromkeys(("reward_mean", "base_reward_mean", "difference_mean", "improved"))
     paths = {"reward_path": [None, 1.0], "base_reward_path": [None, None]}
     append_record(tmp_path / "development.jsonl", {"iteration": 3, "reward_queries": 192, **means, **paths})
-    assert "–" in write_report(tmp_path).read_text(encoding="utf-8")
+    save_pictures(tmp_path / "images", Comparison(sampled, sampled, torch.zeros(4)))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<p>–</p>" in text and text.count('class="pass"') == 2 * (4 - len({*failed, 1}))  # failed ones are unmarked

@@ -17,7 +17,7 @@ import tyro
 from compare import HERE, ROOT, small_pipeline, take_turns
 from summary import ratio
 
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.models.shapes import WEIGHTS
 
 _MEASURES: Final = ("sampling", "training", "total", "memory")

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 import tyro
 from summary import Record, headline, summary
 
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.report.marked import write_marked
 from diffusion_gym.storage import read_json, write_json
 
 HERE: Final = Path(__file__).resolve().parent

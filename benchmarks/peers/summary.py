@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from diffusion_gym.agents.reporting.marked import markdown_table
+from diffusion_gym.agents.report.marked import markdown_table
 
 Record = Mapping[str, Any]
 

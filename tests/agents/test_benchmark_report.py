@@ -12,7 +12,7 @@ from scipy import stats
 from benchmark_folders import PROMPTS, write_failure, write_run, write_suite
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.cli import main
-from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
 
 GAINS = {"ddpo_is": 0.5, "rwr": 0.1}
 SEEDS = 4
@@ -85,7 +85,7 @@ def test_the_page_loads_nothing(text):
 
 def test_contents_lead_to_every_section(text):
     marks = headings(text)
-    expected = "scores learning results trade-offs spread maps shares pictures failures reproduce"
+    expected = "scores learning pictures verdicts results trade-offs spread maps shares failures reproduce"
     assert marks == expected.split()
     assert re.findall(r'href="#([a-z-]+)"', text.partition("</nav>")[0].partition("<nav")[2]) == marks
 
@@ -122,16 +122,17 @@ def test_scores_and_verdicts_are_those_of_the_results(made, text):
     results = Results.read(made)
     (verdict,) = results.verdicts()
     assert verdict.word == "better"
-    pair = cells(text, "scores")[2]  # below the two rows of the head
+    pair = cells(text, "verdicts")[1]  # below the head
     expected = f"{verdict.difference.low:.3f} to {verdict.difference.high:.3f}"
     assert pair[0] == "ddpo_is better than rwr"
+    assert "Benchmark made ddpo_is is better than rwr; 0 of 1 pairs are undecided." in words(text)  # before all else
     assert pair[1:3] == [f"+{verdict.difference.value:.3f}", expected]
     assert pair[5:] == [f"{verdict.p:.2g}", "8"]
     scores = {row["agent"]: float(row["value"]) for row in table_rows(made, "scores")}
     for agent in GAINS:
         every = np.concatenate(results.scores(agent))
         assert scores[agent] == pytest.approx(stats.trim_mean(every, 0.25))
-    assert "rwr, 8 runs, 1 failed" in words(text)
+    assert ">rwr, 8 runs, 1 failed</text>" in text
     matrix = {(row["first"], row["second"]): float(row["probability"]) for row in table_rows(made, "improvement")}
     assert matrix == {("ddpo_is", "rwr"): 1.0, ("rwr", "ddpo_is"): 0.0}
 
@@ -142,7 +143,7 @@ def test_an_undecided_pair_is_not_called_better(tmp_path):
         for seed in range(5):
             write_run(tmp_path, agent, "color", seed, [0.3, 0.5 + shift * (-1) ** seed], samples=False)
     text = words(write_benchmark_report(tmp_path).read_text(encoding="utf-8"))
-    assert "undecided against" in text
+    assert "undecided against" in text and "No agent is shown to be better than another: the one pair is" in text
     assert "ddpo_is better than" not in text and "rwr better than" not in text
 
 

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import re
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ from PIL import Image
 
 from benchmark_folders import write_run, write_suite
 from diffusion_gym.agents.pictures import grid
-from diffusion_gym.agents.reporting.benchmark.data import Benchmark
-from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
-from diffusion_gym.agents.reporting.benchmark.pictures import spread
-from diffusion_gym.agents.reporting.benchmark.plots import principal_axes
-from diffusion_gym.agents.reporting.charts import Curve, LineChart
-from diffusion_gym.agents.reporting.rows import Interval, IntervalChart, ShareChart
+from diffusion_gym.agents.report.benchmark.data import Benchmark
+from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.report.benchmark.pictures import spread
+from diffusion_gym.agents.report.benchmark.samples import principal_axes
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
 
 REWARDS = [0.3, 0.5, 0.8]
@@ -40,6 +37,15 @@ def stored(folder, queries, seed=1):
     return load_tensors(folder / "runs" / f"color--ddpo_is--seed-{seed}" / "points" / f"{queries:08d}.safetensors")
 
 
+def one_run(folder, change, rewards=(0.3, 0.4), **measures):
+    """The page's text of one run whose stored tensors `change` has changed."""
+    write_suite(folder)
+    write_run(folder, "rwr", "color", 0, list(rewards), **measures)
+    for path in (folder / "runs").rglob("*.safetensors"):
+        save_tensors(path, change(load_tensors(path), path.stem), tensors_metadata(path))
+    return write_benchmark_report(folder).read_text(encoding="utf-8")
+
+
 def rows(folder, name):
     with (folder / "figures" / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -56,17 +62,25 @@ def test_pictures_before_and_after_are_of_the_chosen_seed(folder):
     np.testing.assert_array_equal(opened(folder, "before-after--color--ddpo_is"), np.asarray(wanted))
     text = (folder / "report.html").read_text(encoding="utf-8")
     first, last = (float(stored(folder, queries)["rewards"][0]) for queries in (0, 64))
-    assert f"{first:.3f} → {last:.3f}" in text
+    assert re.search(rf"<p>{first:.3f}</p></div><div><img[^>]*><p>{last:.3f}</p>", text)
     assert ", seed 1;" in text and ", seed 0;" not in text
 
 
 def test_the_page_holds_the_same_pixels(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
-    data = re.search(r'src="data:image/png;base64,([^"]*)" alt="Before and after', text)[1]
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        shown = np.asarray(image)
-    pair = torch.stack([stored(folder, queries)["images"][0] for queries in (0, 64)])
-    np.testing.assert_array_equal(shown, np.asarray(grid(pair, 2)))
+    for alt, queries in (("Before", 0), ("After", 64)):
+        data = re.search(rf'src="data:image/png;base64,([^"]*)" alt="{alt}: a red circle"', text)[1]
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            np.testing.assert_array_equal(np.asarray(image), stored(folder, queries)["images"][0].numpy())
+
+
+def test_a_reward_of_two_values_marks_strict_successes(tmp_path):
+    def strict(tensors, queries):
+        return tensors | {"rewards": torch.zeros(24) if int(queries) == 0 else torch.tensor([1.0, 0.0] * 12)}
+
+    marks = re.findall("[✓✗]", one_run(tmp_path, strict, success=[0.3, 0.4]))
+    assert marks == ["✗", "✓", "✗", "✗"] * 4
+    assert not re.findall("[✓✗]", one_run(tmp_path, lambda tensors, _: tensors, success=[0.3, 0.4]))
 
 
 def test_strips_over_the_training_have_a_column_for_each_measurement(folder):
@@ -122,51 +136,29 @@ def test_classes_are_shares_before_and_after(folder):
     assert [float(found["ddpo_is"][name]) for name in ("0-2", "3-9")] == pytest.approx([0.4, 0.6])
 
 
-def test_drawings_are_svg_without_a_background_of_their_own(folder):
-    for name in ("spread--color--ddpo_is", "map--color--ddpo_is"):
-        text = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        ElementTree.fromstring(text)
-        assert "fill: #ffffff" not in text and "#000000" not in text
-    again = (folder / "figures" / "map--color--ddpo_is.svg").read_bytes()
+def test_the_same_records_and_samples_give_the_same_files(folder):
+    paths = [folder / "report.html", *sorted((folder / "figures").iterdir())]
+    before = [path.read_bytes() for path in paths]
     write_benchmark_report(folder, seed=1)
-    assert (folder / "figures" / "map--color--ddpo_is.svg").read_bytes() == again
+    assert [path.read_bytes() for path in paths] == before
 
 
 @pytest.mark.parametrize("rewards", [[0.0, 1.0], [-1.0, float("nan")]])
 def test_rewards_of_two_values_or_fewer_have_no_spread(tmp_path, rewards):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4])
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        tensors = load_tensors(path) | {"rewards": torch.tensor(rewards * 12)}
-        save_tensors(path, tensors, tensors_metadata(path))
-    text = write_benchmark_report(tmp_path).read_text(encoding="utf-8")
-    assert 'id="spread"' not in text and 'id="pictures"' in text
+    text = one_run(tmp_path, lambda tensors, _: tensors | {"rewards": torch.tensor(rewards * 12)})
+    assert 'id="spread"' not in text and 'id="pictures"' in text and 'id="maps"' in text
 
 
 def test_models_without_features_have_no_map(tmp_path):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4])
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        tensors = load_tensors(path)
-        del tensors["features"]
-        save_tensors(path, tensors, tensors_metadata(path))
-    text = write_benchmark_report(tmp_path).read_text(encoding="utf-8")
-    assert 'id="maps"' not in text and 'id="pictures"' in text
+    text = one_run(tmp_path, lambda tensors, _: {key: tensors[key] for key in tensors if key != "features"})
+    assert 'id="maps"' not in text and 'id="pictures"' in text and 'id="spread"' in text
 
 
 def test_large_pictures_are_small_in_the_page_and_whole_in_their_files(tmp_path):
-    write_suite(tmp_path)
-    write_run(tmp_path, "rwr", "color", 0, [0.3, 0.4])
-    for path in (tmp_path / "runs").rglob("*.safetensors"):
-        large = (
-            torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8).repeat_interleave(4, 1).repeat_interleave(4, 2)
-        )
-        save_tensors(path, load_tensors(path) | {"images": large}, tensors_metadata(path))
-    text = write_benchmark_report(tmp_path).read_text(encoding="utf-8")
-    pairs = re.findall(
-        r'<img src="data:image/(\w+);[^"]*" alt="Before and after[^"]*" width="(\d+)" height="(\d+)"', text
-    )
-    assert pairs == [("jpeg", "400", "197")] * 8
+    large = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    text = one_run(tmp_path, lambda tensors, _: tensors | {"images": large})
+    pairs = re.findall(r'<img src="data:image/(\w+);[^"]*" alt="After:[^"]*" width="(\d+)" height="(\d+)"', text)
+    assert pairs == [("jpeg", "200", "200")] * 8
     assert opened(tmp_path, "before-after--color--rwr").shape == (4 * 256 + 3 * 8, 4 * 256 + 3 * 8, 3)
 
 
@@ -208,26 +200,3 @@ def test_cfg_training_is_shown_where_all_else_is_equal(tmp_path):
 def test_spread_begins_and_ends_at_the_ends(length):
     found = spread(length)
     assert found[0] == 0 and found[-1] == length - 1 and len(found) == min(8, length)
-
-
-def test_a_band_reaches_from_its_lower_to_its_upper_ends():
-    nan = float("nan")
-    curve = Curve("c", [0, 1, 2], [1.0, 2.0, nan], band=[(0.0, 2.0), (1.0, 4.0), (nan, nan)], smooth=False)
-    drawn = LineChart("t", "x", "y", [curve]).plot()
-    assert 'd="M0.0 100.000 100.0 75.000 100.0 0.000 0.0 50.000Z"' in drawn  # the axis is 0 to 4, 1 at its end
-
-
-def test_every_chart_is_a_document_too():
-    charts = [
-        LineChart("a & b", "x", "y", [Curve("one", [0, 1], [1, 2]), Curve("two", [0, 1], [2, 1], "series-2 dashed")]),
-        IntervalChart("scores", "unit", [Interval("a < b", 0.5, 0.4, 0.6), Interval("c", 1.0, *[float("nan")] * 2)]),
-        ShareChart("shares", "unit", ["no", "yes"], [("model", [0.25, 0.75])]),
-    ]
-    for chart in charts:
-        root = ElementTree.fromstring(chart.file())
-        texts = ["".join(entry.itertext()) for entry in root.iter("{http://www.w3.org/2000/svg}text")]
-        assert chart.title in texts
-        assert float(root.get("height")) > chart.height
-    assert "0.500 (0.400 to 0.600)" in charts[1].plot() and ">1.000</text>" in charts[1].plot()
-    bars = re.findall(r'x="([\d.]+)%" width="([\d.]+)%"', charts[2].plot())
-    assert bars == [("0.000", "25.000"), ("25.000", "75.000")]

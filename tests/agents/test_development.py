@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -17,9 +18,9 @@ from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.denoised_path import denoised_path
 from diffusion_gym.agents.development import DevelopmentSet, Evaluation, Samples
 from diffusion_gym.agents.evaluation import compare
-from diffusion_gym.agents.pictures import compared_sheet
+from diffusion_gym.agents.pictures import compared_sheet, sheet_pairs
 from diffusion_gym.agents.processes import Processes
-from diffusion_gym.agents.reporting.development import development_section
+from diffusion_gym.agents.report.development import development
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.run_files import OLD_FORMAT
 from diffusion_gym.agents.schedule import Schedule
@@ -115,7 +116,7 @@ def test_without_paths(make_set, make_policy):
     followed.track(make_policy(followed.env), Progress(1, 8), NO_TRACKER)
     row = json.loads((followed.folder / "development.jsonl").read_text())
     assert row["reward_path"] == row["base_reward_path"] == [] and row["reward_mean"] > 0
-    assert "trajectory" not in development_section(followed.folder)
+    assert [chart.title for chart in development(followed.folder)["charts"]] == ["Reward of the development set"]
 
 
 def test_rewards_that_failed_are_left_out():
@@ -374,6 +375,8 @@ def test_the_command_line(tiny_pipeline, tmp_path, capsys):
     main(["report", str(out)])
     text = (out / "report.html").read_text()
     assert "Development set" in text and "Reward along the trajectory" in text and "At iteration 2" in text
+    prompts = re.findall(r'alt="Before: ([^"]*)"', text)
+    assert len(prompts) == 4 and set(prompts) <= {"a red circle", "&lt;b&gt;two&lt;/b&gt; stars"}
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -390,7 +393,12 @@ def test_the_sheet_has_every_pair(side, shown):
     colors = (255, 0, 0), (0, 0, 255)
     red, blue = (torch.tensor(color, dtype=torch.uint8).expand(5, side, side, 3) for color in colors)
     prompts = ["a red circle", "x" * 200, "", "两颗星 ☆", "line\nbreak"]
-    sheet = np.asarray(compared_sheet(red, blue, [0.0, 1, 2, 3, math.nan], [1.0, 0, 2, 4, 1], prompts))
+    image = compared_sheet(red, blue, [0.0, 1, 2, 3, math.nan], [1.0, 0, 2, 4, 1], prompts)
+    for pair in sheet_pairs(image, red[0], 5):
+        assert [part.getcolors() for part in pair] == [[(shown * shown, color)] for color in colors]
+    with pytest.raises(ValueError, match="is no sheet of 9 pairs"):
+        sheet_pairs(image, red[0], 9)
+    sheet = np.asarray(image)
     for color in colors:
         assert (sheet == color).all(-1).sum() == 5 * shown * shown
     rows, columns = (np.unique(where) for where in np.nonzero((sheet == (255, 0, 0)).all(-1)))
@@ -414,12 +422,12 @@ def test_the_table_is_that_of_the_thesis(make_set, make_policy):
 
 
 def test_the_report_of_a_run_without_a_set_has_no_section(tmp_path):
-    assert development_section(tmp_path) == ""
+    assert development(tmp_path) is None
 
 
 def test_the_report_survives_rewards_that_failed(tmp_path):
     row = {"iteration": 1, "reward_queries": 8, "reward_mean": None, "base_reward_mean": None, "improved": None}
     row |= {"difference_mean": None, "reward_path": [], "base_reward_path": []}
     (tmp_path / "development.jsonl").write_text(json.dumps(row) + "\n")
-    text = development_section(tmp_path)
-    assert "nan" not in text.lower() and "None" not in text
+    (chart,) = development(tmp_path)["charts"]
+    assert not chart.svg and "nan" not in chart.spoken

@@ -17,7 +17,7 @@ from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.folders import check_name, check_out, content, holding
-from diffusion_gym.agents.reporting.benchmark.files import file_name
+from diffusion_gym.agents.report.benchmark.figures import file_name
 from diffusion_gym.agents.runs import check_new
 from diffusion_gym.storage import read_json, write_json
 

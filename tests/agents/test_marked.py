@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_gym.agents.reporting.marked import filled, write_marked
+from diffusion_gym.agents.report.marked import filled, write_marked
 
 PAGE = "above\n<!-- one -->\nold\n<!-- /one -->\nbetween\n<!-- two --><!-- /two -->\nbelow\n"
 

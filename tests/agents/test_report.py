@@ -8,16 +8,16 @@ import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffusion_gym.agents.cli import parse_train
-from diffusion_gym.agents.pictures import save_grid
-from diffusion_gym.agents.reporting.charts import Axis, Curve, line_chart, running_mean
-from diffusion_gym.agents.reporting.commands import train_command
-from diffusion_gym.agents.reporting.page import write_report
-from diffusion_gym.agents.reporting.results import number, percent
+from diffusion_gym.agents.pictures import cells, grid, save_grid
+from diffusion_gym.agents.report.commands import train_command
+from diffusion_gym.agents.report.numbers import change, number, percent
+from diffusion_gym.agents.report.run import write_report
 from diffusion_gym.agents.run_files import FORMAT
 from diffusion_gym.agents.settings import EnvOptions, starting_point
 from diffusion_gym.storage import write_json
@@ -26,6 +26,7 @@ ENV = "DiffusionDenoise-Shapes-Composition-v0"
 ATTACK = "<script>alert('a')</script>"
 GRIDS = ["before", "after", "held-out-before", "held-out-after"]
 VOID = {"meta", "link", "img"}
+PROMPTS = ["a red circle and a blue square", "a blue star and a red star", "two stars", ATTACK]
 
 
 class Page(HTMLParser):
@@ -44,6 +45,9 @@ class Page(HTMLParser):
         self.attributes.append((tag, dict(attrs)))
         if tag not in VOID:
             self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
@@ -64,6 +68,8 @@ def evaluation(prompts, reward, base):
         prompt: {"samples": index + 1, "reward": reward, "base_reward": base, "success": 0.75, "base_success": 0.25}
         for index, prompt in enumerate(prompts)
     }
+    shown = [{"prompt": prompt, "reward": reward, "base_reward": base} for prompt in prompts]
+    shown = [row | {"success": float(index == 0), "base_success": 0.0} for index, row in enumerate(shown)]
     return {
         "samples": 64,
         "reward_mean": reward,
@@ -76,6 +82,7 @@ def evaluation(prompts, reward, base):
         "base_success": 0.2341,
         "base_success_ci95": [0.15, 0.35],
         "prompts": rows,
+        "shown": {"size": [32, 32], "pictures": shown},
     }
 
 
@@ -105,14 +112,13 @@ def folder(tmp_path):
 @pytest.fixture
 def evaluated(folder):
     """The same run, evaluated on training and held-out prompts."""
-    seen = evaluation(
-        ["a red circle and a blue square", "a blue star and a red star", "two stars", ATTACK], 0.876, 0.543
-    )
+    seen = evaluation(PROMPTS, 0.876, 0.543)
     held_out = evaluation(["a cyan star and a red circle"], 0.765, 0.432)
     common = {"env": ENV, "agent": "ddpo_is", "seed": 1000, "iteration": 10, "reward_queries": 640}
     write_json(folder / "eval.json", {**common, **seen, "held_out": held_out})
     for seed, name in enumerate(GRIDS):
-        save_grid(folder / "images" / f"{name}.png", pictures(32, seed), columns=4)
+        number = 1 if name.startswith("held-out") else len(PROMPTS)
+        save_grid(folder / "images" / f"{name}.png", pictures(32, seed)[:number], columns=min(4, number))
     return folder
 
 
@@ -136,26 +142,58 @@ def test_everything_is_within_the_page(evaluated):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert path == evaluated / "report.html"
-    assert "://" not in text
+    assert "://" not in text and str(evaluated) not in text.partition("<header>")[0]
     assert "@import" not in text and "url(" not in text
     assert not {"script", "iframe", "object", "base"} & set(page.tags)
     for _, attributes in page.attributes:
-        assert all(attributes[key].startswith("data:") for key in ("src", "href") if key in attributes)
+        sources = [attributes[key] for key in ("src", "href") if key in attributes]
+        assert all(source.startswith(("data:", "#")) for source in sources)
         assert not any(key.startswith("on") for key in attributes)
     policy = next(attributes for _, attributes in page.attributes if "http-equiv" in attributes)
     assert policy["content"].startswith("default-src 'none'")
     assert [entry.name for entry in evaluated.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_pictures_are_the_files_of_the_run(evaluated):
-    shown = list(read(evaluated).images)
-    images = evaluated / "images"
-    assert len(shown) == 4 + 3
+def test_pairs_are_the_pictures_of_both_grids_with_what_is_known_of_them(evaluated):
+    page = read(evaluated)
+    shown = list(page.images)
+    assert len(shown) == 2 * (len(PROMPTS) + 1) + 3
     assert all(attributes["alt"] for _, _, attributes in shown)
-    assert all(attributes["class"] == "pixelated" for _, _, attributes in shown)
-    for (kind, image, _), name in zip(shown, GRIDS, strict=False):
-        assert kind == "data:image/png"
-        assert image.tobytes() == Image.open(images / f"{name}.png").tobytes()
+    for index, (kind, image, attributes) in enumerate(shown[: 2 * len(PROMPTS)]):
+        place, model = divmod(index, 2)
+        assert kind == "data:image/png" and image.size == (32, 32) and attributes["class"] == "pixelated"
+        assert image.getpixel((5, 5)) == tuple(pictures(32, model)[place, 0, 0].tolist())
+        assert attributes["alt"] == f"{('Before', 'After')[model]}: {PROMPTS[place]}"
+    assert "0.543 ✗ 0.876 ✓ a red circle and a blue square 0.543 ✗ 0.876 ✗ a blue star and a red star" in page.text
+
+
+def test_an_evaluation_that_does_not_describe_its_pictures_shows_both_grids(evaluated):
+    data = json.loads((evaluated / "eval.json").read_text())
+    for part in (data, data["held_out"]):
+        del part["shown"]
+    write_json(evaluated / "eval.json", data)
+    for (_, image, _), name in zip(read(evaluated).images, GRIDS, strict=False):
+        assert image.tobytes() == Image.open(evaluated / "images" / f"{name}.png").tobytes()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 48), (64, 40), (100, 256)])
+@pytest.mark.parametrize(("number", "columns"), [(16, 4), (7, 4), (1, 4), (3, 1)])
+def test_the_pictures_of_a_grid_are_found_again(size, number, columns):
+    made = torch.randint(0, 256, (number, *size, 3), dtype=torch.uint8)
+    found = cells(grid(made, columns), size, number)
+    assert all(torch.equal(torch.from_numpy(np.array(image)), each) for image, each in zip(found, made, strict=True))
+
+
+def test_a_grid_of_other_pictures_is_refused(evaluated):
+    save_grid(evaluated / "images" / "after.png", pictures(48), columns=4)
+    with pytest.raises(ValueError, match="is no grid of 4 of 32x32; run eval again"):
+        write_report(evaluated)
+
+
+def test_the_same_run_gives_the_same_bytes_whatever_the_clock_says(evaluated, monkeypatch):
+    first = write_report(evaluated).read_bytes()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert write_report(evaluated).read_bytes() == first
 
 
 def test_a_long_training_shows_its_first_and_last_pictures_and_some_between(folder):
@@ -218,7 +256,7 @@ def test_prompts_cannot_inject_html(evaluated):
     page = read(evaluated)
     assert "script" not in page.tags
     assert not any("onload" in attributes for _, attributes in page.attributes)
-    assert page.text.count("<script>alert(") == 3  # the table, the configuration, the command
+    assert page.text.count("<script>alert(") == 4  # under the picture, the table, the configuration, the command
 
 
 def test_without_an_evaluation_it_says_how_to_add_one(folder):
@@ -254,15 +292,12 @@ def test_a_reward_beyond_a_share_has_a_chart_of_its_own(folder):
     assert "Strict success share of samples" in page.text
 
 
-def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no run"):
-        write_report(tmp_path)
-
-
 def test_a_truncated_evaluation_is_named(folder):
     (folder / "eval.json").write_text('{"samples": 6')
     with pytest.raises(ValueError, match="eval.json"):
         write_report(folder)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_report(folder / "images")
 
 
 @pytest.mark.parametrize(
@@ -284,43 +319,9 @@ def test_the_command_stands_for_the_settings(tmp_path, env, prompts, agent):
     assert parse_train(words[2:]) == settings
 
 
-def test_axes_cover_their_values_with_round_ticks():
-    axis = Axis.covering([0.13, 0.58], 4, rounded=True)
-    assert [axis.text(tick) for tick in axis.ticks] == ["0.0", "0.2", "0.4", "0.6"]
-    assert (axis.percent(0.0), axis.percent(0.6)) == (0.0, 100.0)
-    small = Axis.covering([0.0, 3.7e-5], 4, rounded=True)
-    assert small.text(small.ticks[-1]) == "40" and small.unit == " (×10⁻⁶)"
-    assert Axis.covering([-0.7, -0.7], 4, rounded=True).high == 0.0
-    assert Axis.covering([0.0, 0.0], 4, rounded=True).high == 1.0
-
-
-@pytest.mark.parametrize("value", [-3.0, -1e-7, 0.0, 2e-5, 0.1, 7.0, 12345.0, 3e9])
-@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0, 1e6])
-def test_axes_of_any_size(value, spread):
-    axis = Axis.covering([value, value + spread], 4, rounded=True)
-    assert -1e-6 <= axis.percent(value) <= axis.percent(value + spread) <= 100 + 1e-6
-    assert 2 <= len(axis.ticks) <= 7
-    assert len({axis.text(tick) for tick in axis.ticks}) == len(axis.ticks)
-
-
-def test_charts_leave_out_what_is_not_finite():
-    nan = float("nan")
-    chart = line_chart("t", "x", "y", [Curve("c", [1, 2, 3], [0.5, nan, 0.7], level=0.6)], height=100, zero=False)
-    assert chart.count("<circle") == 2 and "nan" not in chart
-    assert "No finite value" in line_chart("t", "x", "y", [Curve("c", [1], [nan])], height=100, zero=False)
-    one = line_chart("t", "x", "y", [Curve("c", [64], [0.5])], height=100, zero=False)
-    assert one.count("<circle") == 1
-
-
-def test_running_mean_and_numbers():
-    assert running_mean([1.0, 3.0, 8.0], 2) == [1.0, 2.0, 5.5]
-    assert [number(value) for value in (0.0, -1.5, 0.0004, 1e-7, 1234.5, float("nan"))] == [
-        "0.000",
-        "−1.500",
-        "0.0004",
-        "1.0e−07",
-        "1,234.5",
-        "–",
-    ]
+def test_numbers_for_people():
+    values = (0.0, -1.5, 0.0004, 1e-7, 1234.5, float("nan"), None)
+    assert [number(value) for value in values] == ["0.000", "−1.500", "0.0004", "1.0e−07", "1,234.5", "–", "–"]
     assert number(0.25, "+") == "+0.250" and number(0.0, "+") == "0.000"
     assert percent(0.5) == "50.0\xa0%" and percent(-0.5, "+") == "−50.0\xa0pp"
+    assert change(0.1, 0.1 + 1e-9) == 0 and change(0.5, 0.25) == -0.25 and number(change(None, 1.0)) == "–"

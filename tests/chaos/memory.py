@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from diffusion_gym.agents.algorithms import AGENTS
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from run_folders import metrics_lines
 from tests.chaos.programs import warm_up
 from tests.chaos.rows import PAGE

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from diffusion_gym.agents.reporting.marked import markdown_table, write_marked
+from diffusion_gym.agents.report.marked import markdown_table, write_marked
 
 ROWS = "trials.jsonl"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"

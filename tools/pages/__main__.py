@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffusion_gym.agents.reporting.marked import write_marked
+from diffusion_gym.agents.report.marked import write_marked
 from tools.pages import benchmark, demo, sample_efficiency
 
 ROOT = Path(__file__).resolve().parents[2]

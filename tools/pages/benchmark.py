@@ -20,8 +20,8 @@ import numpy as np
 
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.summary import summary_json, summary_text
-from diffusion_gym.agents.reporting.benchmark.page import write_benchmark_report
-from diffusion_gym.agents.reporting.marked import markdown_table
+from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
+from diffusion_gym.agents.report.marked import markdown_table
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -29,8 +29,9 @@ def take_over(runs: list[Path]) -> None:
         config = json.loads((run / "config.json").read_text())["settings"]
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         seconds = sum(row["seconds"] for row in rows)
-        kept = {key: value for key, value in result.items() if key not in ("prompts",)}
-        kept["held_out"] = {key: value for key, value in result["held_out"].items() if key != "prompts"}
+        left_out = ("prompts", "shown")
+        kept = {key: value for key, value in result.items() if key not in left_out}
+        kept["held_out"] = {key: value for key, value in result["held_out"].items() if key not in left_out}
         kept |= {"train_seed": config["seed"], "minutes": seconds / 60}
         kept["images_per_second"] = result["reward_queries"] / seconds
         (RESULTS / f"demo-seed-{config['seed']}.json").write_text(json_text(kept, indent=2) + "\n")

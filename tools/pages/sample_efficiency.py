@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_gym.agents.benchmark.results import Record, Results
 from diffusion_gym.agents.benchmark.statistics import Estimate, Scores, holm, mean, sign_flip_p
 from diffusion_gym.agents.benchmark.suites import Suite, suite_file
-from diffusion_gym.agents.reporting.marked import markdown_table
+from diffusion_gym.agents.report.marked import markdown_table
 from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from diffusion_gym.agents.benchmark.summary import summary_json
 from diffusion_gym.schemas import parse_checked
 from diffusion_gym.storage import tensors_metadata
 
-_SERIES = 8  # colours of the page's style
+_SERIES = 8  # inks of the page's style
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class Benchmark:
         """The agents that have a run on a task, the best one first."""
         return [agent for agent in self.agents if task in self.summary["agents"][agent]["tasks"]]
 
-    def color(self, agent: str) -> str:
-        """The classes of the page's style that stand for an agent in every chart."""
+    def style(self, agent: str) -> dict[str, Any]:
+        """The ink that stands for an agent in every chart, and whether its lines are dashed."""
         place = sorted(self.agents).index(agent)
-        return f"series-{place % _SERIES + 1}" + (" dashed" if place % (2 * _SERIES) >= _SERIES else "")
+        return {"ink": f"series-{place % _SERIES + 1}", "dashed": place % (2 * _SERIES) >= _SERIES}
 
     def records(self, agent: str, task: str) -> list[Record]:
         """The records of an agent on a task, a seed each."""

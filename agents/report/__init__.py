@@ -1,0 +1,1 @@
+"""Pages of what runs and benchmarks have measured: `run` and `benchmark` collect it, `templates/` shows it."""

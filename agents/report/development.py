@@ -1,0 +1,79 @@
+"""The development set on a run's page: its reward over the training, along the trajectories, and the last pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffusion_gym.agents.pictures import sheet_pairs
+from diffusion_gym.agents.records import read_development
+from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
+from diffusion_gym.agents.report.render import Picture, pair
+from diffusion_gym.schemas import parse_checked
+from diffusion_gym.storage import load_tensors, number_or_nan, tensors_metadata
+
+
+def development(folder: Path, *, strict: bool = False) -> dict[str, Any] | None:
+    """The last record of a run's development set, its charts, and its last pictures; None for a run without one.
+
+    Args:
+        folder: the run folder.
+        strict: whether a reward of 1 is a success, and any other none.
+    """
+    rows = read_development(folder / "development.jsonl")
+    if not rows:
+        return None
+    last = rows[-1]
+    sheet = folder / "images" / f"development-{last['iteration']:06d}.png"
+    content: dict[str, Any] = {
+        "last": last,
+        "charts": [_over_training(rows), *_along(last)],
+        "pairs": [],
+        "sheet": None,
+    }
+    if sheet.is_file():
+        if "rewards" in last and (folder / "development.safetensors").is_file():
+            content["pairs"] = _pairs(sheet, folder / "development.safetensors", last["rewards"], strict=strict)
+        else:  # of a run that has kept the means alone
+            alt = f"Sheet of the development set at iteration {last['iteration']}"
+            content["sheet"] = Picture.of(sheet.read_bytes(), alt)
+    return content
+
+
+def _over_training(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    queries = [0.0, *(row["reward_queries"] for row in rows)]
+    base = number_or_nan(rows[-1]["base_reward_mean"])
+    rewards = [base, *(number_or_nan(row["reward_mean"]) for row in rows)]
+    curve = Curve("reward", queries, rewards, level=base if math.isfinite(base) else None, smooth=False)
+    return line_chart("Reward of the development set", "reward queries (images scored)", "mean reward", [curve])
+
+
+def _along(row: Mapping[str, Any]) -> list[Chart]:
+    if not row["reward_path"]:
+        return []
+    steps = list(range(len(row["reward_path"])))
+    before, after = ([number_or_nan(value) for value in row[key]] for key in ("base_reward_path", "reward_path"))
+    curves = [
+        Curve("pretrained", steps, before, "series-2", dashed=True, smooth=False, dots=False),
+        Curve("now", steps, after, smooth=False, dots=False),
+    ]
+    label = "reward of the denoised estimate"
+    return [line_chart("Reward along the trajectory", "denoising steps done", label, curves)]
+
+
+def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None], *, strict: bool) -> list[dict[str, Any]]:
+    stored, remedy = load_tensors(originals), "delete it to have the pretrained model sampled again"
+    said = tensors_metadata(originals).get("prompts", "")
+    prompts = parse_checked(list[str], said, f"{originals}, prompts", remedy)
+    if not len(prompts) == len(rewards) == len(stored["images"]) == len(stored["rewards"]):
+        raise ValueError(f"{originals} is of other pictures than the {len(rewards)} rewards beside it; {remedy}")
+    found = sheet_pairs(Image.open(sheet), stored["images"][0], len(prompts))
+    before = stored["rewards"].tolist()
+    return [
+        pair(prompt, images, [first, number_or_nan(last)], (first, last) if strict else (None, None))
+        for prompt, images, first, last in zip(prompts, found, before, rewards, strict=True)
+    ]

@@ -1,1 +1,0 @@
-"""The page of a run: `page` puts together what the other files draw."""
