@@ -43,8 +43,9 @@ test-cpus: $(STAMP)
 FLOORS := build/floors
 FLOOR_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CORE := tests/models tests/envs tests/wrappers tests/test_storage.py tests/test_hub_client.py \
-	$(patsubst %,tests/agents/test_%.py,policy rollout ddpo_is rwr renoising checkpoint export tracking cli presets) \
-	tests/agents/test_benchmark_report_pictures.py \
+	$(patsubst %,tests/agents/test_%.py,policy rollout ddpo_is rwr renoising cli) \
+	$(patsubst %,tests/agents/training/test_%.py,checkpoint export tracking presets) \
+	tests/agents/report/test_benchmark_pictures.py \
 	tests/agents/sb3 tests/agents/tianshou tests/agents/benchmark/test_matrix.py \
 	tests/rewards/test_vision.py tests/rewards/vlm tests/rewards/server/test_app.py tests/test_floors.py
 

@@ -20,7 +20,7 @@ import gymnasium as gym
 import tyro
 
 from diffusion_gym.agents.command_line import parsed
-from diffusion_gym.agents.evaluation import EVALUATION_SEED
+from diffusion_gym.agents.training.evaluation import EVALUATION_SEED
 from diffusion_gym.registry import WrongKeyword, unknown_name
 
 _USAGE: Final = """usage: diffusion-gym COMMAND [options]
@@ -134,8 +134,8 @@ def _words(error: BaseException, unsaid: str) -> str:
 
 
 def _fail(error: BaseException, message: str, code: int) -> None:
-    from diffusion_gym.agents.ending import leave
     from diffusion_gym.agents.processes import told_elsewhere
+    from diffusion_gym.agents.training.ending import leave
 
     if not told_elsewhere(error):
         print("\n".join(map(_shortened, f"error: {message}".splitlines())), file=sys.stderr)
@@ -168,8 +168,8 @@ def _presets(args: list[str]) -> None:
 
 
 def _train(args: list[str]) -> None:
-    from diffusion_gym.agents import runs
     from diffusion_gym.agents.processes import Processes
+    from diffusion_gym.agents.training import runs
 
     processes = Processes.launched()
     with processes.leaving():
@@ -204,8 +204,8 @@ def parse_train(args: Sequence[str], shown: bool = True) -> Any:
     Raises:
         ValueError: an option that does not exist; with `--resume`, one that differs from the run's own.
     """
-    from diffusion_gym.agents.runs import load_settings
-    from diffusion_gym.agents.settings import RunSettings, check_option_names, starting_point
+    from diffusion_gym.agents.training.runs import load_settings
+    from diffusion_gym.agents.training.settings import RunSettings, check_option_names, starting_point
 
     resume = "--resume" in args
     if resume:
@@ -275,8 +275,8 @@ def _check_same(stored: Any, asked: Any) -> None:
 
 
 def _eval(args: list[str]) -> None:
-    from diffusion_gym.agents.evaluation import summary_text
-    from diffusion_gym.agents.runs import evaluate_run
+    from diffusion_gym.agents.training.evaluation import summary_text
+    from diffusion_gym.agents.training.runs import evaluate_run
     from diffusion_gym.storage import json_text
 
     options = parsed(EvalOptions, args, "eval")
@@ -288,7 +288,7 @@ def _eval(args: list[str]) -> None:
 def _report(args: list[str]) -> None:
     from diffusion_gym.agents.report.benchmark.page import is_benchmark, write_benchmark_report
     from diffusion_gym.agents.report.run import write_report
-    from diffusion_gym.agents.trust import require_trust, seal_of
+    from diffusion_gym.agents.training.trust import require_trust, seal_of
 
     options = parsed(ReportOptions, args, "report")
     if seal_of(options.dir) is None:
@@ -314,7 +314,7 @@ def _demo(args: list[str]) -> None:
 
 
 def _serve_reward(args: list[str]) -> None:
-    from diffusion_gym.agents.reward_options import ServeRewardOptions, serve_reward
+    from diffusion_gym.agents.training.reward_options import ServeRewardOptions, serve_reward
 
     serve_reward(parsed(ServeRewardOptions, args, "serve-reward"))
 

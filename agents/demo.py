@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from diffusion_gym.agents import runs
-from diffusion_gym.agents.evaluation import EVALUATION_SEED, summary_text
 from diffusion_gym.agents.report.run import write_report
-from diffusion_gym.agents.settings import starting_point
+from diffusion_gym.agents.training import runs
+from diffusion_gym.agents.training.evaluation import EVALUATION_SEED, summary_text
+from diffusion_gym.agents.training.settings import starting_point
 
 ENVIRONMENT: Final = "DiffusionDenoise-Shapes-Location-v0"
 PRESET: Final = "shapes-demo"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from diffusion_gym.agents.algorithms import AGENTS
-from diffusion_gym.agents.presets import PRESETS
-from diffusion_gym.agents.settings import RunSettings, starting_point
+from diffusion_gym.agents.training.presets import PRESETS
+from diffusion_gym.agents.training.settings import RunSettings, starting_point
 from diffusion_gym.storage import json_text
 
 _WIDTH: Final = 120  # where the output is no terminal

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.export import export_policy
+from diffusion_gym.agents.training.export import export_policy
 
 gym.register_envs(diffusion_gym)
 

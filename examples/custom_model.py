@@ -16,8 +16,8 @@ from torch.nn.functional import mse_loss, silu
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
-from diffusion_gym.agents.evaluation import EVALUATION_SEED, compare
-from diffusion_gym.agents.trainer import Schedule, Trainer
+from diffusion_gym.agents.training.evaluation import EVALUATION_SEED, compare
+from diffusion_gym.agents.training.trainer import Schedule, Trainer
 from diffusion_gym.models import DenoisingModel
 from diffusion_gym.scheduling import NoiseSchedule, ddim_table
 

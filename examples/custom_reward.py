@@ -11,7 +11,7 @@ import gymnasium as gym
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
-from diffusion_gym.agents.trainer import Schedule, Trainer
+from diffusion_gym.agents.training.trainer import Schedule, Trainer
 from diffusion_gym.rewards import RewardOutput
 
 gym.register_envs(diffusion_gym)

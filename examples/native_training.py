@@ -12,9 +12,9 @@ import gymnasium as gym
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
-from diffusion_gym.agents.evaluation import EVALUATION_SEED, compare, save_pictures, summary_text
-from diffusion_gym.agents.export import export_policy
-from diffusion_gym.agents.trainer import Schedule, Trainer
+from diffusion_gym.agents.training.evaluation import EVALUATION_SEED, compare, save_pictures, summary_text
+from diffusion_gym.agents.training.export import export_policy
+from diffusion_gym.agents.training.trainer import Schedule, Trainer
 
 gym.register_envs(diffusion_gym)
 

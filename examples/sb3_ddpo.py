@@ -12,8 +12,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 import diffusion_gym
-from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.sb3 import SB3VecEnv, ddpo_is
+from diffusion_gym.agents.training.export import export_policy
 
 gym.register_envs(diffusion_gym)
 

@@ -14,8 +14,8 @@ from tianshou.utils import TensorboardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 import diffusion_gym
-from diffusion_gym.agents.export import export_policy
 from diffusion_gym.agents.tianshou import GuidedPolicy, TrajectoryCollector, ddpo_is, save
+from diffusion_gym.agents.training.export import export_policy
 
 gym.register_envs(diffusion_gym)
 

@@ -13,9 +13,9 @@ from benchmark_folders import write_run
 from benchmark_folders import write_suite as write_made_suite
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.benchmark.results import Results
-from diffusion_gym.agents.checkpoint import Checkpoints, Progress, checksum
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.settings import starting_point
+from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress, checksum
+from diffusion_gym.agents.training.settings import starting_point
 from diffusion_gym.prompts.files import read_prompt_file
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata, write_json
 from fuzzing import JSON, bounded, changed, command, damaged, no_hang, stop

@@ -11,8 +11,8 @@ from diffusion_gym.agents.cli import EvalOptions, ReportOptions
 from diffusion_gym.agents.demo import DemoOptions
 from diffusion_gym.agents.downloads import DownloadOptions
 from diffusion_gym.agents.presets_table import PresetsOptions
-from diffusion_gym.agents.reward_options import ServeRewardOptions
-from diffusion_gym.agents.settings import EnvOptions, RunSettings, starting_point
+from diffusion_gym.agents.training.reward_options import ServeRewardOptions
+from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
 from diffusion_gym.rewards.server.limits import Limits
 from fuzzing import WORDS, bounded, command, stop
 
@@ -47,7 +47,7 @@ def nothing_expensive(monkeypatch, tmp_path):
         "diffusion_gym.envs.vector.load_model",
         "diffusion_gym.agents.benchmark.command.run_local",
         "diffusion_gym.agents.benchmark.command.run_ray",
-        "diffusion_gym.agents.reward_options.serve",
+        "diffusion_gym.agents.training.reward_options.serve",
         "socket.socket.connect",
         "socket.getaddrinfo",
     ):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_gym.agents.evaluation import Comparison, save_pictures, summary_text
-from diffusion_gym.agents.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.report.run import write_report
-from diffusion_gym.agents.run_files import FORMAT
-from diffusion_gym.agents.settings import starting_point
+from diffusion_gym.agents.training.evaluation import Comparison, save_pictures, summary_text
+from diffusion_gym.agents.training.records import append_record, drop_records_after, read_metrics
+from diffusion_gym.agents.training.run_files import FORMAT
+from diffusion_gym.agents.training.settings import starting_point
 from diffusion_gym.storage import exact_json, json_text, number_or_nan, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,19 +17,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
-from diffusion_gym.agents import run_files
 from diffusion_gym.agents.benchmark.contender import Contender
 from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of, make_contender
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.records import FORMAT, POINTS, check_agent, file_name, read_points, read_record
 from diffusion_gym.agents.benchmark.suites import Suite
-from diffusion_gym.agents.ending import leave
-from diffusion_gym.agents.folders import check_name
-from diffusion_gym.agents.run_files import read_config
-from diffusion_gym.agents.runs import library_versions, write_config
-from diffusion_gym.agents.settings import RunSettings, make_env, migrated
-from diffusion_gym.agents.threads import prepare_process
+from diffusion_gym.agents.training import run_files
+from diffusion_gym.agents.training.ending import leave
+from diffusion_gym.agents.training.folders import check_name
+from diffusion_gym.agents.training.run_files import read_config
+from diffusion_gym.agents.training.runs import library_versions, write_config
+from diffusion_gym.agents.training.settings import RunSettings, make_env, migrated
+from diffusion_gym.agents.training.threads import prepare_process
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import make_reward

@@ -17,10 +17,10 @@ from diffusion_gym.agents.benchmark.records import POINTS, read_record
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
-from diffusion_gym.agents.ending import ENDING, on_ending
-from diffusion_gym.agents.folders import check_out, content, holding
-from diffusion_gym.agents.threads import check_threads
-from diffusion_gym.agents.trust import Seal, require_trust, seal_of, suite_claims, write_seal
+from diffusion_gym.agents.training.ending import ENDING, on_ending
+from diffusion_gym.agents.training.folders import check_out, content, holding
+from diffusion_gym.agents.training.threads import check_threads
+from diffusion_gym.agents.training.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
 from diffusion_gym.storage import number_or_nan, write_text
 

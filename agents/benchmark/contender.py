@@ -13,9 +13,9 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from diffusion_gym.agents.adapters import to_numpy
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import trained_steps
-from diffusion_gym.agents.runs import build_agent
-from diffusion_gym.agents.settings import RunSettings, make_env
-from diffusion_gym.agents.trainer import Trainer
+from diffusion_gym.agents.training.runs import build_agent
+from diffusion_gym.agents.training.settings import RunSettings, make_env
+from diffusion_gym.agents.training.trainer import Trainer
 
 
 class Contender(ABC):

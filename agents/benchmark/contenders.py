@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from diffusion_gym.agents.benchmark.contender import Contender, NativeContender
-from diffusion_gym.agents.settings import RunSettings
+from diffusion_gym.agents.training.settings import RunSettings
 from diffusion_gym.registry import unknown_name
 
 

@@ -15,10 +15,10 @@ from torch.nn.functional import interpolate
 
 from diffusion_gym.agents.algorithms import NoUsableReward
 from diffusion_gym.agents.benchmark.diversity import Features, by_prompt, centred, model_features, vendi_score
-from diffusion_gym.agents.denoised_path import denoised_path
-from diffusion_gym.agents.evaluation import trajectory_kl
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.training.denoised_path import denoised_path
+from diffusion_gym.agents.training.evaluation import trajectory_kl
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.images import to_float, to_uint8
 from diffusion_gym.rewards import Reward, evaluate

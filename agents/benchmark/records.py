@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from diffusion_gym.agents.folders import check_name
+from diffusion_gym.agents.training.folders import check_name
 from diffusion_gym.schemas import Count, Positive, Schema, checked, read_checked
 from diffusion_gym.storage import read_json
 

@@ -9,7 +9,7 @@ from gymnasium.wrappers.vector import ClipReward
 from diffusion_gym.agents.advantages import PromptStatistics
 from diffusion_gym.agents.benchmark.contender import SEED_STRIDE, LibraryContender
 from diffusion_gym.agents.sb3 import DDPOPPO, ddpo_is, ddpo_sf
-from diffusion_gym.agents.settings import RunSettings
+from diffusion_gym.agents.training.settings import RunSettings
 from diffusion_gym.wrappers import PromptNormalizationVectorEnv
 
 

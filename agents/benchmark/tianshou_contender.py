@@ -8,8 +8,8 @@ import numpy as np
 from tianshou.trainer import OnPolicyTrainerParams
 
 from diffusion_gym.agents.benchmark.contender import SEED_STRIDE, LibraryContender
-from diffusion_gym.agents.settings import RunSettings
 from diffusion_gym.agents.tianshou import AdamWFactory, GuidedPolicy, TrajectoryCollector, ddpo_is, ddpo_sf
+from diffusion_gym.agents.training.settings import RunSettings
 
 
 class TianshouContender(LibraryContender):

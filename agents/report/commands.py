@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
-from diffusion_gym.agents.settings import RunSettings, starting_point
+from diffusion_gym.agents.training.settings import RunSettings, starting_point
 
 _ALWAYS: Final = ("env", "agent", "preset", "seed", "total_reward_queries")
 _LEFT_OUT: Final = (*_ALWAYS, "out", "resume", "resume_from_older", "trust", "token_to", "env_options", "agent_options")

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_gym.agents.pictures import sheet_pairs
-from diffusion_gym.agents.records import read_development
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
 from diffusion_gym.agents.report.render import Picture, pair
+from diffusion_gym.agents.training.pictures import sheet_pairs
+from diffusion_gym.agents.training.records import read_development
 from diffusion_gym.schemas import parse_checked
 from diffusion_gym.storage import load_tensors, number_or_nan, tensors_metadata
 

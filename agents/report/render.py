@@ -13,8 +13,8 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from diffusion_gym.agents.pictures import png_bytes
 from diffusion_gym.agents.report.numbers import change, number, percent
+from diffusion_gym.agents.training.pictures import png_bytes
 
 _ENLARGED: Final = 480  # pixels; wider grids hold pictures that `pictures.grid` did not have to enlarge
 _OF_A_PAIR: Final = 200  # pixels at most

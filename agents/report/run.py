@@ -9,15 +9,15 @@ from typing import Any, Final
 
 from PIL import Image
 
-from diffusion_gym.agents.pictures import cells
-from diffusion_gym.agents.records import read_metrics
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart, running_mean, window_for
 from diffusion_gym.agents.report.commands import quoted, train_command
 from diffusion_gym.agents.report.development import development
 from diffusion_gym.agents.report.render import Picture, pair, render
-from diffusion_gym.agents.run_files import read_config, read_evaluation
-from diffusion_gym.agents.runs import read_settings
-from diffusion_gym.agents.settings import RunSettings
+from diffusion_gym.agents.training.pictures import cells
+from diffusion_gym.agents.training.records import read_metrics
+from diffusion_gym.agents.training.run_files import read_config, read_evaluation
+from diffusion_gym.agents.training.runs import read_settings
+from diffusion_gym.agents.training.settings import RunSettings
 from diffusion_gym.shapes.captions import FAMILIES, parse
 from diffusion_gym.storage import number_or_nan, write_text
 

@@ -1,4 +1,4 @@
-"""What keeping freed memory does on a CPU (`diffusion_gym.agents.allocator`): DDPO_IS with and without it.
+"""What keeping freed memory does on a CPU (`diffusion_gym.agents.training.allocator`): DDPO_IS with and without it.
 
     python benchmarks/peers/allocator.py          # prints the table
     python benchmarks/peers/allocator.py --page   # writes it to docs/speed.md

@@ -20,7 +20,7 @@ def measure(workload: Workload) -> dict[str, Any]:
     import diffusion_gym
     from diffusion_gym.agents import DenoisingPolicy
     from diffusion_gym.agents.algorithms import DDPOIS
-    from diffusion_gym.agents.allocator import keep_freed_memory
+    from diffusion_gym.agents.training.allocator import keep_freed_memory
 
     gym.register_envs(diffusion_gym)
     keep_freed_memory()  # as the commands do

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from diffusion_gym.english import article
 from diffusion_gym.prompts.base import PROMPTS, PromptSet, combinations
 from diffusion_gym.prompts.common_animals import COMMON_ANIMALS
-from diffusion_gym.prompts.english import article
 from diffusion_gym.prompts.unseen import UNSEEN_ANIMALS
 
 ACTIVITIES: Final = ("riding a bike", "playing chess", "washing dishes")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from diffusion_gym.english import NUMBERS, plural
 from diffusion_gym.prompts.base import PROMPTS, PromptSet, combinations
 from diffusion_gym.prompts.common_animals import COMMON_ANIMALS
-from diffusion_gym.prompts.english import NUMBERS, plural
 
 # The paper names neither. The authors' code (github.com/jannerm/ddpo, `llava_counting`) has 2 to 8 of these animals.
 COUNTED: Final = tuple(

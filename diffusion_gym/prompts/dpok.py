@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from diffusion_gym.english import article, plural
 from diffusion_gym.prompts.base import PROMPTS, PromptSet, combinations
-from diffusion_gym.prompts.english import article, plural
 
 # The prompt, and prompts of the same kind that differ in a word or two; some are test prompts of the authors' code.
 SINGLE: Final[Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]]] = {

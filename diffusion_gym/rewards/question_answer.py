@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from diffusion_gym.prompts.english import NUMBERS, plural
+from diffusion_gym.english import NUMBERS, plural
 from diffusion_gym.rewards.base import RewardOutput
 
 QUESTION: Final = "How many {things} are there in this image? Answer with a number."

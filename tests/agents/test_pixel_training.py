@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents.cli import main
-from diffusion_gym.agents.runs import evaluate_run
+from diffusion_gym.agents.training.runs import evaluate_run
 from diffusion_gym.storage import read_json
 from diffusion_gym.testing.random_ddpm import write_random_ddpm
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.advantages import softmax_weights, threshold_weights
 from diffusion_gym.agents.algorithms import AGENTS, RWR, NoUsableReward, SparseRWR
-from diffusion_gym.agents.checkpoint import Checkpoints, Progress
+from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
 AGENT_CLASSES = [RWR, SparseRWR]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from diffusion_gym.agents import development, evaluation, trainer
 from diffusion_gym.agents.benchmark import measures
 from diffusion_gym.agents.streams import stream
+from diffusion_gym.agents.training import development, evaluation, trainer
 
 
 def uses(seed, iterations=6, batches=6):

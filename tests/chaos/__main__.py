@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 import tyro
 
-from diffusion_gym.agents.folders import holding
+from diffusion_gym.agents.training.folders import holding
 from tests.chaos.programs import Hangs, warm_up
 from tests.chaos.rows import ROWS, append_row, faults, read_rows, table, write_page
 from tests.chaos.trials import KINDS, Broken, NotHere, Place

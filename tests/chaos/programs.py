@@ -20,7 +20,7 @@ _STARTED = []
 _LONGEST = 300.0  # seconds that a program may take before it counts as one that hangs
 _IMPORTS = (
     "diffusion_gym.agents.cli",
-    "diffusion_gym.agents.runs",
+    "diffusion_gym.agents.training.runs",
     "diffusion_gym.agents.benchmark.cells",
     "diffusion_gym.agents.benchmark.command",
     "diffusion_gym.models.latent",

@@ -7,8 +7,8 @@ import torch
 from gymnasium.wrappers.vector import DictInfoToList
 
 from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.agents.denoised_path import denoised_path
 from diffusion_gym.agents.rollout import collect_many
+from diffusion_gym.agents.training.denoised_path import denoised_path
 from diffusion_gym.wrappers import PreviewReward, PreviewRewardVectorEnv
 from episodes import zeros
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_gym.agents.checkpoint import Progress
+from diffusion_gym.agents.training.checkpoint import Progress
 from diffusion_gym.rewards import RewardOutput
 from run_folders import metrics_rows
 

@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_gym.agents.evaluation import trajectory_kl
 from diffusion_gym.agents.rollout import collect
+from diffusion_gym.agents.training.evaluation import trajectory_kl
 from diffusion_gym.testing import conformance
 from diffusion_gym.testing.conformance import RULES, check_vector_env
 from diffusion_gym.wrappers import KLPenalty, KLPenaltyVectorEnv, OneStep, OneStepVectorEnv

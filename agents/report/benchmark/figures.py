@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_gym.agents.benchmark.records import file_name as agent_name
-from diffusion_gym.agents.folders import check_name
 from diffusion_gym.agents.report.charts import Chart
 from diffusion_gym.agents.report.render import render
+from diffusion_gym.agents.training.folders import check_name
 from diffusion_gym.storage import write_bytes, write_text
 
 Rows = Sequence[Mapping[str, Any]]

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import torch
 
-from diffusion_gym.agents.pictures import grid, png_bytes
 from diffusion_gym.agents.report.benchmark.data import Benchmark, Samples
 from diffusion_gym.agents.report.benchmark.figures import Figures
 from diffusion_gym.agents.report.charts import Curve, line_chart
 from diffusion_gym.agents.report.numbers import number
 from diffusion_gym.agents.report.render import Picture, pair, to_image
+from diffusion_gym.agents.training.pictures import grid, png_bytes
 
 _PAIRS: Final = 8  # samples before and after
 _ROLLS: Final = 4  # samples over the training

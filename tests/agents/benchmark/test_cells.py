@@ -15,7 +15,7 @@ from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.agents.benchmark.measures import Evaluator
 from diffusion_gym.agents.benchmark.records import FORMAT
-from diffusion_gym.agents.runs import evaluate_run
+from diffusion_gym.agents.training.runs import evaluate_run
 from diffusion_gym.storage import load_tensors, read_json, tensors_metadata
 from diffusion_gym.testing.random_ddpm import write_random_ddpm
 

@@ -11,8 +11,8 @@ from functools import cache
 import pytest
 import torch
 
-from diffusion_gym.agents import runs
 from diffusion_gym.agents.cli import main
+from diffusion_gym.agents.training import runs
 from scale_out_runs import BATCH, ITERATIONS, OPTIONS, REWARDS_MODULE, SAMPLES, codes
 
 

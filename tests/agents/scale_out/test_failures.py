@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from diffusion_gym.agents import checkpoint, ending
 from diffusion_gym.agents.algorithms import policy_gradient
+from diffusion_gym.agents.training import checkpoint, ending
 from scale_out_runs import SAMPLES, assert_kept, codes, files, told
 
 

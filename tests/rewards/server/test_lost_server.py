@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_gym.agents.checkpoint import Checkpoints
 from diffusion_gym.agents.cli import main
+from diffusion_gym.agents.training.checkpoint import Checkpoints
 from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards import RewardError, evaluate, make_reward
 from diffusion_gym.storage import load_tensors

@@ -1,0 +1,271 @@
+"""The development set: fixed noises whose pictures and rewards are followed through a training (thesis, appendix A)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.rollout import collect_many
+from diffusion_gym.agents.training.checkpoint import Progress
+from diffusion_gym.agents.training.denoised_path import denoised_path
+from diffusion_gym.agents.training.pictures import compared_sheet, png_bytes
+from diffusion_gym.agents.training.records import append_record, drop_records_after, read_development
+from diffusion_gym.agents.training.tracking import Picture, Tracker
+from diffusion_gym.devices import require_memory
+from diffusion_gym.schemas import parse_checked
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
+
+_NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
+_COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
+
+
+class _Stopped(Exception):
+    """The run is to end."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a model makes of the fixed noises.
+
+    Attributes:
+        prompts: of the N pictures.
+        images: uint8 `(N, H, W, 3)`.
+        rewards: float32 `(N,)`; NaN or infinite where the reward failed.
+        path: rewards of the denoised estimates x0~ of x_T to x_1 and of x_0, for the first M, float32 `(T + 1, M)`.
+    """
+
+    prompts: tuple[str, ...]
+    images: torch.Tensor
+    rewards: torch.Tensor
+    path: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The tuned policy's samples beside those of the pretrained model, from the same noises."""
+
+    original: Samples
+    current: Samples
+
+    @property
+    def difference(self) -> torch.Tensor:
+        """Current less original reward `(N,)`; NaN where either is not finite."""
+        difference = (self.current.rewards - self.original.rewards).double()
+        return torch.where(difference.isfinite(), difference, torch.nan)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the finite values, None where there are none; the paths' are lists of T + 1, empty for M = 0."""
+        finite = self.difference[self.difference.isfinite()]
+        return {
+            "reward_mean": _mean(self.current.rewards),
+            "base_reward_mean": _mean(self.original.rewards),
+            "difference_mean": _mean(finite),
+            "improved": _mean((finite > 0).double()),
+            "reward_path": _means(self.current.path),
+            "base_reward_path": _means(self.original.path),
+        }
+
+    def curve(self, samples: slice = slice(None)) -> Picture:
+        """A chart of the mean reward along the trajectories of some samples, original and current."""
+        return _chart([_means(part.path[:, samples]) for part in (self.original, self.current)])
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows of the table of figure A.1, in the order of its columns."""
+        for index, prompt in enumerate(self.current.prompts):
+            values = (part.rewards[index].item() for part in (self.original, self.current))
+            charted = self.curve(slice(index, index + 1)) if index < self.current.path.shape[1] else None
+            pictures = (part.images[index].numpy() for part in (self.original, self.current))
+            yield (*pictures, *values, self.difference[index].item(), prompt, charted)
+
+
+@dataclass
+class DevelopmentSet:
+    """Follows fixed noises through a training; the pretrained model's pictures are sampled once and kept.
+
+    Writes `development.safetensors`, the pretrained model's; `development.jsonl`, a record an evaluation; and
+    `images/development-*.png`. The noises depend on the seed and on the sizes here, never on the training.
+
+    Args:
+        env: a denoising vector environment of its own; `samples` is a multiple of its `num_envs`.
+        folder: the run folder.
+        seed: of the run.
+        samples: the noises, N.
+        paths: for how many of them the reward is computed at every step, M.
+
+    Raises:
+        ValueError: `samples` is no multiple of `env.num_envs`, or more than memory holds.
+    """
+
+    env: VectorEnv[Any, Any, Any]
+    folder: Path
+    seed: int = 0
+    samples: int = 64
+    paths: int = 16
+    _original: Samples | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.samples % self.env.num_envs:
+            raise ValueError(
+                f"development_samples={self.samples} must be a multiple of the environment's num_envs, "
+                f"{self.env.num_envs}"
+            )
+        base: Any = self.env.unwrapped
+        require_memory(
+            f"development_samples={self.samples}",
+            self.samples * math.prod(base.model.latent_shape),
+            torch.device("cpu"),
+            "follow fewer",
+        )
+
+    def go_back(self, iteration: int) -> None:
+        """Drop what was written after an iteration, that of the checkpoint from which the run goes on."""
+        if self._records.exists():
+            drop_records_after(self._records, iteration)
+        for path in (self.folder / "images").glob("development-*.png"):
+            if int(path.stem.rpartition("-")[2]) > iteration:
+                path.unlink()
+
+    def track(
+        self,
+        policy: DenoisingPolicy,
+        progress: Progress,
+        tracker: Tracker,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Evaluate the policy, write the record and the sheet, and show them; nothing if that record is there.
+
+        Args:
+            policy: the policy.
+            progress: how far the training has come.
+            tracker: where numbers and pictures are shown.
+            stop: asked before each batch; where it says so nothing is written.
+
+        Returns:
+            Whether the record is there.
+
+        Raises:
+            RewardError: the reward failed.
+            ValueError: the run's prompts or reward paths are no longer those of the stored pictures.
+        """
+        if any(row["iteration"] == progress.iteration for row in read_development(self._records)):
+            return True
+        started = time.perf_counter()
+        try:
+            evaluation = self.evaluate(policy, stop)
+        except _Stopped:
+            return False
+        sheet = compared_sheet(
+            evaluation.original.images,
+            evaluation.current.images,
+            evaluation.original.rewards.tolist(),
+            evaluation.current.rewards.tolist(),
+            evaluation.current.prompts,
+        )
+        write_bytes(self.folder / "images" / f"development-{progress.iteration:06d}.png", png_bytes(sheet))
+        queries, summary = progress.reward_queries, evaluation.summary()
+        tracker.scalars(summary, queries, "development/")
+        tracker.picture("development/pictures", np.asarray(sheet), queries)
+        if self.paths:
+            tracker.picture("development/reward_path", evaluation.curve(), queries)
+        tracker.table("development/samples", _COLUMNS, evaluation.rows(), queries)
+        seconds = round(time.perf_counter() - started, 3)
+        rewards = evaluation.current.rewards.tolist()
+        append_record(self._records, {**vars(progress), **summary, "rewards": rewards, "seconds": seconds})
+        return True
+
+    @torch.no_grad()
+    def evaluate(self, policy: DenoisingPolicy, stop: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Sample the noises with the policy, and once with the pretrained model; `stop` as for `track`."""
+        if self._original is None:
+            self._original = self._stored(policy, stop)
+        current = self._sample(policy, stop)
+        original = self._original
+        if current.prompts != original.prompts or current.path.shape != original.path.shape:
+            raise ValueError(
+                f"{self._file} is of other prompts or sizes than this run's development set; delete it to have the "
+                "pretrained model sampled again"
+            )
+        return Evaluation(original, current)
+
+    @property
+    def _records(self) -> Path:
+        return self.folder / "development.jsonl"
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "development.safetensors"
+
+    def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
+        if not self._file.is_file():
+            with _pretrained(policy):
+                found = self._sample(policy, stop)
+            tensors = {"images": found.images, "rewards": found.rewards, "path": found.path}
+            save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
+        tensors = load_tensors(self._file)
+        try:
+            stored = tensors_metadata(self._file)["prompts"]
+            prompts = parse_checked(list[str], stored, f"{self._file}, prompts", "delete the file")
+            return Samples(tuple(prompts), tensors["images"], tensors["rewards"], tensors["path"])
+        except KeyError as error:
+            raise ValueError(f"{self._file} is no file of a development set ({error}); delete it") from error
+
+    def _sample(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
+        """Batch by batch, so that the latents of one alone are in memory."""
+        batch, steps = self.env.num_envs, len(policy.table) + 1
+        prompts: list[str] = []
+        images, rewards, paths = [], [], [torch.empty(steps, 0)]
+        for first in range(0, self.samples, batch):
+            if stop():
+                raise _Stopped
+            found = collect_many(self.env, policy, batch, (self.seed, _NOISE, first // batch))
+            prompts += found.prompts
+            images.append(found.images.cpu())
+            rewards.append(found.rewards.cpu())
+            if (followed := min(batch, self.paths - first)) > 0:
+                paths.append(denoised_path(self.env, policy, found, followed).rewards)
+        return Samples(tuple(prompts), torch.cat(images), torch.cat(rewards), torch.cat(paths, 1))
+
+
+@contextmanager
+def _pretrained(policy: DenoisingPolicy) -> Iterator[None]:
+    """Within this context the policy is the pretrained model, its denoised estimates included."""
+    tuned, policy.unet = policy.unet, policy.model.unet
+    try:
+        yield
+    finally:
+        policy.unet = tuned
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    finite = values.double()[values.isfinite()]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _means(path: torch.Tensor) -> list[float | None]:
+    return [_mean(step) for step in path] if path.shape[1] else []
+
+
+def _chart(curves: list[list[float | None]]) -> Picture:
+    """Rewards against denoising steps as a picture, uint8 `(H, W, 3)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), dpi=80, layout="constrained")  # without pyplot, which has a state of its own
+    axes = figure.add_subplot()
+    for name, values in zip(("original", "current"), curves, strict=True):
+        axes.plot([np.nan if value is None else value for value in values], label=name)
+    axes.set(xlabel="denoising steps done", ylabel="reward of the denoised estimate")
+    axes.legend()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,171 @@
+"""What a run has reached: the tuned policy against the pretrained model, from the same fresh noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.training.pictures import save_grid
+from diffusion_gym.storage import number_or_nan
+
+EVALUATION_SEED: Final = 1_000  # of a run, unless another is asked for
+_EVALUATION = 2  # second entry of a seed path, after the seed; training and picture grids have their own
+_SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Trajectories of the tuned policy and of the pretrained model from the same noise.
+
+    Attributes:
+        tuned: the policy's.
+        base: the pretrained model's.
+        kl: KL(policy || pretrained) summed over the steps, for the first samples, `(M,)`.
+    """
+
+    tuned: Trajectories
+    base: Trajectories
+    kl: torch.Tensor
+
+    def summary(self) -> dict[str, Any]:
+        """Means with 95 % intervals, a row for each prompt, and what `save_pictures` shows."""
+        rewards, base = _numbers(self.tuned.rewards), _numbers(self.base.rewards)
+        result: dict[str, Any] = {
+            "samples": len(self.tuned),
+            "reward_mean": _mean(rewards),
+            "reward_ci95": mean_interval(rewards),
+            "base_reward_mean": _mean(base),
+            "base_reward_ci95": mean_interval(base),
+            "kl_to_base": float(self.kl.double().mean()),
+        }
+        if "success" in self.tuned.components:
+            for prefix, part in (("", self.tuned), ("base_", self.base)):
+                hits = _numbers(part.components["success"])
+                result[f"{prefix}success"] = _mean(hits)
+                result[f"{prefix}success_ci95"] = share_interval(hits)
+        result["prompts"] = self._by_prompt()
+        result["shown"] = {"size": list(self.tuned.images.shape[1:3]), "pictures": self._shown()}
+        return result
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """Prompt and results of each picture in the grids, in their order."""
+        rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in self.tuned.prompts[:_SHOWN]]
+        for prefix, part in (("", self.tuned), ("base_", self.base)):
+            for index, row in enumerate(rows):
+                row[f"{prefix}reward"] = float(part.rewards[index])
+                if "success" in part.components:
+                    row[f"{prefix}success"] = float(part.components["success"][index])
+        return rows
+
+    def _by_prompt(self) -> dict[str, dict[str, float]]:
+        rows: dict[str, dict[str, float]] = {}
+        for prompt in sorted(set(self.tuned.prompts)):
+            own = torch.tensor([entry == prompt for entry in self.tuned.prompts])
+            row: dict[str, float] = {"samples": int(own.sum())}
+            for prefix, part in (("", self.tuned), ("base_", self.base)):
+                row[f"{prefix}reward"] = _mean(_numbers(part.rewards[own]))
+                if "success" in part.components:
+                    row[f"{prefix}success"] = _mean(_numbers(part.components["success"][own]))
+            rows[prompt] = row
+        return rows
+
+
+def compare(
+    env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, samples: int, seed: int, *, kl_samples: int = 64
+) -> Comparison:
+    """Sample `samples` pictures from either model.
+
+    Args:
+        env: the environment; `samples` is rounded up to a multiple of its `num_envs`.
+        policy: the tuned policy.
+        samples: pictures of each.
+        seed: seed of the noise and the prompts; evaluation seeds never coincide with those of training.
+        kl_samples: trajectories behind the KL divergence.
+    """
+    number = -(-samples // env.num_envs) * env.num_envs
+    tuned = collect_many(env, policy, number, (seed, _EVALUATION))
+    base = collect_many(env, policy, number, (seed, _EVALUATION), reference=True)
+    return Comparison(tuned, base, trajectory_kl(policy, tuned, min(kl_samples, number)))
+
+
+@torch.no_grad()
+def trajectory_kl(policy: DenoisingPolicy, trajectories: Trajectories, number: int) -> torch.Tensor:
+    """KL(policy || pretrained), summed over the steps of the first `number` trajectories: `(number,)`.
+
+    The closed form between Gaussians of equal sigma along trajectories of the policy itself.
+    """
+    samples = torch.arange(number, device=policy.device)
+    total = torch.zeros(number, device=policy.device)
+    for step in range(len(policy.table)):
+        states = trajectories.states(samples, torch.full_like(samples, step))
+        total += policy.distribution(states).kl(policy.reference_distribution(states))
+    return total
+
+
+def summary_text(result: dict[str, Any]) -> str:
+    """The numbers of `eval.json` in a few lines."""
+    lines = []
+    for name, part in (("training prompts", result), ("held-out prompts", result.get("held_out"))):
+        if part is None:
+            continue
+        lines.append(f"{name}, {part['samples']} samples of each model from the same noise:")
+        for key in ("reward_mean", "success"):
+            if key in part:
+                short = key.removesuffix("_mean")
+                before, after = number_or_nan(part[f"base_{key}"]), number_or_nan(part[key])
+                lines.append(
+                    f"  {short:8} {before:.3f} {_interval(part[f'base_{short}_ci95'])} before, "
+                    f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
+                )
+        lines.append(f"  KL to the pretrained model: {number_or_nan(part['kl_to_base']):.1f} nats a trajectory")
+    return "\n".join(lines)
+
+
+def _interval(bounds: Sequence[float | None]) -> str:
+    low, high = map(number_or_nan, bounds)
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def save_pictures(folder: Path, comparison: Comparison, prefix: str = "") -> None:
+    """Write `before.png` and `after.png`: the same noise, the pretrained model and the tuned policy."""
+    save_grid(folder / f"{prefix}before.png", comparison.base.images[:_SHOWN], columns=4)
+    save_grid(folder / f"{prefix}after.png", comparison.tuned.images[:_SHOWN], columns=4)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of a mean; the mean itself, twice, where nothing varies or there is nothing (NaN)."""
+    from scipy import stats
+
+    error = stats.sem(values) if len(values) > 1 else 0.0
+    if not error > 0:
+        return _mean(values), _mean(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=error)
+    return float(low), float(high)
+
+
+def share_interval(hits: np.ndarray) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, from values in {0, 1}; all of [0, 1] without a value."""
+    from scipy import stats
+
+    if not len(hits):
+        return 0.0, 1.0
+    low, high = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _numbers(values: torch.Tensor) -> np.ndarray:
+    numbers = values.double().cpu().numpy()
+    return numbers[np.isfinite(numbers)]
