@@ -79,8 +79,8 @@ def _files(wanted: Repository, whole: bool, names: Collection[str]) -> Sequence[
     """Those of a repository's files that are to be fetched."""
     if named := NAMED_FILES.get(wanted.source):
         return named_files(named, names)
-    weights, pickle = whole or wanted.source not in TOKENIZER_ONLY, wanted.source in MAYBE_PICKLED
-    return needed_files(names, _parts(wanted, names), variant=wanted.variant, weights=weights, pickle=pickle)
+    weights, pickled = whole or wanted.source not in TOKENIZER_ONLY, wanted.source in MAYBE_PICKLED
+    return needed_files(names, _parts(wanted, names), variant=wanted.variant, weights=weights, pickled=pickled)
 
 
 def _parts(wanted: Repository, names: Collection[str]) -> list[str]:

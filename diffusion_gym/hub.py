@@ -26,7 +26,7 @@ def located(
     variant: str | None = None,
     optional: Sequence[str] = (),
     weights: bool = True,
-    pickle: bool = False,
+    pickled: bool = False,
 ) -> str:
     """The local directory that holds `source`, fetched from the hub if it is not in the cache.
 
@@ -40,13 +40,13 @@ def located(
         variant: such as `fp16`: the weights of that kind, where a part has such.
         optional: sub-folders to take where the repository has them; in the cache there are all of them or none.
         weights: False where the tokenizer and the configs suffice.
-        pickle: take `pytorch_model.bin` where there are no safetensors.
+        pickled: take `pytorch_model.bin` where there are no safetensors.
 
     Raises:
         FileNotFoundError: the directory lacks a part; its weights are pickles; no part has the variant; or the id is
             not cached and cannot be fetched.
     """
-    needed = partial(needed_files, variant=variant, weights=weights, pickle=pickle)
+    needed = partial(needed_files, variant=variant, weights=weights, pickled=pickled)
     if Path(source).is_dir():
         with _fit(source, argument):
             needed(_names(source, (*parts, *optional)), parts, optional=optional)

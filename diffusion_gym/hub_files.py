@@ -30,7 +30,7 @@ def needed_files(
     optional: Sequence[str] = (),
     variant: str | None = None,
     weights: bool = True,
-    pickle: bool = False,
+    pickled: bool = False,
 ) -> list[str]:
     """The files that are needed of those of a repository or folder: safetensors, configs and tokenizers.
 
@@ -40,7 +40,7 @@ def needed_files(
         optional: sub-folders that are taken where they are.
         variant: such as `fp16`: a folder's weights of that kind, where it has such.
         weights: False for configs and tokenizers alone.
-        pickle: take `pytorch_model.bin` where there are no safetensors; whoever reads it does so as tensors only.
+        pickled: take `pytorch_model.bin` where there are no safetensors; whoever reads it does so as tensors only.
 
     Raises:
         UnfitFiles: a part, weights of it, a shard or the tokenizer is missing, or no part has the variant.
@@ -58,7 +58,9 @@ def needed_files(
     found = False
     for place in places:
         wanted = [file for file in folders[place] if file.endswith(_SMALL) and not _INDEX.fullmatch(file)]
-        extra = _weights(folders[place], f"{place}/" if place else "its top folder", variant, pickle) if weights else []
+        extra = (
+            _weights(folders[place], f"{place}/" if place else "its top folder", variant, pickled) if weights else []
+        )
         found = found or bool(extra) or (not weights and any(file.startswith(_TOKENIZERS) for file in wanted))
         chosen += [f"{place}/{file}" if place else file for file in (*wanted, *extra)]
     if not found:
@@ -77,7 +79,7 @@ def named_files(wanted: Sequence[str], names: Iterable[str]) -> list[str]:
     return list(wanted)
 
 
-def _weights(files: Sequence[str], where: str, variant: str | None, pickle: bool) -> list[str]:
+def _weights(files: Sequence[str], where: str, variant: str | None, pickled: bool) -> list[str]:
     """The weights of a folder, and their index: of the variant where there are such, else the plain ones.
 
     Raises:
@@ -90,7 +92,7 @@ def _weights(files: Sequence[str], where: str, variant: str | None, pickle: bool
     if found := groups[variant] or groups[None]:
         _refuse_missing_shards(found, where)
         return found
-    if pickle and PICKLE in files:
+    if pickled and PICKLE in files:
         return [PICKLE]
     if "config.json" not in files:
         return []

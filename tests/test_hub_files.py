@@ -92,8 +92,8 @@ def test_pickles_are_refused_only_where_weights_are_needed(weights):
 
 def test_pickle_is_taken_where_it_is_asked_for_and_there_are_no_safetensors():
     files = ["config.json", "pytorch_model.bin", "other.bin"]
-    assert set(needed_files(files, pickle=True)) == {"config.json", "pytorch_model.bin"}
-    assert set(needed_files([*files, "model.safetensors"], pickle=True)) == {"config.json", "model.safetensors"}
+    assert set(needed_files(files, pickled=True)) == {"config.json", "pytorch_model.bin"}
+    assert set(needed_files([*files, "model.safetensors"], pickled=True)) == {"config.json", "model.safetensors"}
 
 
 @pytest.mark.parametrize("gone", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])

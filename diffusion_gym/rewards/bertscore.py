@@ -83,7 +83,7 @@ class BERTScore:
             )
         self.layers = known if layers is None else layers
         self.batch_size = batch_size
-        self.folder = located(source, argument="bertscore_model", pickle=True)  # read as tensors only
+        self.folder = located(source, argument="bertscore_model", pickled=True)  # read as tensors only
         self._files = fingerprint(self.folder)
 
     def __call__(

@@ -63,7 +63,7 @@ def test_a_taken_run_folder_is_refused_and_left_alone(tiny_pipeline, tmp_path, c
         ({"--env.num-inference-steps": "2000"}, "num_inference_steps=2000 is larger than the model's schedule"),
         ({"--rollout-batch": "3"}, "samples_per_iteration=8 must be a multiple of the rollout's batch, num_envs=3"),
         ({"--agent.learning-rate": "-1"}, "learning_rate=-1.0 must be larger than 0"),
-        ({"--env.model": "nowhere/at-all/here"}, "model='nowhere/at-all/here' is no directory here"),
+        ({"--env.model": "nowhere/at-all/here"}, "model='nowhere/at-all/here' is no path here and no hub id"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(tiny_pipeline, tmp_path, capsys, change, message):

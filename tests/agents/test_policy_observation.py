@@ -200,7 +200,7 @@ def test_a_step_that_is_given_takes_the_place_of_the_timestep(make_env, make_pol
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"trainable": "adapter"}, "trainable='adapter' must be 'lora' or 'full'"),
+        ({"trainable": "adapter"}, "trainable='adapter' must be one of lora, full"),
         ({"trainable": "lora", "lora_rank": 0}, "lora_rank=0 must be at least 1"),
         ({"trainable": "lora", "lora_rank": -4}, "lora_rank=-4 must be at least 1"),
     ],

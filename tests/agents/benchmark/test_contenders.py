@@ -76,7 +76,7 @@ def test_the_settings_of_sb3(settings):
         assert group["weight_decay"] == 1e-4 and isinstance(model.policy.optimizer, torch.optim.AdamW)
         assert model.policy.actor.trainable == "lora"
     assert own.batch_size == 4 and ours.batch_size == 6  # transitions: two of T = 3 steps train; whole trajectories
-    assert ours.trained.tolist() == [0, 1] == own.rollout_buffer.steps.tolist()
+    assert ours.config.trained_steps == (0.0, 0.6) and own.rollout_buffer.steps.tolist() == [0, 1]
     batch = make_contender("sb3/ppo", settings("sb3/ppo", normalization="batch"))._model
     assert batch.normalize_advantage
 
@@ -86,7 +86,7 @@ def test_the_settings_of_tianshou(settings):
     contender = make_contender("tianshou/ppo", settings("tianshou/ppo", **options))
     params, algorithm = contender._trainer.params, contender._trainer.algorithm
     assert (params.batch_size, params.update_step_num_repetitions) == (4, 3)
-    assert algorithm.eps_clip == 0.1 and algorithm.rewards.normalization == "prompt"
+    assert algorithm.eps_clip == 0.1 and algorithm.rewards.options.normalization == "prompt"
     assert contender.policy.trainable == "lora"
     assert make_contender("tianshou/reinforce", settings("tianshou/reinforce"))._trainer.params.batch_size is None
 

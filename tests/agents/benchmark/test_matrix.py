@@ -1,5 +1,6 @@
 """The matrix: its order, its processes, what becomes of one that dies, and Ray."""
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -28,7 +29,9 @@ def children(monkeypatch):
     found, started = {}, []
 
     def start(cell):
-        code = f"import sys, time; from pathlib import Path; record = Path({str(cell.record)!r})\n{found[cell.seed]}"
+        text = json.dumps({**cell.about, "error": "its own"})
+        code = f"import sys, time; from pathlib import Path; record, text = Path({str(cell.record)!r}), {text!r}\n"
+        code += found[cell.seed]
         process = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE)
         started.append(process)
         return process
@@ -37,7 +40,7 @@ def children(monkeypatch):
     return found, started
 
 
-WRITE = "record.parent.mkdir(exist_ok=True, parents=True); record.write_text('{\"points\": []}')"
+WRITE = "record.parent.mkdir(exist_ok=True, parents=True); record.write_text(text)"
 
 
 def test_a_process_that_dies_leaves_a_record_and_others_go_on(cell, children):

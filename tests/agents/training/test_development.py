@@ -174,7 +174,7 @@ def test_no_noise_is_one_of_training_grids_or_eval(make_trainer, make_env, monke
 
 def test_nothing_changes_where_nothing_is_learned(make_trainer):
     trainer = make_trainer(3)
-    trainer.agent.optimizer.options = replace(trainer.agent.optimizer.options, learning_rate=0.0)
+    object.__setattr__(trainer.agent.optimizer.options, "learning_rate", 0.0)  # which no user may
     trainer.run()
     first, *others = ({**row, "iteration": 0, "reward_queries": 0} for row in records(trainer))
     assert others == [first] * 2 and first["difference_mean"] != 0

@@ -74,9 +74,8 @@ def test_the_seed_decides(make_trainer, uninterrupted):
 
 def test_every_iteration_samples_anew(make_trainer):
     trainer = make_trainer(3)
-    trainer.agent.optimizer.options = replace(
-        trainer.agent.optimizer.options, learning_rate=0.0
-    )  # the same policy throughout: only the noise can differ
+    # The same policy throughout: only the noise can differ. No user may ask for that.
+    object.__setattr__(trainer.agent.optimizer.options, "learning_rate", 0.0)
     trainer.run()
     assert len({row["reward_mean"] for row in metrics_rows(trainer.out)}) == 3
 
