@@ -112,6 +112,7 @@ def test_what_a_signal_raises_is_not_the_rewards(handler, hanging, signum, act, 
 
     def send():
         assert hanging.entered.wait(LONG)
+        time.sleep(0.5)  # a signal that comes just before the wait begins does not interrupt it
         signal.pthread_kill(threading.main_thread().ident, signum)
 
     thread = threading.Thread(target=send)
