@@ -5,7 +5,7 @@ from pathlib import Path
 
 from run_folders import metrics_rows
 
-_CLOCKS = {"seconds", "measuring_seconds", "total_seconds", "peak_memory_mb", "out"}
+_CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb", "out"}
 
 
 def difference(folder, whole):
