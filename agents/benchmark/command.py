@@ -88,7 +88,7 @@ def run_bench(options: BenchOptions) -> int:
         if (device := options.device or Suite.load(options.suite).device) is not None:
             device_called(device)
     out = options.out.absolute()  # another process may have another current directory
-    check_out(out, "benchmark", is_benchmark)
+    check_out(out, "benchmark", made_by_bench)
     chosen: dict[str, Any] = {"budget": options.budget, "device": options.device, "threads": options.threads}
     seal = _seal(options, out)
     chosen["token_to"] = () if seal is None else seal.token_to
@@ -174,7 +174,7 @@ def keep_suite(suite: str, out: Path) -> Path:
     return target
 
 
-def is_benchmark(out: Path) -> bool:
+def made_by_bench(out: Path) -> bool:
     """Whether a folder is one that `bench` made: its only `.toml` file is a suite, beside the folders of its runs.
 
     A kill before the first run has its folder leaves the suite and perhaps the logs.

@@ -11,10 +11,10 @@ from PIL import Image
 
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
 from diffusion_gym.agents.report.render import Picture, pair
+from diffusion_gym.agents.training.development import read_original
 from diffusion_gym.agents.training.pictures import sheet_pairs
 from diffusion_gym.agents.training.records import read_development
-from diffusion_gym.schemas import parse_checked
-from diffusion_gym.storage import load_tensors, number_or_nan, tensors_metadata
+from diffusion_gym.storage import number_or_nan
 
 
 def development(folder: Path, *, strict: bool = False) -> dict[str, Any] | None:
@@ -66,13 +66,14 @@ def _along(row: Mapping[str, Any]) -> list[Chart]:
 
 
 def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None], *, strict: bool) -> list[dict[str, Any]]:
-    stored, remedy = load_tensors(originals), "delete it to have the pretrained model sampled again"
-    said = tensors_metadata(originals).get("prompts", "")
-    prompts = parse_checked(list[str], said, f"{originals}, prompts", remedy)
-    if not len(prompts) == len(rewards) == len(stored["images"]) == len(stored["rewards"]):
-        raise ValueError(f"{originals} is of other pictures than the {len(rewards)} rewards beside it; {remedy}")
-    found = sheet_pairs(Image.open(sheet), stored["images"][0], len(prompts))
-    before = stored["rewards"].tolist()
+    stored = read_original(originals)
+    prompts, before = stored.prompts, stored.rewards.tolist()
+    if not len(prompts) == len(rewards) == len(stored.images) == len(before):
+        raise ValueError(
+            f"{originals} is of other pictures than the {len(rewards)} rewards beside it; delete it to have the "
+            "pretrained model sampled again"
+        )
+    found = sheet_pairs(Image.open(sheet), stored.images[0], len(prompts))
     return [
         pair(prompt, images, [first, number_or_nan(last)], (first, last) if strict else (None, None))
         for prompt, images, first, last in zip(prompts, found, before, rewards, strict=True)

@@ -80,6 +80,11 @@ def to_image(picture: torch.Tensor) -> Image.Image:
     return Image.fromarray(picture.numpy())
 
 
+def spread(length: int, most: int) -> list[int]:
+    """Up to `most` places from the first to the last of `length`, evenly spread."""
+    return sorted({round(index * (length - 1) / (most - 1)) for index in range(most)}) if length else []
+
+
 def render(template: str, **content: Any) -> str:
     """The text that a template makes of what it is given, all of it escaped."""
     return _environment().get_template(template).render(content)

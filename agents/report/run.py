@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_gym.agents.report.charts import Chart, Curve, line_chart, running_mean, window_for
 from diffusion_gym.agents.report.commands import quoted, train_command
 from diffusion_gym.agents.report.development import development
-from diffusion_gym.agents.report.render import Picture, pair, render
+from diffusion_gym.agents.report.render import Picture, pair, render, spread
 from diffusion_gym.agents.training.pictures import cells
 from diffusion_gym.agents.training.records import read_metrics
 from diffusion_gym.agents.training.run_files import read_config, read_evaluation
@@ -155,11 +155,9 @@ def _charts(run: Run) -> list[Chart]:
 def _strip(run: Run) -> list[tuple[Picture, str]]:
     """Grids from the first to the last that the training has drawn, with captions."""
     paths = sorted((run.folder / "images").glob("iteration-*.png"))
-    last = len(paths) - 1
-    chosen = sorted({round(index * last / (_STRIP - 1)) for index in range(_STRIP)}) if paths else []
     queries = {row["iteration"]: row["reward_queries"] for row in run.metrics}
     shown = []
-    for path in (paths[index] for index in chosen):
+    for path in (paths[index] for index in spread(len(paths), _STRIP)):
         iteration = int(path.stem.removeprefix("iteration-"))
         reached = f", {queries[iteration]:,} queries" if iteration in queries else ""
         caption = f"Iteration {iteration}{reached}" if iteration else "Before training"

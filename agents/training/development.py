@@ -211,13 +211,7 @@ class DevelopmentSet:
                 found = self._sample(policy, stop)
             tensors = {"images": found.images, "rewards": found.rewards, "path": found.path}
             save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
-        tensors = load_tensors(self._file)
-        try:
-            stored = tensors_metadata(self._file)["prompts"]
-            prompts = parse_checked(list[str], stored, f"{self._file}, prompts", "delete the file")
-            return Samples(tuple(prompts), tensors["images"], tensors["rewards"], tensors["path"])
-        except KeyError as error:
-            raise ValueError(f"{self._file} is no file of a development set ({error}); delete it") from error
+        return read_original(self._file)
 
     def _sample(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
         """Batch by batch, so that the latents of one alone are in memory."""
@@ -234,6 +228,21 @@ class DevelopmentSet:
             if (followed := min(batch, self.paths - first)) > 0:
                 paths.append(denoised_path(self.env, policy, found, followed).rewards)
         return Samples(tuple(prompts), torch.cat(images), torch.cat(rewards), torch.cat(paths, 1))
+
+
+def read_original(path: Path) -> Samples:
+    """The pretrained model's samples, of a `development.safetensors`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated or of something else.
+    """
+    tensors = load_tensors(path)
+    try:
+        prompts = parse_checked(list[str], tensors_metadata(path)["prompts"], f"{path}, prompts", "delete the file")
+        return Samples(tuple(prompts), tensors["images"], tensors["rewards"], tensors["path"])
+    except KeyError as error:
+        raise ValueError(f"{path} is no file of a development set ({error}); delete it") from error
 
 
 @contextmanager

@@ -84,9 +84,9 @@ def drop_records_after(path: Path, iteration: int) -> None:
         ValueError: no line is a record; the file is as it was.
     """
     rows = _lines(path, _Record)
-    kept = [index for index, row in enumerate(rows) if isinstance(row, dict) and row["iteration"] <= iteration]
-    last = kept[-1] if kept else -1
-    lines = [row for index, row in enumerate(rows) if index in kept or (isinstance(row, bytes) and index < last)]
+    kept = [isinstance(row, dict) and row["iteration"] <= iteration for row in rows]
+    last = max((index for index, stays in enumerate(kept) if stays), default=-1)
+    lines = [row for index, row in enumerate(rows) if kept[index] or (isinstance(row, bytes) and index < last)]
     write_bytes(path, b"".join((row if isinstance(row, bytes) else json_text(row).encode()) + b"\n" for row in lines))
 
 

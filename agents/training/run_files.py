@@ -7,8 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Strict, model_validator
 
-from diffusion_gym.schemas import Count, Positive, Schema, checked, read_checked
-from diffusion_gym.storage import read_json
+from diffusion_gym.schemas import Count, Positive, Schema, read_checked
 
 FORMAT: Final = "diffusion-gym-run-2"
 OLD_FORMAT: Final = "diffusion-gym-run-1"  # which files of the first versions do not name
@@ -110,5 +109,4 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     path = folder / "eval.json"
     if not path.is_file():
         return None
-    remedy = "`diffusion-gym eval` writes it anew"
-    return checked(_Evaluation, read_json(path), str(path), remedy).model_dump(exclude_unset=True)
+    return read_checked(_Evaluation, path, "`diffusion-gym eval` writes it anew").model_dump(exclude_unset=True)

@@ -12,7 +12,7 @@ from diffusion_gym.agents.report.benchmark.data import Benchmark, Samples
 from diffusion_gym.agents.report.benchmark.figures import Figures
 from diffusion_gym.agents.report.charts import Curve, line_chart
 from diffusion_gym.agents.report.numbers import number
-from diffusion_gym.agents.report.render import Picture, pair, to_image
+from diffusion_gym.agents.report.render import Picture, pair, spread, to_image
 from diffusion_gym.agents.training.pictures import grid, png_bytes
 
 _PAIRS: Final = 8  # samples before and after
@@ -61,7 +61,7 @@ def _before_after(figures: Figures, name: str, entries: Sequence[Samples], *, st
 
 def _over_training(figures: Figures, name: str, entries: Sequence[Samples]) -> dict[str, Any]:
     """The same noise at each measurement (thesis, figure 5.4)."""
-    chosen = [entries[index] for index in spread(len(entries))]
+    chosen = [entries[index] for index in spread(len(entries), _COLUMNS)]
     images = torch.stack([_tensor(entry, "images")[:_ROLLS] for entry in chosen], 1)
     rewards = torch.stack([_tensor(entry, "rewards") for entry in chosen], 1)
     queries = [f"{entry.reward_queries:,}" for entry in chosen]
@@ -80,7 +80,7 @@ def _trajectories(figures: Figures, name: str, first: Samples, last: Samples) ->
     rolls, rows, strips, curves = [], [], [], []
     for model, ink, entry in (("pretrained", "series-2", first), ("tuned", "series-1", last)):
         images, rewards = _tensor(entry, "path_images"), _tensor(entry, "path_rewards")
-        shown, final = spread(len(images)), rewards[-1].nan_to_num(-math.inf)
+        shown, final = spread(len(images), _COLUMNS), rewards[-1].nan_to_num(-math.inf)
         for sample in sorted({int(final.argmin()), int(final.argmax())}, key=lambda index: float(final[index])):
             strips.append(images[shown, sample])
             caption = f"{model}: {entry.prompts[sample]}"
@@ -106,12 +106,6 @@ def _roll(images: torch.Tensor, above: Iterable[object], rewards: Iterable[float
     """Pictures, uint8 `(N, H, W, 3)`, beside each other with a label above and a reward below each."""
     strip = Picture.of(png_bytes(grid(images, len(images))), caption, _ROLL_WIDTH)
     return {"above": list(above), "strip": strip, "below": [number(reward) for reward in rewards]}
-
-
-def spread(length: int) -> list[int]:
-    """Up to eight places from the first to the last of `length`, evenly spread."""
-    last = length - 1
-    return sorted({round(index * last / (_COLUMNS - 1)) for index in range(_COLUMNS)})
 
 
 def _tensor(entry: Samples, name: str) -> torch.Tensor:

@@ -13,8 +13,8 @@ from PIL import Image
 from benchmark_folders import write_run, write_suite
 from diffusion_gym.agents.report.benchmark.data import Benchmark
 from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
-from diffusion_gym.agents.report.benchmark.pictures import spread
 from diffusion_gym.agents.report.benchmark.samples import principal_axes
+from diffusion_gym.agents.report.render import spread
 from diffusion_gym.agents.training.pictures import grid
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
 
@@ -198,5 +198,5 @@ def test_cfg_training_is_shown_where_all_else_is_equal(tmp_path):
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 51])
 def test_spread_begins_and_ends_at_the_ends(length):
-    found = spread(length)
+    found = spread(length, 8)
     assert found[0] == 0 and found[-1] == length - 1 and len(found) == min(8, length)

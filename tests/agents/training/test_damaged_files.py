@@ -13,7 +13,7 @@ from benchmark_suites import write_suite
 from command_line import failure, train_arguments
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
-from diffusion_gym.agents.benchmark.command import is_benchmark
+from diffusion_gym.agents.benchmark.command import made_by_bench
 from diffusion_gym.agents.benchmark.matrix import cells_of
 from diffusion_gym.agents.benchmark.records import read_points, read_record
 from diffusion_gym.agents.cli import main
@@ -145,7 +145,7 @@ def test_a_suite_that_is_none_does_not_make_a_folder_a_benchmark(bench, capsys, 
     whole(damage, bench / "tiny.toml")
     before = files(bench)
     error = failure(["bench", "--suite", "smoke", "--agents", "ddpo_is", "--out", str(bench)], capsys)
-    assert "is not empty and no benchmark of diffusion-gym" in error and not is_benchmark(bench)
+    assert "is not empty and no benchmark of diffusion-gym" in error and not made_by_bench(bench)
     assert files(bench) == before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmark_suites import write_record
 from diffusion_gym.agents.benchmark.cells import Cell
-from diffusion_gym.agents.benchmark.command import is_benchmark
+from diffusion_gym.agents.benchmark.command import made_by_bench
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.agents.cli import main
@@ -142,7 +142,7 @@ def test_bench_takes_what_a_kill_left_of_it_at_any_moment(tmp_path, held):
     for name, text in {"smoke.toml": SUITE.format(task="a"), **dict.fromkeys(held, "")}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    check_out(tmp_path, "benchmark", is_benchmark)
+    check_out(tmp_path, "benchmark", made_by_bench)
 
 
 @pytest.mark.parametrize(
