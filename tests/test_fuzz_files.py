@@ -18,7 +18,7 @@ from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress, chec
 from diffusion_gym.agents.training.settings import starting_point
 from diffusion_gym.prompts.files import read_prompt_file
 from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata, write_json
-from fuzzing import JSON, bounded, changed, command, damaged, no_hang, stop
+from fuzzing import JSON, bounded, changed, command, damaged, no_hang, stop_what_is_expensive
 
 ENV = "DiffusionDenoise-Shapes-Color-v0"
 PROMPTS = {"a red circle": {"samples": 3, "reward": 0.5, "base_reward": 0.25}}
@@ -69,13 +69,7 @@ TOML = ["", "nan", "-1", "0", "1.5", "true", '""', '"x"', "[]", "[[[]]]", "{}", 
 @pytest.fixture(autouse=True)
 def nothing_expensive(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for place in (
-        "diffusion_gym.envs.vector.load_model",
-        "diffusion_gym.agents.benchmark.command.run_local",
-        "socket.socket.connect",
-        "socket.getaddrinfo",
-    ):
-        monkeypatch.setattr(place, stop)
+    stop_what_is_expensive(monkeypatch)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from diffusion_gym.agents.presets_table import PresetsOptions
 from diffusion_gym.agents.training.reward_options import ServeRewardOptions
 from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
 from diffusion_gym.rewards.server.limits import Limits
-from fuzzing import WORDS, bounded, command, stop
+from fuzzing import WORDS, bounded, command, stop_what_is_expensive
 
 ENV = "DiffusionDenoise-Shapes-Color-v0"
 AGENT = "ddpo_is"
@@ -41,17 +41,8 @@ TRAIN = sorted(
 
 @pytest.fixture(autouse=True)
 def nothing_expensive(monkeypatch, tmp_path):
-    """No weights are loaded, nothing is trained, served or fetched."""
     monkeypatch.chdir(tmp_path)
-    for place in (
-        "diffusion_gym.envs.vector.load_model",
-        "diffusion_gym.agents.benchmark.command.run_local",
-        "diffusion_gym.agents.benchmark.command.run_ray",
-        "diffusion_gym.agents.training.reward_options.serve",
-        "socket.socket.connect",
-        "socket.getaddrinfo",
-    ):
-        monkeypatch.setattr(place, stop)
+    stop_what_is_expensive(monkeypatch)
 
 
 def harmless(word):

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-from run_folders import metrics_rows
-
-_CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb", "out"}
+from run_folders import BENCHMARK_CLOCKS, metrics_rows, timeless
 
 
 def difference(folder, whole):
@@ -37,14 +35,8 @@ def _benchmark(folder, part):
     if part == "points":
         files = folder.glob("runs/*/points/*")
         return {str(path.relative_to(folder)): _content(path) for path in files}
-    return {path.name: _timeless(json.loads(path.read_text())) for path in (folder / part).glob("*.json")}
-
-
-def _timeless(value):
-    """JSON without what a clock or a place gave."""
-    if isinstance(value, dict):
-        return {key: _timeless(entry) for key, entry in value.items() if key not in _CLOCKS}
-    return [_timeless(entry) for entry in value] if isinstance(value, list) else value
+    of_this_run = BENCHMARK_CLOCKS | {"out"}
+    return {path.name: timeless(json.loads(path.read_text()), of_this_run) for path in (folder / part).glob("*.json")}
 
 
 def newest_checkpoint(folder):

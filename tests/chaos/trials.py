@@ -6,17 +6,14 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 
 from benchmark_suites import write_suite
 from diffusion_gym.agents.algorithms import AGENTS
-from run_folders import CARRYING_OPTIONS, metrics_lines
+from run_folders import ITERATIONS, carrying_arguments, metrics_lines
 from tests.chaos.folders import benchmark_difference, difference, half_written, newest_checkpoint
 from tests.chaos.programs import Program, end_all, run_function
 
-ITERATIONS, SAMPLES = 6, 8
-PROMPTS = ("a red circle", "two blue stars", "a green square", "three circles", "a yellow star")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -81,25 +78,8 @@ def write_pipeline(folder):
 
 
 def train_arguments(pipeline, agent, out, *more):
-    known = {entry.name for entry in fields(AGENTS[agent].Config)}
-    carrying = {**CARRYING_OPTIONS, "trainable": "lora", "batch_size": 4, "replay_iterations": 2}
-    chosen = {
-        "--env": "DiffusionDenoise-v0",
-        "--env.model": pipeline,
-        "--env.reward": "Compressibility",
-        "--env.num-inference-steps": 3,
-        "--env.guidance-scale": 2.0,
-        "--agent": agent,
-        "--out": out,
-        "--threads": 1,
-        "--total-reward-queries": ITERATIONS * SAMPLES,
-        "--samples-per-iteration": SAMPLES,
-        "--rollout-batch": 4,
-        "--checkpoint-every": 1,
-        "--pictures-every": 3,
-        **{f"--agent.{key.replace('_', '-')}": value for key, value in carrying.items() if key in known},
-    }
-    return ["train", "--env.prompts", *PROMPTS, *(part for pair in chosen.items() for part in pair), *more]
+    rhythm = ("--checkpoint-every", 1, "--pictures-every", 3)
+    return [*carrying_arguments(pipeline, agent, out), *rhythm, *more]
 
 
 def go_on(place, agent, out, *more):

@@ -32,8 +32,21 @@ class Stopped(Exception):
     """Raised by what stands for everything expensive: so far all was well."""
 
 
-def stop(*args, **keywords):
+def _stop(*args, **keywords):
     raise Stopped
+
+
+def stop_what_is_expensive(monkeypatch):
+    """No weights are loaded, nothing is trained, served or fetched: `Stopped` in its place."""
+    for place in (
+        "diffusion_gym.envs.vector.load_model",
+        "diffusion_gym.agents.benchmark.command.run_local",
+        "diffusion_gym.agents.benchmark.command.run_ray",
+        "diffusion_gym.agents.training.reward_options.serve",
+        "socket.socket.connect",
+        "socket.getaddrinfo",
+    ):
+        monkeypatch.setattr(place, _stop)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,16 @@
 """What the tests read from run folders, and how they compare runs."""
 
 import json
+from dataclasses import fields
+
+from diffusion_gym.agents.algorithms import AGENTS
 
 CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
+BENCHMARK_CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb"}
+
+# A short training that tests break off: its length, and prompts enough for statistics to differ.
+ITERATIONS, SAMPLES = 6, 8
+PROMPTS = ("a red circle", "two blue stars", "a green square", "three circles", "a yellow star")
 
 # Everything that an agent may carry from one iteration to the next is switched on; an agent takes what it has.
 CARRYING_OPTIONS = {
@@ -20,6 +28,34 @@ CARRYING_OPTIONS = {
     "value_updates": 1,
     "percentile": 0.5,
 }
+
+
+def carrying_arguments(pipeline, agent, out, **options):
+    """The command line of such a training by an agent, `CARRYING_OPTIONS` and `options` switched on as it has them."""
+    known = {entry.name for entry in fields(AGENTS[agent].Config)}
+    carrying = {**CARRYING_OPTIONS, "trainable": "lora", "batch_size": 4, "replay_iterations": 2, **options}
+    chosen = {
+        "--env": "DiffusionDenoise-v0",
+        "--env.model": pipeline,
+        "--env.reward": "Compressibility",
+        "--env.num-inference-steps": 3,
+        "--env.guidance-scale": 2.0,
+        "--agent": agent,
+        "--out": out,
+        "--threads": 1,
+        "--total-reward-queries": ITERATIONS * SAMPLES,
+        "--samples-per-iteration": SAMPLES,
+        "--rollout-batch": 4,
+        **{f"--agent.{key.replace('_', '-')}": value for key, value in carrying.items() if key in known},
+    }
+    return ["train", "--env.prompts", *PROMPTS, *(str(part) for pair in chosen.items() for part in pair)]
+
+
+def timeless(value, clocks=BENCHMARK_CLOCKS):
+    """JSON without what a clock gave, at any depth."""
+    if isinstance(value, dict):
+        return {key: timeless(part, clocks) for key, part in value.items() if key not in clocks}
+    return [timeless(part, clocks) for part in value] if isinstance(value, list) else value
 
 
 def metrics_lines(folder):

@@ -4,8 +4,7 @@ import pytest
 
 from benchmark_suites import write_suite
 from diffusion_gym.agents.benchmark.cells import Cell
-
-CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb"}
+from run_folders import timeless
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +26,4 @@ def cell(tiny_suite, tmp_path):
 @pytest.fixture(scope="session")
 def without_clocks():
     """`without_clocks(record)`: what must not depend on how fast the machine was."""
-
-    def strip(value):
-        if isinstance(value, dict):
-            return {key: strip(part) for key, part in value.items() if key not in CLOCKS}
-        return [strip(part) for part in value] if isinstance(value, list) else value
-
-    return strip
+    return timeless

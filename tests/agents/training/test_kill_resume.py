@@ -10,43 +10,23 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 
 import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.storage import load_tensors, tensors_metadata
-from run_folders import CARRYING_OPTIONS, metrics_lines, metrics_rows
+from run_folders import ITERATIONS, SAMPLES, carrying_arguments, metrics_lines, metrics_rows
 
 pytestmark = pytest.mark.slow
 
-ITERATIONS, SAMPLES, KEPT = 6, 8, 2
-PROMPTS = ("a red circle", "two blue stars", "a green square", "three circles", "a yellow star")
-
-OPTIONS = {**CARRYING_OPTIONS, "trainable": "lora", "batch_size": 4, "replay_iterations": 2}
+KEPT = 2
 
 
 def train_arguments(pipeline, out, name, checkpoint_every, **options):
-    known = {entry.name for entry in fields(AGENTS[name].Config)}
-    chosen = {
-        "--env": "DiffusionDenoise-v0",
-        "--env.model": pipeline,
-        "--env.reward": "Compressibility",
-        "--env.num-inference-steps": 3,
-        "--env.guidance-scale": 2.0,
-        "--agent": name,
-        "--out": out,
-        "--threads": 1,
-        "--total-reward-queries": ITERATIONS * SAMPLES,
-        "--samples-per-iteration": SAMPLES,
-        "--rollout-batch": 4,
-        "--checkpoint-every": checkpoint_every,
-        "--keep-checkpoints": KEPT,
-        "--pictures-every": 2,
-        **{f"--agent.{k.replace('_', '-')}": v for k, v in {**OPTIONS, **options}.items() if k in known},
-    }
-    return ["train", "--env.prompts", *PROMPTS, *(str(part) for pair in chosen.items() for part in pair)]
+    rhythm = {"--checkpoint-every": checkpoint_every, "--keep-checkpoints": KEPT, "--pictures-every": 2}
+    words = (str(part) for pair in rhythm.items() for part in pair)
+    return [*carrying_arguments(pipeline, name, out, **options), *words]
 
 
 def start(arguments, *launcher):
