@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,16 +17,17 @@ from diffusion_gym.agents.advantages import AdvantageOptions, RewardNormalizer
 from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, AgentState
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.finite import require
+from diffusion_gym.agents.noise_window import NoiseWindowOptions, window_at, window_places
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
 from diffusion_gym.scheduling import StepTable
 
 
 @dataclass(frozen=True)
-class PolicyGradientConfig(AdvantageOptions, AgentConfig):
+class PolicyGradientConfig(AdvantageOptions, NoiseWindowOptions, AgentConfig):
     """Options of the policy-gradient agents."""
 
     batch_size: int = 64
@@ -116,6 +118,8 @@ class PolicyGradientAgent(Agent):
     ) -> None:
         super().__init__(policy, config, processes)
         self.normalizer = RewardNormalizer(config)
+        whole = policy.model.step_table(replace(policy.config, noisy_steps=None))
+        self._places = window_places(config, policy.config.noisy_steps, trained_steps(whole, config.trained_steps))
 
     @abstractmethod
     def losses(self, batch: Transitions) -> Losses:
@@ -125,6 +129,20 @@ class PolicyGradientAgent(Agent):
         """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`."""
         group = self.config.group_size
         return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
+
+    @contextmanager
+    def noise_window(self, seed_path: tuple[int, ...]) -> Iterator[None]:
+        """The window of noisy steps where the options have it in this iteration; see `Agent.noise_window`."""
+        if not self._places:
+            yield
+            return
+        own = self.steps
+        with self.policy.noisy_within(window_at(self.config, self._places, seed_path)):
+            self.steps = trained_steps(self.policy.table, self.config.trained_steps)
+            try:
+                yield
+            finally:
+                self.steps = own
 
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
         """Normalised rewards `(N,)`, clipped; see `normalized_rewards`. `(T, N)` gives each step one of its own."""
