@@ -12,11 +12,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.finite import Options, require, require_choice
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
-from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models import DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
@@ -49,26 +49,6 @@ class PolicyOptions(Options):
         require_choice(self, "trainable", Trainable)
         require_choice(self, "mixed_precision", Precision)
         require(self, "at least 1", "lora_rank")
-
-
-def denoising_env(env: Any) -> DenoisingVectorEnv:
-    """The denoising vector environment below wrappers, adapters of libraries and single environments.
-
-    Args:
-        env: a denoising environment, single or vectorised, wrapped or not, Gymnasium's, SB3's or Tianshou's.
-
-    Raises:
-        ValueError: there is none.
-    """
-    base: Any = getattr(env, "unwrapped", env)
-    if hasattr(base, "envs"):  # single ones, as SB3 makes a batch of them
-        base = base.envs[0].unwrapped
-    base = getattr(base, "vector", base)
-    if not isinstance(base, DenoisingVectorEnv):
-        raise ValueError(
-            f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...') or gym.make_vec"
-        )
-    return base
 
 
 class DenoisingPolicy(nn.Module):
@@ -289,6 +269,15 @@ class DenoisingPolicy(nn.Module):
             output = self._predict(self.unet, latents, steps, embeddings)
         return self._estimates(output, latents, steps)[1]
 
+    @torch.no_grad()
+    def output_at(
+        self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor | None, *, reference: bool = False
+    ) -> torch.Tensor:
+        """The guided output of the network (or of the pretrained one) at a timestep that the sampler need not visit."""
+        unet = self.model.unet if reference else self.unet
+        timesteps = timestep.to(self.device, torch.float32).expand(len(latents))
+        return self._guided_output(unet, latents, timesteps, embeddings)
+
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.
 
@@ -356,8 +345,11 @@ class DenoisingPolicy(nn.Module):
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None
     ) -> torch.Tensor:
-        """The network's output in float32, computed in the precision that was chosen."""
-        timesteps = self.table.network_timesteps[steps]
+        """The network's output in float32, computed in the precision that was chosen.
+
+        `steps` are the sampler's, int64 `(N,)`; or, floating, timesteps that it need not visit.
+        """
+        timesteps = steps if steps.is_floating_point() else self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
             return self.model.predict(unet, latents, timesteps, embeddings, **self._scale_argument).float()

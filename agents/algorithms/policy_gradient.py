@@ -23,17 +23,21 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
+from diffusion_gym.agents.solver import RolloutOptions, solver_of
 from diffusion_gym.scheduling import StepTable
+from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
-class PolicyGradientConfig(AdvantageOptions, NoiseWindowOptions, AgentConfig):
+class PolicyGradientConfig(AdvantageOptions, NoiseWindowOptions, RolloutOptions, AgentConfig):
     """Options of the policy-gradient agents."""
 
     batch_size: int = 64
     """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     inner_epochs: int = 1
     """Passes over the trajectories of an iteration."""
+    shared_noise: bool = False
+    """Begin all samples of a group from the same noise x_T (DanceGRPO)."""
     renoise: bool = False
     """Train on the finished pictures noised anew, with new noise in each pass, in place of the transitions that were
     sampled (after AWM): less noise in the gradient of the noisy steps, more in that of the last ones, so it goes with
@@ -42,6 +46,13 @@ class PolicyGradientConfig(AdvantageOptions, NoiseWindowOptions, AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "larger than 0", "batch_size", "inner_epochs")
+        if self.shared_noise and self.group_size < 2:
+            raise ValueError(f"shared_noise=True needs group_size={self.group_size!r} to be at least 2")
+        if self.rollout_scheduler is not None and not self.renoise:
+            raise ValueError(
+                f"rollout_scheduler={self.rollout_scheduler!r} gives no log-probabilities, which this agent needs; "
+                "take renoise=True with it, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ class PolicyGradientAgent(Agent):
         self, policy: DenoisingPolicy, config: PolicyGradientConfig, processes: Processes | None = None
     ) -> None:
         super().__init__(policy, config, processes)
-        self.normalizer = RewardNormalizer(config)
+        self.normalizer, self.solver = RewardNormalizer(config), solver_of(policy, config)
         whole = policy.model.step_table(replace(policy.config, noisy_steps=None))
         self._places = window_places(config, policy.config.noisy_steps, trained_steps(whole, config.trained_steps))
 
@@ -126,9 +137,20 @@ class PolicyGradientAgent(Agent):
         """What to minimise for M transitions, `loss` `(M,)`, and other entries `(M,)` for the metrics."""
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`."""
-        group = self.config.group_size
-        return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
+        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`.
+
+        With a `rollout_scheduler` they are finished latents only.
+        """
+        return collect_many(
+            env if self.solver is None else OneStepVectorEnv(env),
+            self.policy,
+            number,
+            seed_path,
+            group_size=self.config.group_size,
+            shared_noise=self.config.shared_noise,
+            solver=self.solver,
+            processes=self.processes,
+        )
 
     @contextmanager
     def noise_window(self, seed_path: tuple[int, ...]) -> Iterator[None]:
