@@ -263,19 +263,29 @@ class DenoisingPolicy(nn.Module):
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
         return self.distribution(observation).log_prob(action)
 
-    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
-        """The guided prediction of the noise in x_t, `(N, C, H, W)`: what reward-weighted regression fits.
+    def prediction(self, observation: Mapping[str, Any], *, reference: bool = False) -> torch.Tensor:
+        """What the network predicts of x_t, guided, `(N, C, H, W)`: noise, x_0 or velocity, as its model defines it.
 
-        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8). Observations as in
-        `distribution`.
+        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8).
+
+        Args:
+            observation: as in `distribution`.
+            reference: of the pretrained model, without gradient.
         """
         latents, steps = self._read(observation)
         embeddings = self.embeddings_of(observation)
-        if self.cfg_training or embeddings is None:
-            output = self._guided_output(self.unet, latents, steps, embeddings)
-        else:
-            output = self._predict(self.unet, latents, steps, embeddings)
-        return self._estimates(output, latents, steps)[1]
+        unet = self.model.unet if reference else self.unet
+        predict = self._guided_output if self.cfg_training else self._predict
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not reference):
+            return predict(unet, latents, steps, embeddings)
+
+    def estimates(self, output: torch.Tensor, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The x_0 and the noise that predictions of states stand for, each `(N, C, H, W)`; x_0 is not clamped."""
+        return self._estimates(output, *self._read(observation))
+
+    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
+        """The noise in x_t that `prediction` stands for, `(N, C, H, W)`: what reward-weighted regression fits."""
+        return self.estimates(self.prediction(observation), observation)[1]
 
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.

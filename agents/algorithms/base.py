@@ -16,8 +16,9 @@ from pydantic import ConfigDict
 
 from diffusion_gym.agents.advantages import NoUsableReward, usable_rewards
 from diffusion_gym.agents.algorithms.metrics import Metrics
+from diffusion_gym.agents.averaging import WeightAverage
 from diffusion_gym.agents.finite import Diverged, all_finite, require
-from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions, WeightAverage
+from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
 from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
