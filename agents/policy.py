@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from diffusion_gym.agents.distribution import DenoisingDistribution
-from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.models import DenoisingModel, null_embedding
+from diffusion_gym.models import DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
-
-Trainable = Literal["lora", "full"]
-Precision = Literal["no", "bf16", "fp16"]
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
 # has left costs one pass of the text encoder.
 _EMBEDDING_CACHE_BYTES: Final = 2**31
-
-
-@dataclass(frozen=True)
-class PolicyOptions(Options):
-    """What of a policy trains, and how its network computes; the defaults are those of the DDPO paper, table F.6."""
-
-    trainable: Trainable = "lora"
-    """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
-    lora_rank: int = 4
-    """Rank of the adapters."""
-    cfg_training: bool = True
-    """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
-    mixed_precision: Precision = "no"
-    """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "trainable", Trainable)
-        require_choice(self, "mixed_precision", Precision)
-        require(self, "at least 1", "lora_rank")
 
 
 def denoising_env(env: Any) -> DenoisingVectorEnv:
@@ -111,7 +87,7 @@ class DenoisingPolicy(nn.Module):
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
-        self.table = model.step_table(config).to(model.device)
+        self.table = sampling_table(model, config)
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
@@ -198,6 +174,15 @@ class DenoisingPolicy(nn.Module):
         """The device of the weights."""
         return self.model.device
 
+    @contextmanager
+    def noisy_within(self, noisy_steps: tuple[int, int]) -> Iterator[None]:
+        """Within this context these steps are the noisy ones, the first and how many, in place of the sampler's own."""
+        own, self.table = self.table, sampling_table(self.model, replace(self.config, noisy_steps=noisy_steps))
+        try:
+            yield
+        finally:
+            self.table = own
+
     @property
     def stochastic_steps(self) -> torch.Tensor:
         """The steps with sigma > 0, int64: those that a policy gradient can use."""
@@ -211,8 +196,10 @@ class DenoisingPolicy(nn.Module):
         """
         if len(self.stochastic_steps):
             return
-        if self.config.eta == 0 and self.config.sampler == "ddim":
+        if self.config.eta == 0 and self.config.sampler != "ddpm":
             why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling)"
+        elif self.config.noisy_steps is not None:
+            why, remedy = f"noisy_steps={self.config.noisy_steps}", "a window that begins before the last step"
         else:  # the last step has no noise, whatever eta is
             why, remedy = f"num_inference_steps={self.config.num_inference_steps}", "more steps"
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -13,14 +14,17 @@ import torch
 
 from diffusion_gym.agents.algorithms.base import AgentConfig
 from diffusion_gym.agents.algorithms.minibatch import MinibatchAgent, MinibatchConfig, Update
+from diffusion_gym.agents.noise_window import NoiseWindowOptions, window_at, window_places
 from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
-from diffusion_gym.agents.rollout import Trajectories
+from diffusion_gym.agents.rollout import Trajectories, trained_steps
 from diffusion_gym.scheduling import StepTable
 
 
 @dataclass(frozen=True)
-class PolicyGradientConfig(MinibatchConfig):
+class PolicyGradientConfig(NoiseWindowOptions, MinibatchConfig):
     """Options of the policy-gradient agents."""
 
     renoise: bool = False
@@ -90,6 +94,13 @@ class PolicyGradientAgent(MinibatchAgent):
     Config: ClassVar[type[AgentConfig]] = PolicyGradientConfig
     config: PolicyGradientConfig
 
+    def __init__(
+        self, policy: DenoisingPolicy, config: PolicyGradientConfig, processes: Processes | None = None
+    ) -> None:
+        super().__init__(policy, config, processes)
+        whole = policy.model.step_table(replace(policy.config, noisy_steps=None))
+        self._places = window_places(config, policy.config.noisy_steps, trained_steps(whole, config.trained_steps))
+
     @property
     def compares_means(self) -> bool:
         """Whether `losses` looks at the means of the policy that sampled."""
@@ -110,6 +121,20 @@ class PolicyGradientAgent(MinibatchAgent):
         if self.config.renoise:
             return self._renoised(trajectories, advantages, minibatches, rng)
         return self._sampled(trajectories, advantages, minibatches)
+
+    @contextmanager
+    def noise_window(self, seed_path: tuple[int, ...]) -> Iterator[None]:
+        """The window of noisy steps where the options have it in this iteration; see `Agent.noise_window`."""
+        if not self._places:
+            yield
+            return
+        own = self.steps
+        with self.policy.noisy_within(window_at(self.config, self._places, seed_path)):
+            self.steps = trained_steps(self.policy.table, self.config.trained_steps)
+            try:
+                yield
+            finally:
+                self.steps = own
 
     def _losses_at(
         self,

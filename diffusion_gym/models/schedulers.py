@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +13,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.flow_samplers import FLOW_SAMPLERS
 from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
-from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
+from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, windowed
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
 _VARIANCE_PRESERVING: Final = (
@@ -123,8 +125,13 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         config: the sampler.
 
     Raises:
-        ValueError: T is larger than the schedule; or a step's mean is infinite.
+        ValueError: a sampler of flow matching; T is larger than the schedule; or a step's mean is infinite.
     """
+    if config.sampler in FLOW_SAMPLERS:
+        raise ValueError(
+            f"sampler={config.sampler!r} is a sampler of flow-matching models, and the noise of this one preserves the "
+            "variance; use 'ddim' or 'ddpm'"
+        )
     scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
@@ -139,7 +146,13 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         clip_x0=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
         variance="fixed_large" if scheduler.config.get("variance_type") == "fixed_large" else "fixed_small",
     )
+    previous = timesteps - total // steps
     if config.sampler == "ddpm":
         previous = torch.cat([timesteps[1:], torch.tensor([-1])])
-        return ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
-    return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
+        noisy = ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
+        schedule = replace(schedule, final_alpha_bar=1.0)  # where ancestral sampling ends
+    else:
+        noisy = ddim_table(schedule, timesteps, previous, eta=config.eta, sigma_min=config.sigma_min)
+    if config.noisy_steps is None:
+        return noisy
+    return windowed(noisy, ddim_table(schedule, timesteps, previous, eta=0.0), config.noisy_steps)
