@@ -80,4 +80,7 @@ class DDPOIS(ClippedAgent):
 
     def losses(self, batch: Transitions) -> Losses:
         """The clipped surrogate of M transitions."""
-        return self.surrogate(self.policy.distribution(batch.observation), batch).rows()
+        if self.compares_means:
+            return self.surrogate(self.policy.distribution(batch.observation), batch).rows()
+        log_prob = self.policy(batch.observation, batch.action)
+        return clipped_surrogate(log_prob, batch.old_log_prob, batch.advantage, self.config.clip_range).rows()
