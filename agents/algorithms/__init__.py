@@ -33,6 +33,7 @@ from diffusion_gym.agents.algorithms.dgpo import DGPO  # noqa: E402
 from diffusion_gym.agents.algorithms.dpok import DPOK  # noqa: E402
 from diffusion_gym.agents.algorithms.nft import NFT  # noqa: E402
 from diffusion_gym.agents.algorithms.online_dpo import OnlineDPO  # noqa: E402
+from diffusion_gym.agents.algorithms.reward_gradient import RewardGradient  # noqa: E402
 from diffusion_gym.agents.algorithms.rwr import RWR  # noqa: E402
 from diffusion_gym.agents.algorithms.rwr_sparse import SparseRWR  # noqa: E402
 
@@ -55,6 +56,7 @@ __all__ = [
     "PolicyGradientAgent",
     "PolicyGradientConfig",
     "RWR",
+    "RewardGradient",
     "SparseRWR",
     "Trajectories",
     "Transitions",

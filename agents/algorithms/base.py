@@ -139,6 +139,16 @@ class Agent(ABC):
     def fraction_done(self, fraction: float) -> None:
         self.optimizer.fraction_done = fraction
 
+    def check_env(self, env: VectorEnv[Any, Any, Any]) -> None:  # noqa: B027 - most agents have nothing to refuse
+        """Refuse an environment that the agent cannot learn in; the trainer asks before anything is written.
+
+        Args:
+            env: a denoising vector environment.
+
+        Raises:
+            ValueError: what the agent lacks there.
+        """
+
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """This process's share of an iteration's `number` trajectories, sampled with the current policy.
 
