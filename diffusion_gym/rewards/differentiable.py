@@ -35,8 +35,8 @@ def differentiable_scores(
     if tuple(scores.shape) != (len(prompts),) or not scores.requires_grad:
         raise ValueError(
             f"reward={reward_name(reward)!r} says differentiable = True, but its scores are of shape "
-            f"{tuple(scores.shape)} with requires_grad={scores.requires_grad}; return ({len(prompts)},) scores computed "
-            "from the images without detach or no_grad"
+            f"{tuple(scores.shape)} with requires_grad={scores.requires_grad}; return ({len(prompts)},) scores made "
+            "of the images without detach or no_grad"
         )
     return scores
 
