@@ -12,11 +12,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
-from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models import DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
@@ -24,26 +24,6 @@ _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
 # has left costs one pass of the text encoder.
 _EMBEDDING_CACHE_BYTES: Final = 2**31
-
-
-def denoising_env(env: Any) -> DenoisingVectorEnv:
-    """The denoising vector environment below wrappers, adapters of libraries and single environments.
-
-    Args:
-        env: a denoising environment, single or vectorised, wrapped or not, Gymnasium's, SB3's or Tianshou's.
-
-    Raises:
-        ValueError: there is none.
-    """
-    base: Any = getattr(env, "unwrapped", env)
-    if hasattr(base, "envs"):  # single ones, as SB3 makes a batch of them
-        base = base.envs[0].unwrapped
-    base = getattr(base, "vector", base)
-    if not isinstance(base, DenoisingVectorEnv):
-        raise ValueError(
-            f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...') or gym.make_vec"
-        )
-    return base
 
 
 class DenoisingPolicy(nn.Module):
@@ -274,6 +254,15 @@ class DenoisingPolicy(nn.Module):
         """The noise in x_t that `prediction` stands for, `(N, C, H, W)`: what reward-weighted regression fits."""
         return self.estimates(self.prediction(observation), observation)[1]
 
+    @torch.no_grad()
+    def output_at(
+        self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor | None, *, reference: bool = False
+    ) -> torch.Tensor:
+        """The guided output of the network (or of the pretrained one) at a timestep that the sampler need not visit."""
+        unet = self.model.unet if reference else self.unet
+        timesteps = timestep.to(self.device, torch.float32).expand(len(latents))
+        return self._guided_output(unet, latents, timesteps, embeddings)
+
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.
 
@@ -341,8 +330,11 @@ class DenoisingPolicy(nn.Module):
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None
     ) -> torch.Tensor:
-        """The network's output in float32, computed in the precision that was chosen."""
-        timesteps = self.table.network_timesteps[steps]
+        """The network's output in float32, computed in the precision that was chosen.
+
+        `steps` are the sampler's, int64 `(N,)`; or, floating, timesteps that it need not visit.
+        """
+        timesteps = steps if steps.is_floating_point() else self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
             return self.model.predict(unet, latents, timesteps, embeddings, **self._scale_argument).float()

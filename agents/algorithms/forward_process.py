@@ -30,7 +30,6 @@ from diffusion_gym.agents.renoising import fresh_noise, prediction_targets, reno
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.schemas import Count
 from diffusion_gym.storage import joined, part_of
-from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ class ForwardProcessAgent(MinibatchAgent):
     State: ClassVar[type[AgentState]] = ForwardProcessState
     config: ForwardProcessConfig
     needs_stochastic_steps: ClassVar[bool] = False
+    finished_only: bool = True
     follows_every_update: ClassVar[bool] = False
 
     def __init__(
@@ -146,9 +146,9 @@ class ForwardProcessAgent(MinibatchAgent):
         return found.new_zeros(len(update.pairs), *found.shape[1:]).index_copy(0, update.items[:, 3], found)
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Finished latents only, sampled by the behaviour policy in groups; see `Agent.sample`."""
+        """Finished latents only, sampled by the behaviour policy; see `MinibatchAgent.sample`."""
         with self.behaviour.applied() if self.behaviour_samples else nullcontext():
-            return super().sample(OneStepVectorEnv(env), number, seed_path)
+            return super().sample(env, number, seed_path)
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """Minibatch updates on one iteration's pictures, then the behaviour policy follows; see `Agent.update`."""

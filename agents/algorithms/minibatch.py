@@ -19,24 +19,30 @@ from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.solver import RolloutOptions, solver_of
 from diffusion_gym.registry import unknown_name
+from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 # This process's items of an update, the losses of some of them, and how many items all processes have.
 Update = tuple[torch.Tensor, Callable[[torch.Tensor], Losses], int]
 
 
 @dataclass(frozen=True)
-class MinibatchConfig(AdvantageOptions, AgentConfig):
+class MinibatchConfig(AdvantageOptions, RolloutOptions, AgentConfig):
     """Options of the agents with advantages."""
 
     batch_size: int = 64
     """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     inner_epochs: int = 1
     """Passes over the trajectories of an iteration."""
+    shared_noise: bool = False
+    """Begin all samples of a group from the same noise x_T (DanceGRPO)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "larger than 0", "batch_size", "inner_epochs")
+        if self.shared_noise and self.group_size < 2:
+            raise ValueError(f"shared_noise=True needs group_size={self.group_size!r} to be at least 2")
 
 
 class MinibatchState(AgentState):
@@ -46,15 +52,20 @@ class MinibatchState(AgentState):
 
 
 class MinibatchAgent(Agent):
-    """Gradient steps on the losses of a subclass, over minibatches of samples with advantages."""
+    """Gradient steps on the losses of a subclass, over minibatches of samples with advantages.
+
+    Attributes:
+        finished_only: whether finished latents are all that it learns from.
+    """
 
     Config: ClassVar[type[AgentConfig]] = MinibatchConfig
     State: ClassVar[type[AgentState]] = MinibatchState
     config: MinibatchConfig
+    finished_only: bool = False
 
     def __init__(self, policy: DenoisingPolicy, config: MinibatchConfig, processes: Processes | None = None) -> None:
         super().__init__(policy, config, processes)
-        self.normalizer = RewardNormalizer(config)
+        self.normalizer, self.solver = RewardNormalizer(config), solver_of(policy, config)
 
     @abstractmethod
     def updates(
@@ -74,9 +85,20 @@ class MinibatchAgent(Agent):
         """
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`."""
-        group = self.config.group_size
-        return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
+        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`.
+
+        With a `rollout_scheduler`, or where nothing else is learned from, they are finished latents only.
+        """
+        return collect_many(
+            OneStepVectorEnv(env) if self.finished_only or self.solver is not None else env,
+            self.policy,
+            number,
+            seed_path,
+            group_size=self.config.group_size,
+            shared_noise=self.config.shared_noise,
+            solver=self.solver,
+            processes=self.processes,
+        )
 
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
         """Normalised rewards `(N,)`, clipped; see `normalized_rewards`. `(T, N)` gives each step one of its own."""

@@ -9,17 +9,15 @@ people gave.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import best_and_worst
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
 from diffusion_gym.agents.algorithms.dgpo import GroupPreferenceAgent, GroupPreferenceConfig
 from diffusion_gym.agents.algorithms.forward_process import NoisedPictures, NoisedUpdate
-from diffusion_gym.agents.algorithms.minibatch import MinibatchAgent
 from diffusion_gym.agents.finite import require_choice
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
@@ -43,6 +41,11 @@ class OnlineDPOConfig(GroupPreferenceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(self, "form", PreferenceForm)
+        if self.form == "step" and self.rollout_scheduler is not None:
+            raise ValueError(
+                f"rollout_scheduler={self.rollout_scheduler!r} takes other steps than the policy, which form='step' "
+                "compares; leave it out, or use form='denoising_error'"
+            )
 
 
 @AGENTS.register("online_dpo")
@@ -56,6 +59,7 @@ class OnlineDPO(GroupPreferenceAgent):
         if config.form == "step":
             policy.require_noise()
         super().__init__(policy, config, processes)
+        self.finished_only = config.form == "denoising_error"
         if config.form == "step":
             self.steps = trained_steps(policy.table, config.trained_steps)
 
@@ -67,13 +71,6 @@ class OnlineDPO(GroupPreferenceAgent):
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
         """1 for the best of each group, -1 for the worst, NaN for the others: `(N,)`; see `best_and_worst`."""
         return best_and_worst(self.rewards(trajectories)[1], self.config.group_size)
-
-    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Finished latents, or whole trajectories where steps are compared; see `Agent.sample`."""
-        if self.config.form == "denoising_error":
-            return super().sample(env, number, seed_path)
-        with self.behaviour.applied():
-            return MinibatchAgent.sample(self, env, number, seed_path)
 
     def predict(self, batch: NoisedPictures, *, reference: bool = False) -> torch.Tensor:
         """Of steps the mean of the Gaussian in units of sqrt(2) sigma: the error is -log p up to a constant."""

@@ -32,6 +32,14 @@ class PolicyGradientConfig(NoiseWindowOptions, MinibatchConfig):
     sampled (after AWM): less noise in the gradient of the noisy steps, more in that of the last ones, so it goes with
     trained_steps 0 0.5; one more forward pass."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rollout_scheduler is not None and not self.renoise:
+            raise ValueError(
+                f"rollout_scheduler={self.rollout_scheduler!r} gives no log-probabilities, which this agent needs; "
+                "take renoise=True with it, or leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class Transitions:

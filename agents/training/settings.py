@@ -206,6 +206,9 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "agent_options.noise_window": "fixed",
         "agent_options.window_every": 25,
         "agent_options.window_stride": 1,
+        "agent_options.shared_noise": False,
+        "agent_options.rollout_scheduler": None,
+        "agent_options.rollout_steps": None,
     }
 }
 

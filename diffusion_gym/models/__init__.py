@@ -21,7 +21,19 @@ from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
 _HEAVY: Final = {
-    *("checkpoint", "initial", "latent", "lora", "pixel", "repeated_token", "sampling", "schedulers", "sd3", "sdxl")
+    *(
+        "checkpoint",
+        "initial",
+        "latent",
+        "lora",
+        "pixel",
+        "repeated_token",
+        "sampling",
+        "schedulers",
+        "sd3",
+        "sdxl",
+        "solvers",
+    )
 }
 _PIPELINES: Final = {
     "StableDiffusionPipeline": "latent:LatentModel",

@@ -18,15 +18,15 @@ from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PR
 from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, windowed
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
-_VARIANCE_PRESERVING: Final = (
+PRESERVING: Final = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
     *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
     *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
     *("SASolverScheduler", "LCMScheduler", "TCDScheduler"),
 )
-_FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
-_FLOW_SOLVERS: Final = (
+FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+FLOW_SOLVERS: Final = (
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("UniPCMultistepScheduler", "SASolverScheduler"),
 )
@@ -65,10 +65,10 @@ def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = Fals
     Raises:
         ValueError: the scheduler is of another kind; or a field of it has a value that DDIM cannot honour.
     """
-    if (kind := config.get("_class_name")) not in _VARIANCE_PRESERVING or "beta_schedule" not in config:
+    if (kind := config.get("_class_name")) not in PRESERVING or "beta_schedule" not in config:
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, has no betas; use a model with a scheduler such as "
-            f"{', '.join(_VARIANCE_PRESERVING)}"
+            f"{', '.join(PRESERVING)}"
         )
     check_fields(model, "scheduler_config.json", config, VARIANCE_PRESERVING, complete=True)
     own = _fields_of(DDIMScheduler, config)
@@ -88,13 +88,13 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
         ValueError: the scheduler is of another kind; or a field of it has a value that the sampler cannot honour.
     """
     kind = config.get("_class_name")
-    if kind in _FLOW:
+    if kind in FLOW:
         check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
         return FlowMatchEulerDiscreteScheduler.from_config(_fields_of(FlowMatchEulerDiscreteScheduler, config))
-    if kind not in _FLOW_SOLVERS or not config.get("use_flow_sigmas"):
+    if kind not in FLOW_SOLVERS or not config.get("use_flow_sigmas"):
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, is none of a flow; use a model with a scheduler such as "
-            f"{', '.join(_FLOW)}"
+            f"{', '.join(FLOW)}"
         )
     check_fields(model, "scheduler_config.json", config, FLOW_SOLVER, complete=True)
     # `flow_shift` is what these call the shift; the pipeline's dynamic one ends at 1.16 where the config does not say.

@@ -126,8 +126,17 @@ class SD3Model(LatentModel):
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `flow_step_table`."""
+        return flow_step_table(self.scheduler_config, config, self._patches)
+
+    def timestep_arguments(self, steps: int) -> dict[str, Any]:
+        """What the pipeline tells a scheduler besides the number of steps."""
+        shift = _shift(FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config).config, self._patches)
+        return {} if shift is None else {"mu": shift}
+
+    @property
+    def _patches(self) -> int:
         network: Any = self.unet.config
-        return flow_step_table(self.scheduler_config, config, (network.sample_size // network.patch_size) ** 2)
+        return int(network.sample_size // network.patch_size) ** 2
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
