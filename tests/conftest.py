@@ -44,6 +44,9 @@ def brightness(images, prompts, metadata):
     return images.mean((1, 2, 3))
 
 
+brightness.differentiable = True
+
+
 @pytest.fixture(scope="session")
 def make_env(tiny_pipeline):
     """`make_env(num_envs, **keywords of gym.make_vec)` on the tiny pipeline, rewarded for brightness."""

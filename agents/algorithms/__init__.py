@@ -25,28 +25,38 @@ from diffusion_gym.agents.rollout import Trajectories, collect_many
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS  # noqa: E402 - after the others are registered
+from diffusion_gym.agents.algorithms.awm import AWM  # noqa: E402 - after the others are registered
+from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS  # noqa: E402
 from diffusion_gym.agents.algorithms.ddpo_iskl import DDPOISKL  # noqa: E402
 from diffusion_gym.agents.algorithms.ddpo_sf import DDPOSF  # noqa: E402
+from diffusion_gym.agents.algorithms.dgpo import DGPO  # noqa: E402
 from diffusion_gym.agents.algorithms.dpok import DPOK  # noqa: E402
+from diffusion_gym.agents.algorithms.nft import NFT  # noqa: E402
+from diffusion_gym.agents.algorithms.online_dpo import OnlineDPO  # noqa: E402
+from diffusion_gym.agents.algorithms.reward_gradient import RewardGradient  # noqa: E402
 from diffusion_gym.agents.algorithms.rwr import RWR  # noqa: E402
 from diffusion_gym.agents.algorithms.rwr_sparse import SparseRWR  # noqa: E402
 
 __all__ = [
     "AGENTS",
+    "AWM",
     "Agent",
     "AgentConfig",
     "DDPOIS",
     "DDPOISKL",
     "DDPOSF",
+    "DGPO",
     "DPOK",
     "Diverged",
     "Losses",
     "Metrics",
+    "NFT",
     "NoUsableReward",
+    "OnlineDPO",
     "PolicyGradientAgent",
     "PolicyGradientConfig",
     "RWR",
+    "RewardGradient",
     "SparseRWR",
     "Trajectories",
     "Transitions",

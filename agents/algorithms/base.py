@@ -16,9 +16,11 @@ from pydantic import ConfigDict
 
 from diffusion_gym.agents.advantages import NoUsableReward, usable_rewards
 from diffusion_gym.agents.algorithms.metrics import Metrics
+from diffusion_gym.agents.averaging import WeightAverage
 from diffusion_gym.agents.finite import Diverged, all_finite, require
-from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions, WeightAverage
-from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
+from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
 from diffusion_gym.devices import to_device
@@ -136,6 +138,16 @@ class Agent(ABC):
     @fraction_done.setter
     def fraction_done(self, fraction: float) -> None:
         self.optimizer.fraction_done = fraction
+
+    def check_env(self, env: VectorEnv[Any, Any, Any]) -> None:  # noqa: B027 - most agents have nothing to refuse
+        """Refuse an environment that the agent cannot learn in; the trainer asks before anything is written.
+
+        Args:
+            env: a denoising vector environment.
+
+        Raises:
+            ValueError: what the agent lacks there.
+        """
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """This process's share of an iteration's `number` trajectories, sampled with the current policy.

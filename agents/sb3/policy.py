@@ -18,7 +18,8 @@ from diffusion_gym.agents.adapters import require_no_float16, require_spaces, to
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity, require_fingerprint
 from diffusion_gym.agents.optimization import OptimizerOptions, recomputed
-from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import numbered

@@ -74,6 +74,7 @@ class Trainer:
         group = getattr(self.agent.config, "group_size", 1)  # refused here, before the run folder is written
         if self.env.num_envs % group:
             raise ValueError(f"group_size={group} must divide the rollout's batch, num_envs={self.env.num_envs}")
+        self.agent.check_env(self.env)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
         self.done = Progress()
         self.processes = self.agent.processes
