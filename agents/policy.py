@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.finite import Options, require, require_choice
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
-from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.models import DenoisingModel, null_embedding
+from diffusion_gym.models import DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
@@ -48,26 +49,6 @@ class PolicyOptions(Options):
         require_choice(self, "trainable", Trainable)
         require_choice(self, "mixed_precision", Precision)
         require(self, "at least 1", "lora_rank")
-
-
-def denoising_env(env: Any) -> DenoisingVectorEnv:
-    """The denoising vector environment below wrappers, adapters of libraries and single environments.
-
-    Args:
-        env: a denoising environment, single or vectorised, wrapped or not, Gymnasium's, SB3's or Tianshou's.
-
-    Raises:
-        ValueError: there is none.
-    """
-    base: Any = getattr(env, "unwrapped", env)
-    if hasattr(base, "envs"):  # single ones, as SB3 makes a batch of them
-        base = base.envs[0].unwrapped
-    base = getattr(base, "vector", base)
-    if not isinstance(base, DenoisingVectorEnv):
-        raise ValueError(
-            f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...') or gym.make_vec"
-        )
-    return base
 
 
 class DenoisingPolicy(nn.Module):
@@ -111,7 +92,7 @@ class DenoisingPolicy(nn.Module):
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
-        self.table = model.step_table(config).to(model.device)
+        self.table = sampling_table(model, config)
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
@@ -198,6 +179,15 @@ class DenoisingPolicy(nn.Module):
         """The device of the weights."""
         return self.model.device
 
+    @contextmanager
+    def noisy_within(self, noisy_steps: tuple[int, int]) -> Iterator[None]:
+        """Within this context these steps are the noisy ones, the first and how many, in place of the sampler's own."""
+        own, self.table = self.table, sampling_table(self.model, replace(self.config, noisy_steps=noisy_steps))
+        try:
+            yield
+        finally:
+            self.table = own
+
     @property
     def stochastic_steps(self) -> torch.Tensor:
         """The steps with sigma > 0, int64: those that a policy gradient can use."""
@@ -211,8 +201,10 @@ class DenoisingPolicy(nn.Module):
         """
         if len(self.stochastic_steps):
             return
-        if self.config.eta == 0 and self.config.sampler == "ddim":
+        if self.config.eta == 0 and self.config.sampler != "ddpm":
             why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling)"
+        elif self.config.noisy_steps is not None:
+            why, remedy = f"noisy_steps={self.config.noisy_steps}", "a window that begins before the last step"
         else:  # the last step has no noise, whatever eta is
             why, remedy = f"num_inference_steps={self.config.num_inference_steps}", "more steps"
         raise ValueError(
@@ -276,6 +268,15 @@ class DenoisingPolicy(nn.Module):
         else:
             output = self._predict(self.unet, latents, steps, embeddings)
         return self._estimates(output, latents, steps)[1]
+
+    @torch.no_grad()
+    def output_at(
+        self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor | None, *, reference: bool = False
+    ) -> torch.Tensor:
+        """The guided output of the network (or of the pretrained one) at a timestep that the sampler need not visit."""
+        unet = self.model.unet if reference else self.unet
+        timesteps = timestep.to(self.device, torch.float32).expand(len(latents))
+        return self._guided_output(unet, latents, timesteps, embeddings)
 
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.
@@ -344,8 +345,11 @@ class DenoisingPolicy(nn.Module):
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None
     ) -> torch.Tensor:
-        """The network's output in float32, computed in the precision that was chosen."""
-        timesteps = self.table.network_timesteps[steps]
+        """The network's output in float32, computed in the precision that was chosen.
+
+        `steps` are the sampler's, int64 `(N,)`; or, floating, timesteps that it need not visit.
+        """
+        timesteps = steps if steps.is_floating_point() else self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
             return self.model.predict(unet, latents, timesteps, embeddings, **self._scale_argument).float()

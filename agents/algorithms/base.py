@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
 
@@ -146,6 +146,14 @@ class Agent(ABC):
             seed_path: where the randomness comes from; see `collect_many`.
         """
         return collect_many(env, self.policy, number, seed_path, processes=self.processes)
+
+    def noise_window(self, seed_path: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Within this context an iteration is sampled and learned from, with its steps noisy where that is an option.
+
+        Args:
+            seed_path: of the iteration, whose number comes last.
+        """
+        return nullcontext()
 
     @abstractmethod
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:

@@ -71,6 +71,11 @@ class DPOKConfig(ClippedConfig):
                 "renoise=True is not for DPOK, whose replay buffer holds the transitions that were sampled; leave it "
                 "out, or take another agent"
             )
+        if self.noise_window != "fixed":
+            raise ValueError(
+                f"noise_window={self.noise_window!r} is not for DPOK, whose replay buffer holds transitions of other "
+                "iterations, where other steps had noise; leave it at 'fixed', or take another agent"
+            )
         names = ("updates", "reward_weight", "value_learning_rate", "value_batch_size", "replay_iterations")
         require(self, "larger than 0", *names)
         require(self, "at least 0", "kl_weight", "value_updates")

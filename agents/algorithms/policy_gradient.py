@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,22 +17,27 @@ from diffusion_gym.agents.advantages import AdvantageOptions, RewardNormalizer
 from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, AgentState
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.finite import require
+from diffusion_gym.agents.noise_window import NoiseWindowOptions, window_at, window_places
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
+from diffusion_gym.agents.solver import RolloutOptions, solver_of
 from diffusion_gym.scheduling import StepTable
+from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
-class PolicyGradientConfig(AdvantageOptions, AgentConfig):
+class PolicyGradientConfig(AdvantageOptions, NoiseWindowOptions, RolloutOptions, AgentConfig):
     """Options of the policy-gradient agents."""
 
     batch_size: int = 64
     """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
     inner_epochs: int = 1
     """Passes over the trajectories of an iteration."""
+    shared_noise: bool = False
+    """Begin all samples of a group from the same noise x_T (DanceGRPO)."""
     renoise: bool = False
     """Train on the finished pictures noised anew, with new noise in each pass, in place of the transitions that were
     sampled (after AWM): less noise in the gradient of the noisy steps, more in that of the last ones, so it goes with
@@ -40,6 +46,13 @@ class PolicyGradientConfig(AdvantageOptions, AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "larger than 0", "batch_size", "inner_epochs")
+        if self.shared_noise and self.group_size < 2:
+            raise ValueError(f"shared_noise=True needs group_size={self.group_size!r} to be at least 2")
+        if self.rollout_scheduler is not None and not self.renoise:
+            raise ValueError(
+                f"rollout_scheduler={self.rollout_scheduler!r} gives no log-probabilities, which this agent needs; "
+                "take renoise=True with it, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,16 +128,43 @@ class PolicyGradientAgent(Agent):
         self, policy: DenoisingPolicy, config: PolicyGradientConfig, processes: Processes | None = None
     ) -> None:
         super().__init__(policy, config, processes)
-        self.normalizer = RewardNormalizer(config)
+        self.normalizer, self.solver = RewardNormalizer(config), solver_of(policy, config)
+        whole = policy.model.step_table(replace(policy.config, noisy_steps=None))
+        self._places = window_places(config, policy.config.noisy_steps, trained_steps(whole, config.trained_steps))
 
     @abstractmethod
     def losses(self, batch: Transitions) -> Losses:
         """What to minimise for M transitions, `loss` `(M,)`, and other entries `(M,)` for the metrics."""
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`."""
-        group = self.config.group_size
-        return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
+        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`.
+
+        With a `rollout_scheduler` they are finished latents only.
+        """
+        return collect_many(
+            env if self.solver is None else OneStepVectorEnv(env),
+            self.policy,
+            number,
+            seed_path,
+            group_size=self.config.group_size,
+            shared_noise=self.config.shared_noise,
+            solver=self.solver,
+            processes=self.processes,
+        )
+
+    @contextmanager
+    def noise_window(self, seed_path: tuple[int, ...]) -> Iterator[None]:
+        """The window of noisy steps where the options have it in this iteration; see `Agent.noise_window`."""
+        if not self._places:
+            yield
+            return
+        own = self.steps
+        with self.policy.noisy_within(window_at(self.config, self._places, seed_path)):
+            self.steps = trained_steps(self.policy.table, self.config.trained_steps)
+            try:
+                yield
+            finally:
+                self.steps = own
 
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
         """Normalised rewards `(N,)`, clipped; see `normalized_rewards`. `(T, N)` gives each step one of its own."""

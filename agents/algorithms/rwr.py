@@ -16,13 +16,16 @@ from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_states
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.solver import RolloutOptions, solver_of
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
-class RegressionConfig(AgentConfig):
+class RegressionConfig(RolloutOptions, AgentConfig):
     """Options of the reward-weighted agents; the defaults are those of the DDPO paper, table F.6."""
 
     batch_size: int = 128
@@ -45,13 +48,18 @@ class RegressionAgent(Agent):
     config: RegressionConfig
     needs_stochastic_steps: ClassVar[bool] = False
 
+    def __init__(self, policy: DenoisingPolicy, config: RegressionConfig, processes: Processes | None = None) -> None:
+        super().__init__(policy, config, processes)
+        self.solver = solver_of(policy, config)
+
     @abstractmethod
     def weights(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
         """Weights `(N,)`, not negative; 0 where a reward is not finite."""
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """Finished latents only, through the one-step view; see `Agent.sample`."""
-        return collect_many(OneStepVectorEnv(env), self.policy, number, seed_path, processes=self.processes)
+        view, processes = OneStepVectorEnv(env), self.processes
+        return collect_many(view, self.policy, number, seed_path, solver=self.solver, processes=processes)
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """`updates` gradient steps on one iteration's pictures; see `Agent.update`."""

@@ -163,10 +163,11 @@ class Trainer:
     def _iterate(self, tracker: Tracker, bar: Any) -> None:
         started = time.perf_counter()
         path = (self.seed, _TRAIN, self.done.iteration)
-        trajectories = self._sample(path)
-        sampled = time.perf_counter() - started
-        self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
-        updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
+        with self.agent.noise_window(path):
+            trajectories = self._sample(path)
+            sampled = time.perf_counter() - started
+            self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
+            updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
         self.agent.check_finite(self.done.iteration + 1, updated)
         number = self.schedule.samples_per_iteration
         self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)

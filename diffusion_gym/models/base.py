@@ -89,6 +89,23 @@ class DenoisingModel(Protocol):
         ...
 
 
+def sampling_table(model: DenoisingModel, config: SamplerConfig) -> StepTable:
+    """The step table of a model, float32 on its device.
+
+    Raises:
+        ValueError: what `step_table` refuses; or it did not read `noisy_steps`, as that of a model of somebody else's.
+    """
+    table = model.step_table(config).to(model.device)
+    if config.noisy_steps is not None:
+        start, length = config.noisy_steps
+        if bool((torch.cat([table.sigma[:start], table.sigma[start + length :]]) > 0).any()):
+            raise ValueError(
+                f"noisy_steps={config.noisy_steps!r} is not read by step_table of model={model.name!r}, whose other "
+                "steps are noisy too; combine its tables with diffusion_gym.scheduling.windowed"
+            )
+    return table
+
+
 def null_embedding(model: DenoisingModel) -> torch.Tensor:
     """The text embedding `(1, L, D)` that guidance pushes away from."""
     embed_null = getattr(model, "embed_null", None)

@@ -44,6 +44,23 @@ def test_a_group_shares_its_prompt_and_nothing_else(env, make_policy, group_size
         assert len({tuple(row) for row in latents.flatten(1).tolist()}) == 3 * NUMBER
 
 
+def test_a_group_may_share_the_noise_at_the_start_too(env, make_policy):
+    """DanceGRPO; every group begins as its first sample does without, and the noise of the actions stays."""
+    policy = make_policy(env)
+    own = collect_many(env, policy, 2 * NUMBER, (0, 1), group_size=4)
+    shared = collect_many(env, policy, 2 * NUMBER, (0, 1), group_size=4, shared_noise=True)
+    assert shared.prompts == own.prompts
+    assert torch.equal(shared.latents[0], own.latents[0][::4].repeat_interleave(4, 0))
+    assert torch.equal(shared.latents[:, ::4], own.latents[:, ::4])
+    for latents in shared.latents[1:]:
+        assert len({tuple(row) for row in latents.flatten(1).tolist()}) == 2 * NUMBER
+
+
+def test_shared_noise_without_groups_is_refused():
+    with pytest.raises(ValueError, match="shared_noise=True needs group_size=1 to be at least 2"):
+        DDPOIS.Config(shared_noise=True)
+
+
 def test_the_prompts_of_groups_are_drawn_as_those_of_samples(make_env, make_policy):
     """Over many groups each of the three prompts comes equally often, in all places of a batch."""
     env, number = make_env(NUMBER, num_inference_steps=1, guidance_scale=1.0), 60
