@@ -27,7 +27,15 @@ CARRYING_OPTIONS = {
     "value_batch_size": 12,
     "value_updates": 1,
     "percentile": 0.5,
+    "behaviour_growth": 0.1,
 }
+
+DIFFERENTIABLE = "diffusion_gym.testing.brightness:Brightness"
+
+
+def reward_for(agent, other):
+    """The reward `other`, or one with a gradient for the agent that follows it."""
+    return DIFFERENTIABLE if agent == "reward_gradient" else other
 
 
 def carrying_arguments(pipeline, agent, out, **options):
@@ -37,7 +45,7 @@ def carrying_arguments(pipeline, agent, out, **options):
     chosen = {
         "--env": "DiffusionDenoise-v0",
         "--env.model": pipeline,
-        "--env.reward": "Compressibility",
+        "--env.reward": reward_for(agent, "Compressibility"),
         "--env.num-inference-steps": 3,
         "--env.guidance-scale": 2.0,
         "--agent": agent,

@@ -22,6 +22,9 @@ def reward(images, prompts, metadata):
     return RewardOutput(scores, {"red": images[:, 0].mean((1, 2))})
 
 
+reward.differentiable = True
+
+
 @pytest.fixture(scope="module")
 def build(make_env, make_agent):
     """`build(out, name, iterations, ...)`: every call builds all anew, as a new process would."""
