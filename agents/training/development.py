@@ -18,7 +18,7 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.training.checkpoint import Progress
 from diffusion_gym.agents.training.denoised_path import denoised_path
-from diffusion_gym.agents.training.pictures import compared_sheet, png_bytes
+from diffusion_gym.agents.training.pictures import compared_sheet, drop_pictures_after, png_bytes
 from diffusion_gym.agents.training.records import append_record, drop_records_after, read_development
 from diffusion_gym.agents.training.tracking import Picture, Tracker
 from diffusion_gym.devices import require_memory
@@ -131,9 +131,7 @@ class DevelopmentSet:
         """Drop what was written after an iteration, that of the checkpoint from which the run goes on."""
         if self._records.exists():
             drop_records_after(self._records, iteration)
-        for path in (self.folder / "images").glob("development-*.png"):
-            if int(path.stem.rpartition("-")[2]) > iteration:
-                path.unlink()
+        drop_pictures_after(self.folder / "images", "development", iteration)
 
     def track(
         self,

@@ -22,7 +22,7 @@ from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.training.development import DevelopmentSet
 from diffusion_gym.agents.training.ending import Ending
 from diffusion_gym.agents.training.folders import holding
-from diffusion_gym.agents.training.pictures import save_grid
+from diffusion_gym.agents.training.pictures import drop_pictures_after, save_grid
 from diffusion_gym.agents.training.profile import Profile
 from diffusion_gym.agents.training.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.training.schedule import Schedule
@@ -128,6 +128,7 @@ class Trainer:
         if self.processes.main:
             remove_unfinished(self.out)
             drop_records_after(self._metrics, self.done.iteration)
+            drop_pictures_after(self.out / "images", "iteration", self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
         with self._tracker() as tracker, self._bar() as bar, self.ending.listening(self._say):
@@ -142,7 +143,8 @@ class Trainer:
                 self._save()
                 self.processes.agree(error)  # raises it; of several processes one tells
             self._save()
-            self._pictures()
+            if self.finished:  # a run that goes on would have a grid that an uninterrupted one lacks
+                self._pictures()
             self._develop(tracker)
         return self.done
 
