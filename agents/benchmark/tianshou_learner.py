@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from tianshou.trainer import OnPolicyTrainerParams
 
-from diffusion_gym.agents.benchmark.contender import SEED_STRIDE, LibraryContender
+from diffusion_gym.agents.benchmark.learner import SEED_STRIDE, LibraryLearner
 from diffusion_gym.agents.tianshou import AdamWFactory, GuidedPolicy, TrajectoryCollector, ddpo_is, ddpo_sf
 from diffusion_gym.agents.training.settings import RunSettings
 
 
-class TianshouContender(LibraryContender):
+class TianshouLearner(LibraryLearner):
     """Tianshou's PPO and Reinforce with its trainer; rewards are normalised as `DDPOPPO` and `DDPOReinforce` do.
 
     Args:
