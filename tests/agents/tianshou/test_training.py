@@ -1,8 +1,6 @@
 """Tianshou's trainer and logger, files, the page."""
 
-import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +25,8 @@ from diffusion_gym.agents.tianshou import (
     save,
 )
 from diffusion_gym.storage import load_tensors, save_tensors
+from pages import run_page
 
-ROOT = Path(__file__).parents[3]
 T = 3
 
 
@@ -134,19 +132,10 @@ def test_training_on_a_gpu(make, exact_end_pipeline, tmp_path, build, trained):
 
 def test_the_page_runs(tmp_path, monkeypatch):
     """Every block of docs/tianshou.md in order, with fewer environments and steps."""
-    page = (ROOT / "docs" / "tianshou.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
-    scope = {}
-    for block in blocks:
-        for large, small in (("=64", "=4"), ("64 * T", "4 * T"), ("32 * T", "2 * T"), ("T = 10", "T = 3")):
-            block = block.replace(large, small)
-        exec(block, scope)
+    scope = run_page("tianshou.md", {"=64": "=4", "64 * T": "4 * T", "32 * T": "2 * T", "T = 10": "T = 3"})
     assert len(scope["stats"].returns) == 4 and list((tmp_path / "logs").iterdir())
     assert (tmp_path / "run.safetensors").exists() and (tmp_path / "model").is_dir()
-    for target in re.findall(r"\]\(([^)#]+)", page):
-        assert target.startswith("http") or (ROOT / "docs" / target).exists(), target
 
 
 @pytest.mark.parametrize(
