@@ -65,6 +65,4 @@ class TianshouLearner(LibraryLearner):
 
     def _shared(self) -> dict[str, Any]:
         names = ("normalization", "trained_steps", "statistics_buffer", "statistics_min_count", "advantage_clip")
-        adamw = self.options.adamw
-        optim = AdamWFactory(self.options.learning_rate, adamw["betas"], adamw["eps"], adamw["weight_decay"])
-        return {"optim": optim, **self.chosen("max_grad_norm", *names)}
+        return {"optim": AdamWFactory(self.options), **self.chosen("max_grad_norm", *names)}

@@ -13,6 +13,7 @@ from tianshou.utils import TensorboardLogger
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch.utils.tensorboard import SummaryWriter
 
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.tianshou import (
     AdamWFactory,
     GuidedPolicy,
@@ -110,7 +111,11 @@ def test_tianshous_own_ppo_takes_the_policy(make, trained):
     env = make(2)
     policy = GuidedPolicy.from_env(env)
     algorithm = PPO(
-        policy=policy, critic=ZeroCritic(policy.denoising.device), optim=AdamWFactory(1e-3), gamma=1.0, gae_lambda=1.0
+        policy=policy,
+        critic=ZeroCritic(policy.denoising.device),
+        optim=AdamWFactory(OptimizerOptions(1e-3)),
+        gamma=1.0,
+        gae_lambda=1.0,
     )
     trained(algorithm, Collector(algorithm, TianshouVectorEnv(env), VectorReplayBuffer(2 * T, 2)), 2)
 
