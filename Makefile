@@ -75,6 +75,7 @@ docs: $(STAMP)
 	$(BIN)/python benchmarks/peers/compare.py page
 	$(BIN)/python benchmarks/scaling.py page
 	$(BIN)/python benchmarks/gpu.py page
+	$(BIN)/python benchmarks/operations.py --page
 
 docs-check: $(STAMP)
 	mkdir -p build && sha256sum README.md docs/*.md > build/pages.sha256
