@@ -173,14 +173,13 @@ def test_unlike_records_are_refused(peers):
 
 def test_page_is_made_of_the_records_alone(peers, tmp_path):
     page, records = tmp_path / "speed.md", tmp_path / "records"
-    page.write_text("above\n<!-- speed -->\nold\n<!-- /speed -->\nbelow\n")
-    readme = tmp_path / "README.md"
-    readme.write_text(page.read_text())
-    options = peers.compare.PageOptions(records=records, page=page, readme=readme)
-    peers.compare.page(options)
-    assert (
-        readme.read_text() == page.read_text() == "above\n<!-- speed -->\nNot measured yet.\n<!-- /speed -->\nbelow\n"
+    marked = (
+        "above\n<!-- speed headline -->\n{}\n<!-- /speed headline -->\n<!-- speed -->\n{}\n<!-- /speed -->\nbelow\n"
     )
+    page.write_text(marked.format("old", "old"))
+    options = peers.compare.PageOptions(records=records, page=page)
+    peers.compare.page(options)
+    assert page.read_text() == marked.format("Not measured yet.", "Not measured yet.")
     for record in (TRL, NATIVE, FLOOR):
         write_json(records / f"{record['name']}.json", record)
     peers.compare.page(options)
