@@ -98,12 +98,20 @@ TRL = record("TRL", [(4.5, 12), (2.5, 7), (8.5, 23)], 200)
 
 
 def test_the_page_has_ratios_within_rounds_of_the_records(tmp_path):
-    page, records, readme = tmp_path / "speed.md", tmp_path / "records", tmp_path / "README.md"
-    for path in (page, readme):
-        path.write_text("above\n<!-- speed -->\nold\n<!-- /speed -->\nbelow\n")
+    page, records = tmp_path / "speed.md", tmp_path / "records"
+    marked = "<!-- speed headline -->
+old
+<!-- /speed headline -->
+<!-- speed -->
+old
+<!-- /speed -->
+"
+    page.write_text(f"above
+{marked}below
+")
     for one in (TRL, NATIVE, FLOOR):
         write_json(records / f"{one['name']}.json", one)
-    compare.page(compare.PageOptions(records=records, page=page, readme=readme))
+    compare.page(compare.PageOptions(records=records, page=page))
     text = page.read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| diffusion")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -31,8 +31,8 @@ def test_the_processes_sample_what_one_would(make_env, make_policy, one_step, gr
         assert len({noise.numpy().tobytes() for noise in noises}) == 8
 
 
-# One for each way of sharing an update out: with and without groups, a replay buffer, pictures alone, preferences within
-# a group. Others are slow.
+# One for each way of sharing an update out: with and without groups, a replay buffer, pictures alone, preferences in
+# groups. Others are slow.
 QUICK = ("ddpo_is", "ddpo_iskl", "dpok", "rwr", "dgpo")
 EVERY_AGENT = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(AGENTS)]
 
