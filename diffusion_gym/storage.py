@@ -215,7 +215,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def _require_whole_characters(text: str) -> None:
-    """Refuse what an escape such as `\\ud800` alone stands for: no file, page or wire can take it."""
+    r"""Refuse what an escape such as `\ud800` alone stands for: no file, page or wire can take it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -99,16 +99,8 @@ TRL = record("TRL", [(4.5, 12), (2.5, 7), (8.5, 23)], 200)
 
 def test_the_page_has_ratios_within_rounds_of_the_records(tmp_path):
     page, records = tmp_path / "speed.md", tmp_path / "records"
-    marked = "<!-- speed headline -->
-old
-<!-- /speed headline -->
-<!-- speed -->
-old
-<!-- /speed -->
-"
-    page.write_text(f"above
-{marked}below
-")
+    marked = "<!-- speed headline -->\nold\n<!-- /speed headline -->\n<!-- speed -->\nold\n<!-- /speed -->\n"
+    page.write_text(f"above\n{marked}below\n")
     for one in (TRL, NATIVE, FLOOR):
         write_json(records / f"{one['name']}.json", one)
     compare.page(compare.PageOptions(records=records, page=page))
