@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from diffusion_gym.agents.benchmark.learner import Learner
-from diffusion_gym.agents.benchmark.learners import LIBRARY_AGENTS, config_of, make_learner
+from diffusion_gym.agents.benchmark.library_agents import LIBRARY_AGENTS, config_of, make_learner
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.records import FORMAT, POINTS, check_agent, file_name, read_points, read_record

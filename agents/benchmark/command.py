@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
-from diffusion_gym.agents.benchmark.learners import require_package
+from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.records import POINTS, read_record
 from diffusion_gym.agents.benchmark.results import Results

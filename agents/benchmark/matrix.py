@@ -21,7 +21,7 @@ from typing import Any, Final
 import gymnasium as gym
 
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
-from diffusion_gym.agents.benchmark.learners import require_package
+from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.records import read_record
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.envs.registration import environment_ids

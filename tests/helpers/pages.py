@@ -25,10 +25,22 @@ def run_page(name, smaller=()):
 
 
 def assert_links_exist(name):
-    """Every linked file, and every linked section of the page itself, is there."""
+    """Every linked file, and every linked section of a page, is there."""
     path = PAGES[name]
-    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)  # code has no links
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", _prose(path)):
         file, _, section = target.partition("#")
-        assert file.startswith("http") or (path.parent / file).exists(), target
-        assert file or f"# {section.replace('-', ' ')}" in text.lower().replace("-", " "), target
+        if not file.startswith("http"):
+            linked = path.parent / file if file else path
+            assert linked.exists(), target
+            assert not section or section in _sections(linked), target
+
+
+def _prose(path):
+    """A page without its code, which has no links and no headings."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+def _sections(path):
+    """The names of a page's sections in links, as GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", _prose(path), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -10,7 +10,7 @@ from gymnasium.wrappers.vector import TransformReward
 
 from diffusion_gym.agents.benchmark.cells import run_cell
 from diffusion_gym.agents.benchmark.learner import LibraryLearner, NativeLearner, RewardLog
-from diffusion_gym.agents.benchmark.learners import LIBRARY_AGENTS, make_learner
+from diffusion_gym.agents.benchmark.library_agents import LIBRARY_AGENTS, make_learner
 
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("tianshou")

@@ -1,4 +1,4 @@
-"""The learners by name: native agents, the user's own, and those of Stable-Baselines3 and Tianshou."""
+"""What trains by name: native agents, the user's own, and those of Stable-Baselines3 and Tianshou."""
 
 from __future__ import annotations
 
