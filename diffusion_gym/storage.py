@@ -215,7 +215,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def _require_whole_characters(text: str) -> None:
-    r"""Refuse what an escape such as `\ud800` alone stands for: no file, page or wire can take it."""
+    """Refuse half of a surrogate pair, which an escape can stand for: no file, page or wire can take it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
