@@ -4,6 +4,8 @@ import json
 from dataclasses import fields
 
 from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.training.runs import write_config
+from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
 
 CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
 BENCHMARK_CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb"}
@@ -79,3 +81,10 @@ def metrics_rows(folder):
 
 def file_names(folder):
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def made_here(folder, **env_options):
+    """A run folder as this user's training leaves it, without a checkpoint."""
+    settings = starting_point("DiffusionDenoise-Shapes-Color-v0", "ddpo_is", None, None)
+    write_config(RunSettings(**{**vars(settings), "out": folder, "env_options": EnvOptions(**env_options)}))
+    return folder

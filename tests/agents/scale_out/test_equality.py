@@ -31,7 +31,13 @@ def test_the_processes_sample_what_one_would(make_env, make_policy, one_step, gr
         assert len({noise.numpy().tobytes() for noise in noises}) == 8
 
 
-@pytest.mark.parametrize("agent", sorted(AGENTS))
+# One for each way of sharing an update out: with and without groups, a replay buffer, pictures alone, preferences in
+# groups. Others are slow.
+QUICK = ("ddpo_is", "ddpo_iskl", "dpok", "rwr", "dgpo")
+EVERY_AGENT = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(AGENTS)]
+
+
+@pytest.mark.parametrize("agent", EVERY_AGENT)
 def test_two_processes_equal_one(paired, alone, agent):
     """Where rewards failed, they are not equally many in both processes."""
     results, folder = paired(agent)
