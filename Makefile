@@ -75,6 +75,7 @@ docs-tables: $(STAMP)
 	$(BIN)/python benchmarks/peers/compare.py page
 	$(BIN)/python benchmarks/scaling.py page
 	$(BIN)/python benchmarks/gpu.py page
+	$(BIN)/python benchmarks/operations.py --page
 
 DOCS := .venv/.installed-docs
 

@@ -38,7 +38,7 @@ Reinforcement learning on the denoising process of a diffusion model.
   serve-reward  serve a reward to other processes and machines
   demo          a complete small run on the embedded model, in minutes
 
-diffusion-gym COMMAND --help explains every option."""
+diffusion-gym COMMAND --help explains every option; --traceback with any command shows where an error came from."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ class ReportOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line on standard error and exit code 2.
 
-    Any other exception keeps its traceback, with a note that it is to be reported.
+    Any other exception keeps its traceback, with a note that it is to be reported; with `--traceback` a mistake too.
     """
-    args = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = [word for word in words if word != "--traceback"]
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
         return
@@ -103,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except _mistakes() as error:
+        if args != words:
+            raise
         _fail(error, _words(error, type(error).__name__), 2)
     except Exception as error:
         error.add_note(_OURS)

@@ -192,7 +192,7 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     """The value of a JSON text from outside.
 
     Raises:
-        ValueError: it is not JSON, or nested so deep that Python might not copy or write it.
+        ValueError: it is not JSON, nested so deep that Python might not copy or write it, or has half a character.
     """
     too_deep = ValueError(f"it is nested more than {_LEVELS} levels deep")
     try:
@@ -201,6 +201,9 @@ def parse_json(text: str | bytes | bytearray) -> Any:
         raise too_deep from None
     level = [value]
     for _ in range(_LEVELS + 1):
+        for part in level:
+            if isinstance(part, str) and not part.isascii():  # of megabytes that is known at once
+                _require_whole_characters(part)
         level = [part for entry in level for part in _parts(entry)]
         if not level:
             return value
@@ -208,7 +211,16 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _require_whole_characters(text: str) -> None:
+    """Refuse half of a surrogate pair, which an escape can stand for: no file, page or wire can take it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.start + 1].encode("unicode-escape").decode()
+        raise ValueError(f"a text of it has {half}, half of a character; write the whole character") from None
 
 
 def read_json(path: str | Path) -> Any:
