@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from diffusion_gym.registry import WrongKeyword, imported, unknown_name
-from diffusion_gym.rewards.base import REWARDS, Reward, reward_name
+from diffusion_gym.rewards.base import REWARDS, Reward, needed_metadata, reward_name
 from diffusion_gym.rewards.remote import RemoteReward
 from diffusion_gym.rewards.weighted import WeightedSum, ZScores
 
@@ -198,5 +198,5 @@ def _bound(name: str, function: Callable[..., Any], kwargs: dict[str, Any]) -> R
         raise WrongKeyword(f"reward={name!r} called with reward_kwargs={kwargs!r}: {error}") from None
     _check_switches(name, signature.parameters.values(), kwargs)
     bound: Any = partial(function, **kwargs)
-    bound.name = reward_name(function)
+    bound.name, bound.needs_metadata = reward_name(function), needed_metadata(function)
     return bound

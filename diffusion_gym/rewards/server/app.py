@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from diffusion_gym._version import VERSION
-from diffusion_gym.rewards.base import Reward, RewardOutput, reward_name
+from diffusion_gym.rewards.base import Reward, RewardOutput, needed_metadata, reward_name
 from diffusion_gym.rewards.server.limits import FewLines, Limits, Memory, MemoryFull, Share
 from diffusion_gym.rewards.server.wire import (
     TOKEN,
@@ -78,6 +78,7 @@ class _Service:
             "version": VERSION,
             "ready": why is None,
             "authorized": self._authorized(request),
+            "needs_metadata": needed_metadata(self._reward),
             "held": self._held,
             "waiting": self.worker.waiting,
             "memory": self._memory.held,
