@@ -5,50 +5,25 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
-from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
 from diffusion_gym.models import DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
-Trainable = Literal["lora", "full"]
-Precision = Literal["no", "bf16", "fp16"]
-
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
 # has left costs one pass of the text encoder.
 _EMBEDDING_CACHE_BYTES: Final = 2**31
-
-
-@dataclass(frozen=True)
-class PolicyOptions(Options):
-    """What of a policy trains, and how its network computes; the defaults are those of the DDPO paper, table F.6."""
-
-    trainable: Trainable = "lora"
-    """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
-    lora_rank: int = 4
-    """Rank of the adapters."""
-    cfg_training: bool = True
-    """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
-    mixed_precision: Precision = "no"
-    """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "trainable", Trainable)
-        require_choice(self, "mixed_precision", Precision)
-        require(self, "at least 1", "lora_rank")
 
 
 class DenoisingPolicy(nn.Module):
@@ -255,19 +230,29 @@ class DenoisingPolicy(nn.Module):
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
         return self.distribution(observation).log_prob(action)
 
-    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
-        """The guided prediction of the noise in x_t, `(N, C, H, W)`: what reward-weighted regression fits.
+    def prediction(self, observation: Mapping[str, Any], *, reference: bool = False) -> torch.Tensor:
+        """What the network predicts of x_t, guided, `(N, C, H, W)`: noise, x_0 or velocity, as its model defines it.
 
-        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8). Observations as in
-        `distribution`.
+        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8).
+
+        Args:
+            observation: as in `distribution`.
+            reference: of the pretrained model, without gradient.
         """
         latents, steps = self._read(observation)
         embeddings = self.embeddings_of(observation)
-        if self.cfg_training or embeddings is None:
-            output = self._guided_output(self.unet, latents, steps, embeddings)
-        else:
-            output = self._predict(self.unet, latents, steps, embeddings)
-        return self._estimates(output, latents, steps)[1]
+        unet = self.model.unet if reference else self.unet
+        predict = self._guided_output if self.cfg_training else self._predict
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not reference):
+            return predict(unet, latents, steps, embeddings)
+
+    def estimates(self, output: torch.Tensor, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The x_0 and the noise that predictions of states stand for, each `(N, C, H, W)`; x_0 is not clamped."""
+        return self._estimates(output, *self._read(observation))
+
+    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
+        """The noise in x_t that `prediction` stands for, `(N, C, H, W)`: what reward-weighted regression fits."""
+        return self.estimates(self.prediction(observation), observation)[1]
 
     @torch.no_grad()
     def output_at(

@@ -377,10 +377,10 @@ def _batches(
     for batch in processes.share(number // env.num_envs):
         env_seed, noise_seed, prompt_seed = stream((*seed_path, batch), "rollout").generate_state(3, np.uint64)
         options = None if group_size == 1 else {"prompt": _in_groups(env, group_size, int(prompt_seed))}
-        seed: int | list[int] = int(env_seed >> np.uint64(1))
-        if shared_noise:  # every env draws as the first one of its group
-            seed = [seed + place - place % group_size for place in range(env.num_envs)]
-        yield int(noise_seed >> np.uint64(1)), {"seed": seed, "options": options}
+        seed = int(env_seed >> np.uint64(1))
+        # With shared noise every env draws as the first one of its group.
+        seeds = [seed + place - place % group_size for place in range(env.num_envs)] if shared_noise else seed
+        yield int(noise_seed >> np.uint64(1)), {"seed": seeds, "options": options}
 
 
 def _in_groups(env: VectorEnv[Any, Any, Any], group_size: int, seed: int) -> list[str]:

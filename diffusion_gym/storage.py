@@ -153,6 +153,29 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def append_line(path: str | Path, text: str) -> None:
+    """Add a line at the end of a file and flush it to the disk; what a kill left of a line before it is taken away.
+
+    Raises:
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    path = Path(path)
+    new = not path.exists()
+    with path.open("ab+") as file:
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        try:
+            file.write(text.encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+    if new:
+        _sync_folder(path.parent)
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """`value` as JSON that every program reads; a number that is not finite, which JSON has not, is null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)

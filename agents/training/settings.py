@@ -197,6 +197,12 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "env_options.reward_seconds": None,
         "agent_options.init_from": None,
         "agent_options.renoise": False,
+        "agent_options.group_size": 1,  # of reward-weighted regression
+        "agent_options.reward_deviation": "own",
+        "agent_options.component_weights": (),
+        "agent_options.skip_equal_groups": False,
+        "agent_options.trust_region": "ratio",
+        "agent_options.divergence_bound": 1e-5,
         "agent_options.noise_window": "fixed",
         "agent_options.window_every": 25,
         "agent_options.window_stride": 1,

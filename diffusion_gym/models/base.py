@@ -81,7 +81,10 @@ class DenoisingModel(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of finished latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
+        """Pictures of finished latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1].
+
+        Latents with gradient give pictures with gradient.
+        """
         ...
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:

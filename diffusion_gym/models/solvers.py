@@ -72,14 +72,10 @@ class Solver:
             raise ValueError(f"{self._refused}: it has no {lost[0]}, which the model's own has; take another")
         with quiet():
             self.scheduler = kind.from_config({field: value for field, value in config.items() if field in parameters})
-        arguments = getattr(model, "timestep_arguments", dict)
+        told: Any = getattr(model, "timestep_arguments", lambda steps: {})
         accepted = inspect.signature(kind.set_timesteps).parameters
         own = {"sigmas"} if kind.__name__ in FLOW_SOLVERS else set[str]()  # these have flow times of their own
-        self._arguments = {
-            field: value
-            for field, value in (arguments(steps) if flow else {}).items()
-            if field in accepted.keys() - own
-        }
+        self._arguments = {field: value for field, value in told(steps).items() if field in accepted.keys() - own}
         self._check(stated, flow)
 
     def _check(self, stated: Any, flow: bool) -> None:

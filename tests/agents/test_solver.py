@@ -194,8 +194,10 @@ def test_what_no_solver_can_do_is_refused(make_env, make_agent, agent, options, 
 
 def test_a_prediction_that_a_scheduler_cannot_read_is_refused(tmp_path):
     model = load_model(str(write_random_pipeline(tmp_path / "sample", prediction_type="sample")), "cpu", "float32")
-    with pytest.raises(ValueError, match="rollout_scheduler='heun' cannot sample from model="):
-        Solver(model, "heun", 5)
+    with pytest.raises(
+        ValueError, match="rollout_scheduler=.EulerAncestralDiscreteScheduler. cannot sample from model="
+    ):
+        Solver(model, "EulerAncestralDiscreteScheduler", 5)
 
 
 def test_a_model_without_a_scheduler_of_diffusers_is_refused(preserving):
