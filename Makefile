@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow test-cpus test-floors lint type docs docs-tables site docs-check bench clean
+.PHONY: setup demo test test-slow test-cpus test-floors lint type docs docs-tables site docs-check package package-check bench clean
 
 setup: $(STAMP)
 
@@ -93,6 +93,14 @@ docs-check: $(STAMP)
 	mkdir -p build && sha256sum README.md docs/*.md > build/pages.sha256
 	$(MAKE) -s docs
 	sha256sum --check --quiet build/pages.sha256
+
+# The sdist and the wheel, and what is in them.
+package-check: $(STAMP)
+	$(BIN)/python -m tools.package build
+
+# The same, and the wheel in a new environment outside the clone; minutes, as pip fetches torch.
+package: package-check
+	$(BIN)/python -m tools.package try
 
 # TRL=PYTHON names the Python of TRL's own environment; see benchmarks/peers/trl_ddpo.py.
 bench: $(STAMP)

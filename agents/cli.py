@@ -34,6 +34,7 @@ Reinforcement learning on the denoising process of a diffusion model.
   report        write a run's page: curve, pictures, tables
   bench         compare agents on a suite of environments, seed by seed
   download      fetch the files of a model or reward from the hub
+  push          upload what a run learned, with a model card, to the hub
   serve-reward  serve a reward to other processes and machines
   demo          a complete small run on the embedded model, in minutes
 
@@ -328,6 +329,12 @@ def _download(args: list[str]) -> None:
     run_download(parsed(DownloadOptions, args, "download"))
 
 
+def _push(args: list[str]) -> None:
+    from diffusion_gym.agents.publishing import PushOptions, run_push
+
+    run_push(parsed(PushOptions, args, "push"))
+
+
 def _bench(args: list[str]) -> None:
     from diffusion_gym.agents.benchmark.command import BenchOptions, run_bench, suites_text
 
@@ -357,6 +364,7 @@ _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
     "report": _report,
     "bench": _bench,
     "download": _download,
+    "push": _push,
     "serve-reward": _serve_reward,
     "demo": _demo,
 }

@@ -215,7 +215,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def _require_whole_characters(text: str) -> None:
-    r"""Refuse what an escape such as `\ud800` alone stands for: no file, page or wire can take it."""
+    """Refuse half of a surrogate pair, which an escape can stand for: no file, page or wire can take it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -302,11 +302,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; learning rates and the like stay the optimiser's own."""
+    """Put back what `optimizer_tensors` gave; learning rates and the like stay the optimiser's own.
+
+    Raises:
+        ValueError: a tensor is missing, is of no parameter, or has neither its shape nor that of a number; nothing has
+            changed then.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"the optimiser's {key!r} is of none of its {len(parameters)} parameters")
+        if value.shape not in ((), parameters[int(index)].shape):
+            wanted = tuple(parameters[int(index)].shape)
+            raise ValueError(f"the optimiser's {key!r} has shape {tuple(value.shape)}, and its parameter has {wanted}")
         state.setdefault(int(index), {})[name] = value
+    names = {name for row in state.values() for name in row}
+    for index, row in state.items():
+        if lacking := sorted(names.difference(row)):
+            raise ValueError(f"the optimiser's '{index}.{lacking[0]}' is missing, which other parameters have")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from diffusion_gym.agents.cli import parse_train
 from diffusion_gym.envs.registration import environment_ids
 from pages import PAGES, ROOT, assert_links_exist, python_blocks, run_page
 
@@ -14,6 +15,7 @@ README = PAGES["README.md"].read_text(encoding="utf-8")
 FRAGMENTS = {"prompt-alignment.md", "reward-server.md"}
 # Run here, with fewer pictures; every other page has a test of its own, which names it.
 SMALLER = {
+    "README.md": {"num_envs=16": "num_envs=2", "16 * 20": "2 * 20"},
     "first-minutes.md": {"num_envs=64": "num_envs=4"},
     "bring-your-own.md": {"=10, num_envs=16": "=2, num_envs=4", "16 * 10": "4 * 2", "=16": "=4"},
     "bring-your-own-algorithm.md": {"num_envs=16": "num_envs=4"},
@@ -33,13 +35,20 @@ def test_every_page_with_python_is_run_by_a_test():
     elsewhere = {name for name in WITH_PYTHON if any(name in text and "run_page" in text for text in texts)}
     doctests = {name for name in WITH_PYTHON if any(name in text and "doctest" in text for text in texts)}
     custom = {"custom-agents.md"}  # tests/agents/test_custom_agent.py trains its agent
-    assert set(WITH_PYTHON) - elsewhere - doctests - custom - FRAGMENTS - {"README.md"} == set(SMALLER)
+    assert set(WITH_PYTHON) - elsewhere - doctests - custom - FRAGMENTS == set(SMALLER)
     assert len(SCRIPTS) >= 8
 
 
-def test_the_readme_shows_what_pages_show():
-    first, more = python_blocks("first-minutes.md"), python_blocks("bring-your-own.md")
-    assert python_blocks("README.md") == [*first, *more[:3]]
+def test_the_readme_fits_on_a_page():
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_commands_of_the_first_pages_are_understood():
+    """Each `diffusion-gym train` of the README and of the first minutes that begins a run."""
+    text = README + PAGES["first-minutes.md"].read_text(encoding="utf-8")
+    commands = [command.split() for command in re.findall(r"^    diffusion-gym train (.*)$", text, flags=re.M)]
+    begun = [parse_train(command) for command in commands if "--resume" not in command]
+    assert len(begun) == 2 and all(settings.total_reward_queries == 6400 for settings in begun)
 
 
 def undefined(code):

@@ -69,8 +69,7 @@ def facts_of(model: str) -> Facts | None:
         return PUBLISHED.get(model)
     loaded = load_model(model, "cpu", "float32")
     sampler = SamplerConfig.from_options({}, loaded.sampler_defaults)
-    size = 32  # pixels of every embedded model's pictures; the Shapes rewards read no other size
-    return Facts(loaded.latent_shape, size, loaded.prompt_length, loaded.default_prompts, sampler)
+    return Facts(loaded.latent_shape, loaded.image_shape[0], loaded.prompt_length, loaded.default_prompts, sampler)
 
 
 def _section(model: str, ids: list[tuple[str, str]]) -> str:

@@ -124,8 +124,13 @@ def remove(prefix):
     [
         (add("surprise.weight"), "has the unknown tensor 'surprise.weight'"),
         (remove("policy."), "weights of another policy"),
-        (remove("optimizer."), "lacks tensor 'optimizer|does not fit|exp_avg"),
-        (turn("optimizer.", lambda value: value[None]), r"its tensor 'optimizer\S*' is torch.float32 \(1, "),
+        (remove("optimizer.0.exp_avg_sq"), "the optimiser's '0.exp_avg_sq' is missing"),
+        (
+            turn("optimizer.0.exp_avg", lambda value: value[None]),
+            r"the optimiser's '\S*' has shape \(1, .*its parameter has",
+        ),
+        (add("optimizer.99999.exp_avg"), "the optimiser's '99999.exp_avg' is of none of its"),
+        (add("optimizer.x.exp_avg"), "the optimiser's 'x.exp_avg' is of none of its"),
         (turn("policy.", torch.Tensor.half), r"its tensor 'policy\S*' is torch.float16 .* to be torch.float32"),
         (lambda tensors, state: state["agent"].pop("prompt_statistics"), "prompt_statistics"),
         (lambda tensors, state: state["agent"].update(surprise=1), "has the unknown state 'surprise'"),
