@@ -34,12 +34,13 @@ Reinforcement learning on the denoising process of a diffusion model.
   report           write a run's page: curve, pictures, tables
   bench            compare agents on a suite of environments, seed by seed
   download         fetch the files of a model or reward from the hub
+  push             upload what a run learned, with a model card, to the hub
   label            choose between pictures on a page, to make a reward of the choices
   fit-preferences  make the reward
   serve-reward     serve a reward to other processes and machines
   demo             a complete small run on the embedded model, in minutes
 
-diffusion-gym COMMAND --help explains every option."""
+diffusion-gym COMMAND --help explains every option; --traceback with any command shows where an error came from."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class ReportOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line on standard error and exit code 2.
 
-    Any other exception keeps its traceback, with a note that it is to be reported.
+    Any other exception keeps its traceback, with a note that it is to be reported; with `--traceback` a mistake too.
     """
-    args = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = [word for word in words if word != "--traceback"]
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
         return
@@ -104,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except _mistakes() as error:
+        if args != words:
+            raise
         _fail(error, _words(error, type(error).__name__), 2)
     except Exception as error:
         error.add_note(_OURS)
@@ -339,6 +343,12 @@ def _download(args: list[str]) -> None:
     run_download(parsed(DownloadOptions, args, "download"))
 
 
+def _push(args: list[str]) -> None:
+    from diffusion_gym.agents.publishing import PushOptions, run_push
+
+    run_push(parsed(PushOptions, args, "push"))
+
+
 def _bench(args: list[str]) -> None:
     from diffusion_gym.agents.benchmark.command import BenchOptions, run_bench, suites_text
 
@@ -369,6 +379,7 @@ _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
     "report": _report,
     "bench": _bench,
     "download": _download,
+    "push": _push,
     "label": _label,
     "fit-preferences": _fit_preferences,
     "serve-reward": _serve_reward,

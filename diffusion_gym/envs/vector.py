@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -35,7 +35,7 @@ from diffusion_gym.envs.checks import (
 )
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
-from diffusion_gym.models import DenoisingModel, load_model, torch_dtype
+from diffusion_gym.models import DenoisingModel, load_model, sampling_table, torch_dtype
 from diffusion_gym.models.cut_prompts import warn_of_cut_prompts
 from diffusion_gym.prompts import PromptSet, make_prompts
 from diffusion_gym.registry import WrongKeyword, unknown_name
@@ -47,6 +47,7 @@ from diffusion_gym.scheduling import TERMINAL, StepTable
 from diffusion_gym.timing import span
 
 Output = Literal["torch", "numpy"]
+_ANY: Final = 10**9  # T where it is the model's own, which is not known before the model is
 
 
 class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
@@ -106,7 +107,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         # Everything cheap is checked before weights are looked for.
         _check_known(sampler)
-        SamplerConfig.from_options(sampler, {})
+        SamplerConfig.from_options(sampler, {"num_inference_steps": _ANY})
         device_called(device)
         torch_dtype(dtype)
         of_model = merged("model_kwargs", model_kwargs, revision=revision, variant=variant)
@@ -126,7 +127,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         # The bounds of two spaces, and the latents.
         numbers = 5 * self.num_envs * math.prod(self.model.latent_shape)
         require_memory(f"num_envs={num_envs!r}", numbers, torch.device("cpu"), "make fewer at once")
-        self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
+        self.step_table: StepTable = sampling_table(self.model, self.sampler_config)
         self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), TERMINAL)
         self.single_observation_space, self.single_action_space = make_spaces(self.model)
         self._observed = list(self.single_observation_space)

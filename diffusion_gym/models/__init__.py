@@ -14,14 +14,26 @@ import torch
 
 from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import MODELS, DenoisingModel, null_embedding
+from diffusion_gym.models.base import MODELS, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
 _HEAVY: Final = {
-    *("checkpoint", "initial", "latent", "lora", "pixel", "repeated_token", "sampling", "schedulers", "sd3", "sdxl")
+    *(
+        "checkpoint",
+        "initial",
+        "latent",
+        "lora",
+        "pixel",
+        "repeated_token",
+        "sampling",
+        "schedulers",
+        "sd3",
+        "sdxl",
+        "solvers",
+    )
 }
 _PIPELINES: Final = {
     "StableDiffusionPipeline": "latent:LatentModel",
@@ -129,4 +141,4 @@ def _model_class(model: str, revision: str | None) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
-__all__ = ["MODELS", "DenoisingModel", "load_model", "null_embedding", "torch_dtype"]
+__all__ = ["MODELS", "DenoisingModel", "load_model", "null_embedding", "sampling_table", "torch_dtype"]

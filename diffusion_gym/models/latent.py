@@ -210,9 +210,8 @@ class LatentModel:
         """Latents as the autoencoder made them, as the family's pipeline in diffusers scales them back."""
         return latents / self.vae.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
+        """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1], with their gradient."""
         scaled = self._unscaled(latents.to(self.device, self.vae.dtype))
         count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
         parts = [self.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,19 +13,20 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.flow_samplers import FLOW_SAMPLERS
 from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
-from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
+from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, windowed
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
-_VARIANCE_PRESERVING: Final = (
+PRESERVING: Final = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
     *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
     *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
     *("SASolverScheduler", "LCMScheduler", "TCDScheduler"),
 )
-_FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
-_FLOW_SOLVERS: Final = (
+FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+FLOW_SOLVERS: Final = (
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("UniPCMultistepScheduler", "SASolverScheduler"),
 )
@@ -63,10 +65,10 @@ def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = Fals
     Raises:
         ValueError: the scheduler is of another kind; or a field of it has a value that DDIM cannot honour.
     """
-    if (kind := config.get("_class_name")) not in _VARIANCE_PRESERVING or "beta_schedule" not in config:
+    if (kind := config.get("_class_name")) not in PRESERVING or "beta_schedule" not in config:
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, has no betas; use a model with a scheduler such as "
-            f"{', '.join(_VARIANCE_PRESERVING)}"
+            f"{', '.join(PRESERVING)}"
         )
     check_fields(model, "scheduler_config.json", config, VARIANCE_PRESERVING, complete=True)
     own = _fields_of(DDIMScheduler, config)
@@ -86,13 +88,13 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
         ValueError: the scheduler is of another kind; or a field of it has a value that the sampler cannot honour.
     """
     kind = config.get("_class_name")
-    if kind in _FLOW:
+    if kind in FLOW:
         check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
         return FlowMatchEulerDiscreteScheduler.from_config(_fields_of(FlowMatchEulerDiscreteScheduler, config))
-    if kind not in _FLOW_SOLVERS or not config.get("use_flow_sigmas"):
+    if kind not in FLOW_SOLVERS or not config.get("use_flow_sigmas"):
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, is none of a flow; use a model with a scheduler such as "
-            f"{', '.join(_FLOW)}"
+            f"{', '.join(FLOW)}"
         )
     check_fields(model, "scheduler_config.json", config, FLOW_SOLVER, complete=True)
     # `flow_shift` is what these call the shift; the pipeline's dynamic one ends at 1.16 where the config does not say.
@@ -123,8 +125,13 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         config: the sampler.
 
     Raises:
-        ValueError: T is larger than the schedule; or a step's mean is infinite.
+        ValueError: a sampler of flow matching; T is larger than the schedule; or a step's mean is infinite.
     """
+    if config.sampler in FLOW_SAMPLERS:
+        raise ValueError(
+            f"sampler={config.sampler!r} is a sampler of flow-matching models, and the noise of this one preserves the "
+            "variance; use 'ddim' or 'ddpm'"
+        )
     scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
@@ -139,7 +146,13 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         clip_x0=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
         variance="fixed_large" if scheduler.config.get("variance_type") == "fixed_large" else "fixed_small",
     )
+    previous = timesteps - total // steps
     if config.sampler == "ddpm":
         previous = torch.cat([timesteps[1:], torch.tensor([-1])])
-        return ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
-    return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
+        noisy = ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
+        schedule = replace(schedule, final_alpha_bar=1.0)  # where ancestral sampling ends
+    else:
+        noisy = ddim_table(schedule, timesteps, previous, eta=config.eta, sigma_min=config.sigma_min)
+    if config.noisy_steps is None:
+        return noisy
+    return windowed(noisy, ddim_table(schedule, timesteps, previous, eta=0.0), config.noisy_steps)

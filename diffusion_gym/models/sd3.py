@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.flow_samplers import FLOW_SAMPLERS
 from diffusion_gym.hub import located_file
 from diffusion_gym.models.checkpoint import Checkpoint, token_limit
 from diffusion_gym.models.fields import PLAIN_INDEX, SD3_VAE, Allowed
@@ -21,14 +23,14 @@ from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.repeated_token import RepeatedTokenAttention
 from diffusion_gym.models.saving import export_adapters
 from diffusion_gym.models.schedulers import flow_scheduler
-from diffusion_gym.scheduling import StepTable, flow_table
+from diffusion_gym.scheduling import StepTable, flow_table, windowed
 from diffusion_gym.storage import read_json
 
 _T5_TOKENS = 256  # what diffusers' pipeline gives the T5 encoder
 
 
 def flow_step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig, tokens: int) -> StepTable:
-    """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level.
+    """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level, `ddim` its SDE.
 
     Args:
         scheduler_config: of diffusers' `FlowMatchEulerDiscreteScheduler`.
@@ -38,19 +40,19 @@ def flow_step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig, 
     Raises:
         ValueError: an ancestral sampler, or more steps than the schedule keeps apart.
     """
-    if config.sampler != "ddim":
+    sampler = "flow_sde" if config.sampler == "ddim" else config.sampler
+    if sampler not in FLOW_SAMPLERS:
         raise ValueError(
-            f"sampler={config.sampler!r} is no sampler of a flow-matching model; use 'ddim', where eta is the noise "
-            "level of the model's SDE"
+            f"sampler={config.sampler!r} is no sampler of a flow-matching model; use one of {', '.join(FLOW_SAMPLERS)}"
         )
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     if steps > total:
         raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {total}")
     scheduler.set_timesteps(steps, mu=_shift(scheduler.config, tokens))
-    return flow_table(
-        scheduler.sigmas.double(), num_train_timesteps=total, noise_level=config.eta, sigma_min=config.sigma_min
-    )
+    make = partial(flow_table, scheduler.sigmas.double(), num_train_timesteps=total, sampler=sampler)
+    noisy = make(noise_level=config.eta, sigma_min=config.sigma_min)
+    return noisy if config.noisy_steps is None else windowed(noisy, make(noise_level=0.0), config.noisy_steps)
 
 
 def _shift(config: Any, tokens: int) -> float | None:
@@ -124,8 +126,17 @@ class SD3Model(LatentModel):
 
     def step_table(self, config: SamplerConfig) -> StepTable:
         """Coefficients of the T steps of `config`, float64 on the CPU; see `flow_step_table`."""
+        return flow_step_table(self.scheduler_config, config, self._patches)
+
+    def timestep_arguments(self, steps: int) -> dict[str, Any]:
+        """What the pipeline tells a scheduler besides the number of steps."""
+        shift = _shift(FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config).config, self._patches)
+        return {} if shift is None else {"mu": shift}
+
+    @property
+    def _patches(self) -> int:
         network: Any = self.unet.config
-        return flow_step_table(self.scheduler_config, config, (network.sample_size // network.patch_size) ** 2)
+        return int(network.sample_size // network.patch_size) ** 2
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:

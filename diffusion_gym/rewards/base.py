@@ -47,6 +47,7 @@ class Reward(Protocol):
     - `name`: what errors and metrics call it.
     - `background = True`: it mostly waits for another process, so that native agents sample the next batch meanwhile.
       It is then called from a thread of its own, by one thread at a time.
+    - `differentiable = True`: its scores have a gradient where the pictures have one, which `reward_gradient` follows.
     - `cancel()`: called from another thread, maybe several times, when nobody wants its answer any more; a call that
       waits should end.
     - `default_prompts`: the prompt set to use with it; None for the model's.
