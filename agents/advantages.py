@@ -214,7 +214,7 @@ class PromptStatistics:
         mean, std = rewards.mean(), rewards.std()
         advantages = np.full(len(rewards), np.nan)
         for rows in _by_prompt(prompts, rewards):
-            buffer = np.array(self._rewards[prompts[rows[0]]])
+            buffer = np.array(self._rewards[prompts[int(rows[0])]])
             centre, spread = (mean, std) if len(buffer) < self.min_count else (buffer.mean(), buffer.std())
             spread = {"own": spread, "batch": std, "none": 1.0}[deviation]
             advantages[rows] = (rewards[rows] - centre) / max(float(spread), self.std_floor)
@@ -289,7 +289,7 @@ class RewardNormalizer:
             return group_normalize(rewards, options.group_size, deviation=options.reward_deviation)
         finite, normalized = rewards[usable], np.full(len(rewards), np.nan)
         if options.normalization == "prompt":
-            own = [prompts[index] for index in usable]
+            own = [prompts[index] for index in usable.tolist()]
             finite = self.statistics.normalize(own, finite, options.reward_deviation)
         elif options.normalization == "batch":
             finite = batch_normalize(finite)

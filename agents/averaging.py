@@ -74,7 +74,7 @@ class BehaviourOptions(Options):
 class BehaviourPolicy(WeightAverage):
     """The moving average of the weights that samples, whose decay grows as the training goes on.
 
-    DiffusionNFT, arXiv:2509.16117, section 3.3: an average that is too fast is unstable, one that is too slow learns
+    DiffusionNFT, arXiv:2509.16117: an average that is too fast is unstable, one that is too slow learns
     slowly, and what suits the begin of a training does not suit its end.
 
     Args:

@@ -147,7 +147,7 @@ class DenoisingPolicy(nn.Module):
         from diffusion_gym.models.initial import begin_from
 
         rank = self.lora_rank if self.trainable == "lora" else None
-        begin_from(path, self.unet, rank, self.table.prediction)
+        begin_from(path, self.unet, rank, self.table.prediction, getattr(self.model, "scheduler_config", None))
 
     @property
     def device(self) -> torch.device:

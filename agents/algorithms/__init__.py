@@ -16,6 +16,11 @@ from diffusion_gym.agents.algorithms.base import (
     agent_class,
     part_of,
 )
+from diffusion_gym.agents.algorithms.forward_process import (
+    ForwardProcessAgent,
+    ForwardProcessConfig,
+    NoisedPictures,
+)
 from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
 from diffusion_gym.agents.finite import Diverged
@@ -48,10 +53,13 @@ __all__ = [
     "DGPO",
     "DPOK",
     "Diverged",
+    "ForwardProcessAgent",
+    "ForwardProcessConfig",
     "Losses",
     "Metrics",
     "NFT",
     "NoUsableReward",
+    "NoisedPictures",
     "OnlineDPO",
     "PolicyGradientAgent",
     "PolicyGradientConfig",

@@ -215,10 +215,14 @@ class Agent(ABC):
             items: int64 `(M, 2)`, the first column counting samples over all processes.
             number: samples of one process.
         """
+        return to_device(self.local_on_host(items, number), self.policy.device)
+
+    def local_on_host(self, items: torch.Tensor, number: int) -> torch.Tensor:
+        """`local` where the items are, for losses that look at which samples they are."""
         first = self.processes.index * number
         rows = items[(items[:, 0] >= first) & (items[:, 0] < first + number)].clone()
         rows[:, 0] -= first
-        return to_device(rows, self.policy.device)
+        return rows
 
     def local_values(self, values: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
         """The part of `values`, one a sample of all processes, for this process's trajectories: float32, on the device.

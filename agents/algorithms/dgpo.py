@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class GroupPreferenceAgent(ForwardProcessAgent):
             return found
         if self.config.reference == "pretrained" and "reference" not in found:
             found["reference"] = self.evaluated(update, partial(self.predict, reference=True))
-        target, advantage = (self.evaluated(update, lambda b, n=n: getattr(b, n)) for n in ("target", "advantage"))
+        target, advantage = (self.evaluated(update, attrgetter(name)) for name in ("target", "advantage"))
         now, reference = self.evaluated(update, self.predict), found[_PREDICTIONS[self.config.reference]]
         margin = advantage * (squared_error(now, target) - squared_error(reference, target))
         rows, places = update.items[:, 2], update.items[:, 3]

@@ -1,7 +1,7 @@
 """Online DPO: the best picture of each group is preferred to its worst one, in the logistic loss of preferences.
 
 Diffusion-DPO (arXiv:2311.12908, equation 14) compares denoising errors, at the same noise and step; D3PO
-(arXiv:2311.13231, equation 12) compares log-probabilities of the steps that were sampled. Both are the group preference
+(arXiv:2311.13231) compares log-probabilities of the steps that were sampled. Both are the group preference
 of `dgpo` with a group of two and advantages of +-1. In groups of two with rewards of 0 and 1 it takes preferences that
 people gave.
 """

@@ -1,8 +1,8 @@
 """The gradient of the reward itself, through picture and denoising steps: DRaFT-K, AlignProp and ReFL as one agent.
 
 For rewards that say `differentiable = True`. The last steps are sampled anew with gradient from a state of the rollout:
-the last K of them (DRaFT-K, arXiv:2309.17400, section 3.2), a number drawn anew for each update (AlignProp,
-arXiv:2310.03739, section 4.2), or none: the picture is the estimate of x_0 at one random step (ReFL, arXiv:2304.05977,
+the last K of them (DRaFT-K, arXiv:2309.17400), a number drawn anew for each update (AlignProp,
+arXiv:2310.03739), or none: the picture is the estimate of x_0 at one random step (ReFL, arXiv:2304.05977,
 algorithm 1). Every picture is scored twice, in the rollout and with gradient.
 """
 
@@ -91,7 +91,7 @@ class RewardGradient(Agent):
             begin, seed = self.begin(rng), int(rng.integers(2**62))
             steps = len(self.policy.table) - begin
             noise = fresh_noise(trajectories, steps * len(samples), seed).unflatten(0, (steps, len(samples)))
-            items = self.local(torch.stack([samples, torch.arange(len(samples))], 1), len(trajectories))
+            items = self.local_on_host(torch.stack([samples, torch.arange(len(samples))], 1), len(trajectories))
             losses = partial(self.losses, trajectories, begin, noise)
             rows.append(
                 {**self.minimize(items, losses, len(samples)), "steps_with_gradient": torch.tensor(float(steps))}
@@ -112,9 +112,10 @@ class RewardGradient(Agent):
             trajectories: this process's.
             begin: the step from whose stored state they are sampled anew, or estimated.
             noise: of the steps from there on, `(K, B, C, H, W)`.
-            items: (sample, place in the update), int64 `(M, 2)`.
+            items: (sample, place in the update), int64 `(M, 2)`, on the host.
         """
-        samples, places = items.unbind(1)
+        prompts = [trajectories.prompts[sample] for sample in items[:, 0].tolist()]
+        samples, places = to_device(items, trajectories.latents.device).unbind(1)
         conditions, latents = trajectories.conditions(samples), trajectories.latents[begin, samples]
         if self.config.form == "refl":
             latents = self.policy.denoised(self._state(conditions, begin, latents))
@@ -123,7 +124,6 @@ class RewardGradient(Agent):
                 advance = partial(self._advance, conditions, step, noise[step - begin, places])
                 chained = self.config.checkpoint_chain and torch.is_grad_enabled()
                 latents = checkpoint(advance, latents, use_reentrant=False) if chained else advance(latents)
-        prompts = [trajectories.prompts[sample] for sample in samples.tolist()]
         metadata, images = self._env.prompt_set.metadata_of(prompts), self.policy.model.decode(latents)
         scores = differentiable_scores(self._env.reward, images, prompts, metadata)
         loss = -scores if self.config.reward_limit is None else (self.config.reward_limit - scores).relu()

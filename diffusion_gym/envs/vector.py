@@ -26,6 +26,7 @@ from diffusion_gym.devices import device_called, require_memory, to_device
 from diffusion_gym.envs.checks import (
     ResetOptions,
     check_action,
+    check_metadata,
     check_num_envs,
     check_options,
     check_seeds,
@@ -113,10 +114,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         made = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
         self.reward: Reward = limited(made, reward_seconds)
         chosen = make_prompts(prompts) if prompts is not None else None
+        if chosen is not None:
+            self._check_metadata(chosen)
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         self.model_kwargs: dict[str, str | None] = dict(of_model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
+        self._check_metadata(self.prompt_set)
         warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
@@ -132,6 +136,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._worker: RewardWorker | None = None
         self._deferred: list[Future[RewardOutput]] = []
         self._forget()
+
+    def _check_metadata(self, prompts: PromptSet) -> None:
+        check_metadata(self.reward, prompts, (*prompts.prompts, *prompts.held_out), f"prompts={prompts.name!r}")
 
     def _forget(self) -> None:
         number, shape = self.num_envs, self.model.latent_shape
@@ -164,7 +171,11 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """
         self._require_open()
         chosen = check_options(options, tuple(self._latents.shape), self.device)
-        self._seed(check_seeds(seed, self.num_envs), chosen.mask)
+        seeds = check_seeds(seed, self.num_envs)
+        if chosen.prompts is not None:
+            asked = [chosen.prompts[index] for index in np.flatnonzero(chosen.mask)]
+            check_metadata(self.reward, self.prompt_set, asked, "options['prompt']")
+        self._seed(seeds, chosen.mask)
         self._begin(chosen)
         if chosen.prompts is not None:
             warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")

@@ -10,6 +10,7 @@ from tianshou.utils.torch_utils import policy_within_training_step
 
 from diffusion_gym.agents.advantages import PromptStatistics
 from diffusion_gym.agents.algorithms import DDPOIS, DDPOSF
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.tianshou import AdamWFactory, GuidedActor, GuidedPolicy, TrajectoryCollector, ddpo_is, ddpo_sf
 
 T, N = 3, 6
@@ -164,7 +165,7 @@ def test_second_epoch(world, monkeypatch):
     env, policy, trajectories = world()
     parameters = policy.trainable_parameters()
     start = {name: value.detach().clone() for name, value in parameters.items()}
-    clip = 3e-3
+    clip = 5e-4
     shared = {"normalization": "batch", "max_grad_norm": UNBOUNDED}
 
     agent = DDPOIS(
@@ -183,7 +184,7 @@ def test_second_epoch(world, monkeypatch):
     algorithm = ddpo_is(
         env,
         GuidedPolicy(GuidedActor(policy)),
-        optim=AdamWFactory(1e-3, epsilon=1e-2),
+        optim=AdamWFactory(OptimizerOptions(1e-3, adam_epsilon=1e-2)),
         eps_clip=clip,
         **shared,
     )

@@ -1,4 +1,4 @@
-"""The contenders by name: native agents, the user's own, and those of Stable-Baselines3 and Tianshou."""
+"""What trains by name: native agents, the user's own, and those of Stable-Baselines3 and Tianshou."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
-from diffusion_gym.agents.benchmark.contender import Contender, NativeContender
+from diffusion_gym.agents.benchmark.learner import Learner, NativeLearner
 from diffusion_gym.agents.training.settings import RunSettings
 from diffusion_gym.registry import unknown_name
 
@@ -39,8 +39,8 @@ LIBRARY_AGENTS: Final = {
 }
 
 
-def make_contender(agent: str, settings: RunSettings) -> Contender:
-    """The contender of a name.
+def make_learner(agent: str, settings: RunSettings) -> Learner:
+    """The learner of a name.
 
     Args:
         agent: a name in `AGENTS`, `module:Class`, or one of `LIBRARY_AGENTS`.
@@ -51,19 +51,19 @@ def make_contender(agent: str, settings: RunSettings) -> Contender:
         ValueError: an option that the agent does not have.
     """
     if agent not in LIBRARY_AGENTS:
-        return NativeContender(settings)
+        return NativeLearner(settings)
     kind = agent.partition("/")[2]
     if LIBRARY_AGENTS[agent].extra == "sb3":
-        from diffusion_gym.agents.benchmark.sb3_contender import SB3Contender
+        from diffusion_gym.agents.benchmark.sb3_learner import SB3Learner
 
-        return SB3Contender(kind, settings)
-    from diffusion_gym.agents.benchmark.tianshou_contender import TianshouContender
+        return SB3Learner(kind, settings)
+    from diffusion_gym.agents.benchmark.tianshou_learner import TianshouLearner
 
-    return TianshouContender(kind, settings)
+    return TianshouLearner(kind, settings)
 
 
 def config_of(agent: str) -> str:
-    """The agent whose options and presets a contender reads: itself, or what a library's agent expresses.
+    """The agent whose options and presets a learner reads: itself, or what a library's agent expresses.
 
     Raises:
         ValueError: no library has such an agent, or the library is not installed.
@@ -72,9 +72,9 @@ def config_of(agent: str) -> str:
         return agent
     if agent not in LIBRARY_AGENTS:
         raise ValueError(unknown_name("agent", agent, list(LIBRARY_AGENTS)))
-    found = LIBRARY_AGENTS[agent]
-    require_package(found.package, found.extra, f"agent={agent!r}")
-    return found.config
+    library = LIBRARY_AGENTS[agent]
+    require_package(library.package, library.extra, f"agent={agent!r}")
+    return library.config
 
 
 def require_package(package: str, extra: str, asked: str) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from tianshou.trainer import OnPolicyTrainerParams
 
-from diffusion_gym.agents.benchmark.contender import SEED_STRIDE, LibraryContender
+from diffusion_gym.agents.benchmark.learner import SEED_STRIDE, LibraryLearner
 from diffusion_gym.agents.tianshou import AdamWFactory, GuidedPolicy, TrajectoryCollector, ddpo_is, ddpo_sf
 from diffusion_gym.agents.training.settings import RunSettings
 
 
-class TianshouContender(LibraryContender):
+class TianshouLearner(LibraryLearner):
     """Tianshou's PPO and Reinforce with its trainer; rewards are normalised as `DDPOPPO` and `DDPOReinforce` do.
 
     Args:
@@ -65,6 +65,4 @@ class TianshouContender(LibraryContender):
 
     def _shared(self) -> dict[str, Any]:
         names = ("normalization", "trained_steps", "statistics_buffer", "statistics_min_count", "advantage_clip")
-        adamw = self.options.adamw
-        optim = AdamWFactory(self.options.learning_rate, adamw["betas"], adamw["eps"], adamw["weight_decay"])
-        return {"optim": optim, **self.chosen("max_grad_norm", *names)}
+        return {"optim": AdamWFactory(self.options), **self.chosen("max_grad_norm", *names)}

@@ -7,13 +7,13 @@ from typing import Any
 from gymnasium.wrappers.vector import ClipReward
 
 from diffusion_gym.agents.advantages import PromptStatistics
-from diffusion_gym.agents.benchmark.contender import SEED_STRIDE, LibraryContender
+from diffusion_gym.agents.benchmark.learner import SEED_STRIDE, LibraryLearner
 from diffusion_gym.agents.sb3 import DDPOPPO, ddpo_is, ddpo_sf
 from diffusion_gym.agents.training.settings import RunSettings
 from diffusion_gym.wrappers import PromptNormalizationVectorEnv
 
 
-class SB3Contender(LibraryContender):
+class SB3Learner(LibraryLearner):
     """SB3's own PPO and A2C, what they lack coming from wrappers and their rollout buffer; and `DDPOPPO`.
 
     Args:
@@ -35,8 +35,8 @@ class SB3Contender(LibraryContender):
         self._model.learn(missing * self.horizon, reset_num_timesteps=False)
 
     def _ppo(self) -> Any:
-        own = {"batch_size": self.transitions, "n_epochs": self.options.inner_epochs, **self.chosen("clip_range")}
-        return ddpo_is(self._normalized(), **own, **self._of_sb3(), **self._shared(self._micro_batch()))
+        arguments = {"batch_size": self.transitions, "n_epochs": self.options.inner_epochs, **self.chosen("clip_range")}
+        return ddpo_is(self._normalized(), **arguments, **self._of_sb3(), **self._shared(self._micro_batch()))
 
     def _a2c(self) -> Any:
         if self.options.inner_epochs != 1:
@@ -45,9 +45,9 @@ class SB3Contender(LibraryContender):
 
     def _ddpo_ppo(self) -> Any:
         names = ("trained_steps", "statistics_buffer", "statistics_min_count", "advantage_clip", "normalization")
-        own = {**self.chosen("clip_range", *names), **self._micro_batch(), "n_epochs": self.options.inner_epochs}
+        arguments = {**self.chosen("clip_range", *names), **self._micro_batch(), "n_epochs": self.options.inner_epochs}
         size = self.options.batch_size * self.horizon
-        return DDPOPPO("CFGUNetPolicy", self.env, batch_size=size, **own, **self._shared({}))
+        return DDPOPPO("CFGUNetPolicy", self.env, batch_size=size, **arguments, **self._shared({}))
 
     def _normalized(self) -> Any:
         """The environment of SB3's own algorithms, which know no prompts."""

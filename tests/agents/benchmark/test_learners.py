@@ -9,8 +9,8 @@ from gymnasium.vector import VectorWrapper
 from gymnasium.wrappers.vector import TransformReward
 
 from diffusion_gym.agents.benchmark.cells import run_cell
-from diffusion_gym.agents.benchmark.contender import LibraryContender, NativeContender, RewardLog
-from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, make_contender
+from diffusion_gym.agents.benchmark.learner import LibraryLearner, NativeLearner, RewardLog
+from diffusion_gym.agents.benchmark.library_agents import LIBRARY_AGENTS, make_learner
 
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("tianshou")
@@ -27,25 +27,25 @@ def settings(cell):
     return make
 
 
-def weights(contender):
-    return {name: value.detach().clone() for name, value in contender.policy.trainable_parameters().items()}
+def weights(learner):
+    return {name: value.detach().clone() for name, value in learner.policy.trainable_parameters().items()}
 
 
 @pytest.mark.parametrize("agent", LIBRARY_AGENTS)
 def test_training_in_portions_is_training_at_once(settings, agent):
     """The measurements between them draw nothing from the library's generators."""
-    whole = make_contender(agent, settings(agent))
+    whole = make_learner(agent, settings(agent))
     whole.train_until(8)
     expected = weights(whole)
-    contender = make_contender(agent, settings(agent))
-    before = weights(contender)
+    learner = make_learner(agent, settings(agent))
+    before = weights(learner)
     for target in (4, 8):
-        contender.train_until(target)
-        assert contender.reward_queries == target
-    for name, value in weights(contender).items():
+        learner.train_until(target)
+        assert learner.reward_queries == target
+    for name, value in weights(learner).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
     assert any(not torch.equal(value, before[name]) for name, value in expected.items())
-    assert contender.go_back(8) and not contender.go_back(4)  # it stores nothing
+    assert learner.go_back(8) and not learner.go_back(4)  # it stores nothing
 
 
 @pytest.mark.parametrize("agent", LIBRARY_AGENTS)
@@ -60,15 +60,15 @@ def test_seeds_share_no_noise(settings, agent, monkeypatch):
 
     monkeypatch.setattr(RewardLog, "reset", recorded)
     for seed in (0, 1):
-        make_contender(agent, replace(settings(agent), seed=seed)).train_until(4)
+        make_learner(agent, replace(settings(agent), seed=seed)).train_until(4)
     noises = [noise for part in seen for noise in part]
     assert len(noises) >= 8 and len(set(noises)) == len(noises)
 
 
 def test_the_settings_of_sb3(settings):
     options = {"batch_size": 2, "trained_steps": (0.0, 0.6), "clip_range": 0.1, "inner_epochs": 3, "max_grad_norm": 0.5}
-    own = make_contender("sb3/ppo", settings("sb3/ppo", **options))._model
-    ours = make_contender("sb3/ddpo_ppo", settings("sb3/ddpo_ppo", **options))._model
+    own = make_learner("sb3/ppo", settings("sb3/ppo", **options))._model
+    ours = make_learner("sb3/ddpo_ppo", settings("sb3/ddpo_ppo", **options))._model
     for model in (own, ours):
         assert (model.n_steps, model.n_epochs, model.max_grad_norm, model.learning_rate) == (3, 3, 0.5, 1e-3)
         assert model.clip_range(1.0) == 0.1 and model.gamma == model.gae_lambda == 1 and not model.normalize_advantage
@@ -77,18 +77,18 @@ def test_the_settings_of_sb3(settings):
         assert model.policy.actor.trainable == "lora"
     assert own.batch_size == 4 and ours.batch_size == 6  # transitions: two of T = 3 steps train; whole trajectories
     assert ours.config.trained_steps == (0.0, 0.6) and own.rollout_buffer.steps.tolist() == [0, 1]
-    batch = make_contender("sb3/ppo", settings("sb3/ppo", normalization="batch"))._model
+    batch = make_learner("sb3/ppo", settings("sb3/ppo", normalization="batch"))._model
     assert batch.normalize_advantage
 
 
 def test_the_settings_of_tianshou(settings):
     options = {"batch_size": 2, "trained_steps": (0.0, 0.6), "clip_range": 0.1, "inner_epochs": 3, "max_grad_norm": 0.5}
-    contender = make_contender("tianshou/ppo", settings("tianshou/ppo", **options))
-    params, algorithm = contender._trainer.params, contender._trainer.algorithm
+    learner = make_learner("tianshou/ppo", settings("tianshou/ppo", **options))
+    params, algorithm = learner._trainer.params, learner._trainer.algorithm
     assert (params.batch_size, params.update_step_num_repetitions) == (4, 3)
     assert algorithm.eps_clip == 0.1 and algorithm.rewards.options.normalization == "prompt"
-    assert contender.policy.trainable == "lora"
-    assert make_contender("tianshou/reinforce", settings("tianshou/reinforce"))._trainer.params.batch_size is None
+    assert learner.policy.trainable == "lora"
+    assert make_learner("tianshou/reinforce", settings("tianshou/reinforce"))._trainer.params.batch_size is None
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_the_settings_of_tianshou(settings):
 )
 def test_what_a_library_cannot_do_is_refused(settings, agent, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        make_contender(agent, settings(agent, **options))
+        make_learner(agent, settings(agent, **options))
 
 
 def test_native_agents_and_the_libraries(settings):
-    assert isinstance(make_contender("rwr", settings("rwr")), NativeContender)
-    assert isinstance(make_contender("sb3/a2c", settings("sb3/a2c")), LibraryContender)
+    assert isinstance(make_learner("rwr", settings("rwr")), NativeLearner)
+    assert isinstance(make_learner("sb3/a2c", settings("sb3/a2c")), LibraryLearner)
 
 
 def test_the_record_names_the_library(cell):

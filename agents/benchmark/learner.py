@@ -18,7 +18,7 @@ from diffusion_gym.agents.training.settings import RunSettings, make_env
 from diffusion_gym.agents.training.trainer import Trainer
 
 
-class Contender(ABC):
+class Learner(ABC):
     """An agent on an environment.
 
     Attributes:
@@ -48,7 +48,7 @@ class Contender(ABC):
         return nullcontext()
 
 
-class NativeContender(Contender):
+class NativeLearner(Learner):
     """An agent of `AGENTS`, or `module:Class`; it writes a run folder and goes on from its checkpoints.
 
     Args:
@@ -115,7 +115,7 @@ class RewardLog(VectorWrapper):
         return observation, rewards, terminations, truncations, infos
 
 
-class LibraryContender(Contender):
+class LibraryLearner(Learner):
     """What a library's algorithm trains, with the settings of the native agent that it expresses.
 
     It stores nothing on the way: an interrupted training begins anew.
