@@ -342,9 +342,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
             raise ValueError(f"the optimiser's {key!r} has shape {tuple(value.shape)}, and its parameter has {wanted}")
         state.setdefault(int(index), {})[name] = value
     names = {name for row in state.values() for name in row}
-    for index, row in state.items():
+    for number, row in state.items():
         if lacking := sorted(names.difference(row)):
-            raise ValueError(f"the optimiser's '{index}.{lacking[0]}' is missing, which other parameters have")
+            raise ValueError(f"the optimiser's '{number}.{lacking[0]}' is missing, which other parameters have")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
