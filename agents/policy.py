@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -112,6 +112,7 @@ class DenoisingPolicy(nn.Module):
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
         self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
         self.table = model.step_table(config).to(model.device)
+        self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
@@ -335,11 +336,11 @@ class DenoisingPolicy(nn.Module):
         if torch.is_grad_enabled() and not self.cfg_training:
             with torch.no_grad():
                 unguided = self._predict(unet, latents, steps, null)
-            return guide(self._predict(unet, latents, steps, conditional), unguided, self.config.guidance_scale)
+            return self._guide(self._predict(unet, latents, steps, conditional), unguided, self.config.guidance_scale)
         both = torch.cat([conditional, null])
         output = self._predict(unet, torch.cat([latents, latents]), torch.cat([steps, steps]), both)
         guided, unguided = output.chunk(2)
-        return guide(guided, unguided, self.config.guidance_scale)
+        return self._guide(guided, unguided, self.config.guidance_scale)
 
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 
 from diffusion_gym import SamplerConfig
 from diffusion_gym.models.schedulers import step_table
-from diffusion_gym.models.sd3 import flow_step_table
+from diffusion_gym.models.schedulers import flow_step_table
 from diffusion_gym.scheduling import add_noise, predict_x0
 
 CONFIG = {

@@ -14,27 +14,18 @@ import torch
 
 from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import MODELS, DenoisingModel, null_embedding
+from diffusion_gym.models.base import FAMILIES, MODELS, DenoisingModel, null_embedding
 from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
-# These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
-_HEAVY: Final = {
-    *("checkpoint", "initial", "latent", "lora", "pixel", "repeated_token", "sampling", "schedulers", "sd3", "sdxl")
-}
-_PIPELINES: Final = {
-    "StableDiffusionPipeline": "latent:LatentModel",
-    "StableDiffusionXLPipeline": "sdxl:SDXLModel",
-    "StableDiffusion3Pipeline": "sd3:SD3Model",
-    "DDPMPipeline": "pixel:PixelModel",
-    "DDIMPipeline": "pixel:PixelModel",
-}
+# These import peft, so they wait for their first use. A family imports no heavy library at its top.
+_HEAVY: Final = {"initial", "lora"}
 _OPTIONS: Final = ["revision", "variant"]
 _CACHE: Final = ModelCache()
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name not in _HEAVY and not _module.name.startswith("random_"):
+    if _module.name not in _HEAVY:
         importlib.import_module(f"{__name__}.{_module.name}")
 
 
@@ -123,10 +114,9 @@ def _model_class(model: str, revision: str | None) -> Any:
         raise ValueError(
             f"{path} names no pipeline in _class_name; pass a directory that diffusers' save_pretrained wrote"
         )
-    if pipeline not in _PIPELINES:
-        raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(_PIPELINES)}")
-    module, _, name = _PIPELINES[pipeline].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if pipeline not in FAMILIES:
+        raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(FAMILIES)}")
+    return FAMILIES[pipeline]
 
 
-__all__ = ["MODELS", "DenoisingModel", "load_model", "null_embedding", "torch_dtype"]
+__all__ = ["FAMILIES", "MODELS", "DenoisingModel", "load_model", "null_embedding", "torch_dtype"]

@@ -23,7 +23,8 @@ class DenoisingModel(Protocol):
 
     A model that guidance pushes away from something other than the empty prompt also has a method `embed_null()`, its
     embedding `(1, L, D)`. A model whose network takes the guidance scale itself, so that one prediction is the guided
-    one, has an attribute `embeds_guidance`, which is true; its `predict` has a keyword `guidance_scale`.
+    one, has an attribute `embeds_guidance`, which is true; its `predict` has a keyword `guidance_scale`. A model whose
+    guided prediction is another than `scheduling.guide` makes has a method `guide` with the same arguments.
 
     Attributes:
         name: the name or path that it was loaded by.
@@ -137,3 +138,4 @@ class ModelRegistry(Registry[ModelLoader]):
 
 
 MODELS = ModelRegistry()
+FAMILIES: Registry[Any] = Registry("pipeline")  # classes that load a directory, by the pipeline in its model_index.json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from diffusion_gym.models.quiet import quiet
-from diffusion_gym.models.saving import export_adapters
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
 
@@ -109,12 +105,3 @@ def merged(unet: nn.Module) -> nn.Module:
         layer.merge()
         plain.set_submodule(name, layer.get_base_layer())
     return plain.requires_grad_(False)
-
-
-def save_lora(folder: str | Path, unet: nn.Module) -> None:
-    """Write the adapters so that diffusers' `pipe.load_lora_weights(folder)` reads them."""
-    with quiet():
-        from diffusers import StableDiffusionPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers
-
-    export_adapters(folder, StableDiffusionPipeline, "unet", unet, convert_state_dict_to_diffusers)

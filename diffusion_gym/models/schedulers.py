@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import diffusers
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
-from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table
+from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, flow_table
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
 _VARIANCE_PRESERVING: Final = (
@@ -42,6 +44,8 @@ def read_scheduler(model: str, folder: str, part: str, index: Mapping[str, Any])
     Raises:
         ValueError: there is no such config, or it holds no JSON object.
     """
+    import diffusers
+
     config = read_config(model, Path(folder, part, "scheduler_config.json"))
     named = (index.get("scheduler") or (None, None))[1] or config.get("_class_name")
     kind = getattr(diffusers, named, None) if isinstance(named, str) else None
@@ -63,6 +67,8 @@ def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = Fals
     Raises:
         ValueError: the scheduler is of another kind; or a field of it has a value that DDIM cannot honour.
     """
+    from diffusers import DDIMScheduler
+
     if (kind := config.get("_class_name")) not in _VARIANCE_PRESERVING or "beta_schedule" not in config:
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, has no betas; use a model with a scheduler such as "
@@ -85,6 +91,8 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
     Raises:
         ValueError: the scheduler is of another kind; or a field of it has a value that the sampler cannot honour.
     """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     kind = config.get("_class_name")
     if kind in _FLOW:
         check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
@@ -125,6 +133,8 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     Raises:
         ValueError: T is larger than the schedule; or a step's mean is infinite.
     """
+    from diffusers import DDIMScheduler, DDPMScheduler
+
     scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
@@ -143,3 +153,52 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         previous = torch.cat([timesteps[1:], torch.tensor([-1])])
         return ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
     return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
+
+
+def flow_step_table(
+    scheduler_config: Mapping[str, Any],
+    config: SamplerConfig,
+    tokens: int,
+    *,
+    even: bool = False,
+    shift: float | None = None,
+) -> StepTable:
+    """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level.
+
+    Args:
+        scheduler_config: of diffusers' `FlowMatchEulerDiscreteScheduler`.
+        config: the sampler.
+        tokens: patches of a latent, by which a scheduler with dynamic shifting moves its timesteps.
+        even: before they are shifted the times are 1, 1 - 1/T, ..., 1/T, as most pipelines give them; else the
+            scheduler's own.
+        shift: of a pipeline whose dynamic shift is not linear in the number of patches.
+
+    Raises:
+        ValueError: an ancestral sampler, or more steps than the schedule keeps apart.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if config.sampler != "ddim":
+        raise ValueError(
+            f"sampler={config.sampler!r} is no sampler of a flow-matching model; use 'ddim', where eta is the noise "
+            "level of the model's SDE"
+        )
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
+    if steps > total:
+        raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {total}")
+    dynamic = _linear_shift(scheduler.config, tokens) if shift is None else shift
+    scheduler.set_timesteps(
+        steps,
+        sigmas=np.linspace(1.0, 1 / steps, steps) if even else None,
+        mu=dynamic if scheduler.config.use_dynamic_shifting else None,
+    )
+    return flow_table(
+        scheduler.sigmas.double(), num_train_timesteps=total, noise_level=config.eta, sigma_min=config.sigma_min
+    )
+
+
+def _linear_shift(config: Any, tokens: int) -> float:
+    """Dynamic shift of the timesteps, linear in the number of patches, as in diffusers' pipelines."""
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
