@@ -16,7 +16,7 @@ from diffusion_gym.agents.finite import Options, require, require_choice
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
 from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.models import DenoisingModel, null_embedding
+from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
 Trainable = Literal["lora", "full"]
@@ -36,6 +36,10 @@ class PolicyOptions(Options):
     """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
     lora_rank: int = 4
     """Rank of the adapters."""
+    lora_alpha: float | None = None
+    """What an adapter adds is alpha / rank times its product; by default alpha is the rank."""
+    lora_targets: tuple[str, ...] | None = None
+    """The linear layers that get adapters, by the ends of their names; by default those of the model's family."""
     cfg_training: bool = True
     """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
     mixed_precision: Precision = "no"
@@ -48,6 +52,15 @@ class PolicyOptions(Options):
         require_choice(self, "trainable", Trainable)
         require_choice(self, "mixed_precision", Precision)
         require(self, "at least 1", "lora_rank")
+        if self.lora_alpha is not None:
+            require(self, "larger than 0", "lora_alpha")
+        if self.lora_targets is not None and not self.lora_targets:
+            raise ValueError("lora_targets=() names no layer; name some, such as to_q, or leave it out")
+
+    @property
+    def trained_part(self) -> dict[str, Any]:
+        """The options of what trains, by which a `DenoisingPolicy` is made."""
+        return {name: getattr(self, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_targets")}
 
 
 def denoising_env(env: Any) -> DenoisingVectorEnv:
@@ -80,6 +93,8 @@ class DenoisingPolicy(nn.Module):
         config: the sampler; the same object as the environment's.
         trainable: `lora`, low-rank adapters on shared weights; or `full`, a copy of all weights.
         lora_rank: rank of the adapters.
+        lora_alpha: what an adapter adds is alpha / rank times its product; the rank by default.
+        lora_targets: the linear layers that get adapters, by the ends of their names; the model's own by default.
 
     Attributes:
         unet: the network that trains; `parameters()` of the policy are its parameters.
@@ -96,11 +111,14 @@ class DenoisingPolicy(nn.Module):
         *,
         trainable: Trainable = PolicyOptions.trainable,
         lora_rank: int = PolicyOptions.lora_rank,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         from diffusion_gym.models.lora import full_copy, with_lora
 
-        PolicyOptions(trainable, lora_rank)  # checks them
+        given = None if lora_targets is None else tuple(lora_targets)
+        PolicyOptions(trainable, lora_rank, lora_alpha, given)  # checks them
         if trainable == "full" and model.dtype != torch.float32:
             kind = str(model.dtype).removeprefix("torch.")
             raise ValueError(
@@ -110,7 +128,11 @@ class DenoisingPolicy(nn.Module):
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
-        self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
+        if trainable == "lora":
+            targets = given or getattr(model, "lora_targets", ATTENTION)
+            self.unet = with_lora(model.unet, lora_rank, lora_alpha, targets, given=given is not None)
+        else:
+            self.unet = full_copy(model.unet)
         self.table = model.step_table(config).to(model.device)
         self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
@@ -127,6 +149,8 @@ class DenoisingPolicy(nn.Module):
         env: Any,
         trainable: Trainable = PolicyOptions.trainable,
         lora_rank: int = PolicyOptions.lora_rank,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] | None = None,
         **training: Any,
     ) -> DenoisingPolicy:
         """The policy of an environment's model and sampler.
@@ -135,13 +159,16 @@ class DenoisingPolicy(nn.Module):
             env: a denoising environment, single or vectorised, wrapped or not, or adapted to a library.
             trainable: `lora` or `full`.
             lora_rank: rank of the adapters.
+            lora_alpha: their alpha.
+            lora_targets: their layers.
             **training: of `set_training`.
 
         Raises:
             ValueError: `env` is no denoising environment, or an option cannot be had.
         """
         base = denoising_env(env)
-        policy = cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
+        adapters: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "lora_targets": lora_targets}
+        policy = cls(base.model, base.sampler_config, trainable=trainable, **adapters)
         if training:
             policy.set_training(**training)
         return policy

@@ -7,6 +7,13 @@ from typing import Final
 MODEL_SOURCES: Final[dict[str, str]] = {
     "SD14": "CompVis/stable-diffusion-v1-4",
     "SD15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SD35Medium": "stabilityai/stable-diffusion-3.5-medium",
+    "FLUX1Dev": "black-forest-labs/FLUX.1-dev",
+    "FLUX1Schnell": "black-forest-labs/FLUX.1-schnell",
+    "FLUX2Klein": "black-forest-labs/FLUX.2-klein-4B",
+    "QwenImage": "Qwen/Qwen-Image",
+    "ZImageTurbo": "Tongyi-MAI/Z-Image-Turbo",
+    "Sana": "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
     "CelebaHQ": "google/ddpm-celebahq-256",
     "Church": "google/ddpm-church-256",
     "Bedroom": "google/ddpm-bedroom-256",

@@ -47,7 +47,12 @@ class Checkpoint:
         import diffusers
         import transformers
 
-        found = getattr(diffusers, kind, None) or getattr(transformers, kind)
+        found = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
+        if found is None:
+            raise ValueError(
+                f"model={self.name!r} needs {kind}, which neither diffusers {diffusers.__version__} nor transformers "
+                f"{transformers.__version__} has; install newer ones"
+            )
         return self.tokenizer(found, part) if part.startswith("tokenizer") else self.network(found, part)
 
     def network(self, kind: Any, part: str) -> Any:

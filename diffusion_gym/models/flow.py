@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models.base import ATTENTION
 from diffusion_gym.models.fields import FLOW_VAE, PLAIN_INDEX, Allowed
 from diffusion_gym.models.latent import LatentModel
 from diffusion_gym.models.schedulers import flow_scheduler, flow_step_table
 from diffusion_gym.scheduling import StepTable
+
+_TEXT_STREAM: Final = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 class TokenIds:
@@ -52,6 +55,8 @@ class FlowModel(LatentModel):
     FIELDS: ClassVar[Mapping[str, Allowed]] = {"vae": FLOW_VAE}
     INDEX: ClassVar[Allowed] = PLAIN_INDEX
     SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {"num_inference_steps": 10, "guidance_scale": 4.5, "eta": 0.7}
+    # The text's stream too, where the network has one, and the fused layers of single-stream blocks.
+    lora_targets: ClassVar[Sequence[str]] = (*ATTENTION, *_TEXT_STREAM, "to_qkv_mlp_proj")
     EVEN_STEPS: ClassVar[bool] = True  # whether the pipeline gives its scheduler t = 1, 1 - 1/T, ..., 1/T
     TRIMS: ClassVar[bool] = False  # whether the text encoder is not to see padding
     TOKENS: ClassVar[int] = 512  # of a prompt for the last text encoder, as in the pipeline

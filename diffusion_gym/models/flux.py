@@ -72,3 +72,6 @@ class FluxModel(FlowModel):
             img_ids=self.pipe._prepare_latent_image_ids(len(patches), height // 2, width // 2, **place),
             return_dict=False,
         )[0]
+
+
+FluxModel.register("FLUX1Dev", "FLUX1Schnell")

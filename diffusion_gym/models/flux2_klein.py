@@ -96,3 +96,6 @@ class Flux2KleinModel(FlowModel):
         restored = latents * (variance + self.vae.config.batch_norm_eps).sqrt() + mean
         unpatched: torch.Tensor = self.pipe._unpatchify_latents(restored)
         return unpatched
+
+
+Flux2KleinModel.register("FLUX2Klein")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,9 +14,9 @@ from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import device_called
-from diffusion_gym.hub import located, located_file
+from diffusion_gym.hub import MODEL_SOURCES, located, located_file
 from diffusion_gym.images import to_unit
-from diffusion_gym.models.base import FAMILIES
+from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.models.embeddings import guidance_embedding
 from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
@@ -66,6 +66,7 @@ class LatentModel:
     FIELDS: ClassVar[Mapping[str, Allowed]] = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
     INDEX: ClassVar[Allowed] = INDEX
     SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    lora_targets: ClassVar[Sequence[str]] = ATTENTION
 
     unet: nn.Module
     vae: Any
@@ -119,6 +120,18 @@ class LatentModel:
         self.channels, self.scale = self._channels(), self._scale()
         self._set_size(*self._default_size())
         self.sampler_defaults: Mapping[str, Any] = {**self._sampler_defaults(), **(sampler_defaults or {})}
+
+    @classmethod
+    def register(cls, *names: str, **sampler_defaults: Any) -> None:
+        """Enter models of the family in `MODELS`, whose hub ids are in `MODEL_SOURCES`.
+
+        Args:
+            *names: of the models.
+            **sampler_defaults: their own defaults for `SamplerConfig`, over those of the family.
+        """
+        for name in names:
+            options = {"name": name, "sampler_defaults": sampler_defaults}
+            MODELS.register(name, traits=("prompt", "photo", "face"))(partial(cls, MODEL_SOURCES[name], **options))
 
     # --- what a family says of itself ------------------------------------------------------------------------------
 
@@ -325,3 +338,6 @@ class LatentModel:
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""
         export_adapters(folder, type(self.pipe), self.NETWORK, unet, self._lora_names())
+
+
+LatentModel.register("SD14", "SD15")

@@ -77,3 +77,6 @@ class QwenImageModel(FlowModel):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(self._unscaled(latents)[:, :, None], return_dict=False)[0][:, :, 0]
+
+
+QwenImageModel.register("QwenImage")

@@ -90,3 +90,6 @@ class SanaModel(FlowModel):
             return_dict=False,
         )[0]
         return output[:, : self.channels]  # some networks predict a variance too, which the pipeline does not use
+
+
+SanaModel.register("Sana")

@@ -106,3 +106,6 @@ class SD3Model(FlowModel):
             pooled_projections=pooled,
             return_dict=False,
         )[0]
+
+
+SD3Model.register("SD35Medium")

@@ -64,3 +64,6 @@ class ZImageModel(FlowModel):
         times = (self.num_train_timesteps - timesteps) / self.num_train_timesteps
         output = unet(list(latents.to(self.dtype)[:, :, None]), times, texts, return_dict=False)[0]
         return -torch.stack(output).squeeze(2)
+
+
+ZImageModel.register("ZImageTurbo")
