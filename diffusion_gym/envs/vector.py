@@ -66,7 +66,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         autoreset_mode: `SAME_STEP` (with `final_obs` and `final_info`), `NEXT_STEP` or `DISABLED`.
         output: `torch` tensors on the device, or `numpy` arrays.
         render_mode: None or `rgb_array`, the decoded preview of x_t.
-        **options: the fields of `SamplerConfig`, the model's own defaults standing in; and what `model_kwargs` may hold.
+        **options: the fields of `SamplerConfig`, the model's own defaults standing in; and those of `model_kwargs`.
 
     Raises:
         ValueError: a value that is out of range or unknown.

@@ -11,7 +11,9 @@ Name = str | None  # of a revision, or of a variant of the weights
 
 
 @MODELS.register("CelebaHQ", traits=("photo", "face"))
-def celebahq(*, device: torch.device, dtype: torch.dtype, revision: Name = None, variant: Name = None) -> DenoisingModel:
+def celebahq(
+    *, device: torch.device, dtype: torch.dtype, revision: Name = None, variant: Name = None
+) -> DenoisingModel:
     """Faces of celebrities."""
     return _load("CelebaHQ", device, dtype, revision, variant)
 

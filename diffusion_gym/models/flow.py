@@ -105,17 +105,21 @@ class FlowModel(LatentModel):
         """Coefficients of the T steps of `config`, float64 on the CPU; see `flow_step_table`.
 
         Raises:
-            ValueError: guidance of a model that is distilled to need none.
+            ValueError: guidance of a model that is distilled to need none, or a negative prompt without guidance.
         """
+        self._check_guidance(config)
+        _, height, width = self.latent_shape
+        patches = (height // self.patch) * (width // self.patch)
+        shift = self._shift(patches, config.num_inference_steps)
+        return flow_step_table(self.scheduler_config, config, patches, even=self.EVEN_STEPS, shift=shift)
+
+    def _check_guidance(self, config: SamplerConfig) -> None:
         if config.guidance_scale != 1 and self.distilled:
             raise ValueError(
                 f"guidance_scale={config.guidance_scale!r} is nothing to model={self.name!r}, which is distilled to "
                 "need no guidance; leave it at 1"
             )
-        _, height, width = self.latent_shape
-        patches = (height // self.patch) * (width // self.patch)
-        shift = self._shift(patches, config.num_inference_steps)
-        return flow_step_table(self.scheduler_config, config, patches, even=self.EVEN_STEPS, shift=shift)
+        super()._check_guidance(config)
 
     def _encode(self, *token_ids: torch.Tensor) -> torch.Tensor:
         """What the pipeline's own `encode_prompt` makes of token ids, one prompt at a time: `(N, L, D)`."""

@@ -52,7 +52,8 @@ def begin_from(path: str | Path, network: nn.Module, rank: int | None, predictio
         path: adapters that this package, diffusers or peft exported, a folder or a safetensors file; or, for a network
             that trains as a whole, a pipeline folder, of which the network alone is read.
         network: of `with_lora` or `full_copy`.
-        rank: of its adapters, which keep their alpha: for another one of the file the weights make up; None where all weights train.
+        rank: of its adapters, which keep their alpha: for another one of the file the weights make up; None where all
+            weights train.
         prediction: what the model predicts, `epsilon` or another, which the pipeline must predict too.
 
     Raises:

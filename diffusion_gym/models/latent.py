@@ -240,9 +240,7 @@ class LatentModel:
             return list(self.PARTS)
         index = read_json(located_file(source, "model_index.json", argument="model", revision=revision))
         return [
-            part
-            for part in self.PARTS
-            if part not in self.OPTIONAL or (index.get(part) or (None, None))[1] is not None
+            part for part in self.PARTS if part not in self.OPTIONAL or (index.get(part) or (None, None))[1] is not None
         ]
 
     @cached_property
@@ -258,8 +256,22 @@ class LatentModel:
     # --- what `DenoisingModel` asks for ----------------------------------------------------------------------------
 
     def step_table(self, config: SamplerConfig) -> StepTable:
-        """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table`."""
+        """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table`.
+
+        Raises:
+            ValueError: a negative prompt without guidance, which has no effect.
+        """
+        self._check_guidance(config)
         return step_table(self.scheduler_config, config)
+
+    def _check_guidance(self, config: SamplerConfig) -> None:
+        """Refuse guidance that would have no effect."""
+        if self.negative_prompt and (config.guidance_scale == 1 or self.embeds_guidance):
+            raise ValueError(
+                f"negative_prompt={self.negative_prompt!r} has no effect on model={self.name!r} at "
+                f"guidance_scale={config.guidance_scale!r}, where one prediction is all there is; leave it out"
+                + ("" if self.embeds_guidance else ", or use a larger guidance_scale")
+            )
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token ids: int64 `(N, L)` on the CPU, padded and cut; those of several tokenizers side by side."""

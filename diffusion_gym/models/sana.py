@@ -64,7 +64,7 @@ class SanaModel(FlowModel):
 
     @torch.no_grad()
     def embed_null(self) -> torch.Tensor:
-        """Embedding `(1, L, D)` that guidance pushes away from: that of the negative prompt, without the instruction."""
+        """Embedding `(1, L, D)` that guidance pushes away from: the negative prompt's, without the instruction."""
         written = self.pipe._text_preprocessing([self.negative_prompt])
         length = {"padding": "max_length", "max_length": self.TOKENS, "truncation": True}
         ids = self.tokenizer(written, **length, return_tensors="pt").input_ids

@@ -9,6 +9,7 @@ JOINT_WIDTH: Final = 48  # of T5's embeddings: at least the widths of two CLIP e
 
 
 def clip_config(tokenizer: Any, width: int) -> Any:
+    """Of a tiny CLIP text encoder for a tokenizer."""
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
@@ -26,6 +27,7 @@ def clip_config(tokenizer: Any, width: int) -> Any:
 
 
 def autoencoder(latent_channels: int, exact: bool, **config: Any) -> Any:
+    """A tiny autoencoder that compresses twice, or one of the published widths."""
     from diffusers import AutoencoderKL
 
     widths = (128, 256, 512, 512) if exact else (8, 8)
@@ -62,6 +64,7 @@ def t5_tokenizer(folder: Path) -> Any:
 
 
 def t5_encoder(tokenizer: Any) -> Any:
+    """A tiny T5 encoder for a tokenizer."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(

@@ -1,7 +1,7 @@
 """Every family of latent models, on tiny random pipelines of the published classes.
 
-A family's line says how it is written, and which keywords of the pipeline's own call its guidance is. Everything else is
-asked of all alike: the pipeline's own pictures at eta 0, a ratio of 1, a training step, adapters that diffusers reads.
+A family's line says how it is written, and which keywords of the pipeline's own call its guidance is. All else is asked
+of all alike: the pipeline's own pictures at eta 0, a ratio of 1, a training step, adapters that diffusers reads.
 """
 
 import shutil
@@ -14,8 +14,8 @@ import diffusers
 import gymnasium as gym
 import pytest
 import torch
-from agent_updates import transitions, update, weights
 
+from agent_updates import transitions, update, weights
 from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
@@ -136,7 +136,11 @@ def ours(model, guidance):
 
 def theirs(pipe, model, family, guidance, **options):
     height, width, _ = model.image_shape
-    packed = model._packed(start(model)) if getattr(model, "patch", 1) > 1 and hasattr(pipe, "_pack_latents") else start(model)
+    packed = (
+        model._packed(start(model))
+        if getattr(model, "patch", 1) > 1 and hasattr(pipe, "_pack_latents")
+        else start(model)
+    )
     return pipe(
         prompt=list(PROMPTS),
         latents=packed,
@@ -152,9 +156,11 @@ def theirs(pipe, model, family, guidance, **options):
 def test_a_rollout_without_noise_is_the_pipeline_s_own(folder, family, which):
     """At two sizes; at the second one with a negative prompt, in families that have one."""
     negative = "a green square" if which and family.negative else None
-    model, pipe, seen = load(folder, family, which, negative), own_pipeline(folder), []
+    pipe, seen = own_pipeline(folder), []
     for guidance in family.guidance:
-        said = {"negative_prompt": [negative] * len(PROMPTS)} if negative and guidance > 1 else {}
+        pushed = negative if guidance > 1 else None
+        model = load(folder, family, which, pushed)
+        said = {"negative_prompt": [pushed] * len(PROMPTS)} if pushed else {}
         pictures, expected = ours(model, guidance), theirs(pipe, model, family, guidance, **said)
         torch.testing.assert_close(pictures, expected, rtol=0, atol=1e-5)
         assert pictures.shape[2:] == family.size[which] and expected.std() > 1e-2
@@ -227,6 +233,13 @@ def test_guidance_of_a_distilled_model_is_refused(folder_of, name, tmp_path):
     with pytest.raises(ValueError, match="guidance_scale=3.0 is nothing to model=.*distilled.*leave it at 1"):
         gym.make_vec("DiffusionDenoise-v0", guidance_scale=3.0, **options)
     assert gym.make_vec("DiffusionDenoise-v0", **options).unwrapped.sampler_config.guidance_scale == 1
+
+
+@pytest.mark.parametrize("name, scale", [("sd3", 1.0), ("flux-dev", 3.5)])
+def test_a_negative_prompt_that_has_no_effect_is_refused(folder_of, name, scale):
+    options = {"model": str(folder_of(name)), "guidance_scale": scale, "negative_prompt": "fog"}
+    with pytest.raises(ValueError, match="negative_prompt='fog' has no effect on model=.*leave it out"):
+        gym.make_vec("DiffusionDenoise-v0", num_envs=1, **options)
 
 
 @pytest.mark.parametrize(
