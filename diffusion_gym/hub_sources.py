@@ -52,8 +52,8 @@ MAYBE_PICKLED: Final = frozenset({DEBERTA})
 # In 10^9 bytes, approximate: parameters times the bytes of the published type, float32 but for LLaVA (float16), and the
 # flow-matching transformers with their language models (2 bytes, except Sana and the network of Z-Image, as far as we
 # know). The parameters of those networks are in docs/models.md; T5's encoder has 4.8 G, Qwen2.5-VL 8.3 G, Qwen3 4.0 G,
-# Gemma 2 2.6 G. The other parameters, from the published configs: 1,066 M for the three networks of Stable Diffusion 1.x, 113.7 M for the DDPMs,
-# 427.6 M for CLIP ViT-L/14, 986 M for PickScore, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
+# Gemma 2 2.6 G. The others, from the published configs: 1,066 M for the three networks of Stable Diffusion 1.x, 113.7 M
+# for the DDPMs, 427.6 M for CLIP ViT-L/14, 986 M for PickScore, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
 # DeBERTa XL (an upper bound: it may be stored as float16), 0.45 G for ImageReward; a tokenizer's where it suffices.
 # `diffusion-gym download` asks the hub for the exact size.
 _GIGABYTES: Final[dict[str, float]] = {

@@ -2,10 +2,10 @@
 
     python -m tools.model_memory
 
-The shapes are the published ones as far as we know them, written down from the classes of diffusers 0.42, whose defaults
-are those of FLUX.1 dev, Qwen-Image, Z-Image and Sana 1.6B; Stable Diffusion 3.5 medium's are those of
-`diffusion_gym.testing.random_xl_sd3`; FLUX.2 [klein] 4B has 5 + 20 blocks of width 3072 and three layers of Qwen3 4B. No
-published config.json was at hand.
+The shapes are the published ones as far as we know them, written down from the classes of diffusers 0.42, whose
+defaults are those of FLUX.1 dev, Qwen-Image, Z-Image and Sana 1.6B; Stable Diffusion 3.5 medium's are those of
+`diffusion_gym.testing.random_xl_sd3`; FLUX.2 [klein] 4B has 5 + 20 blocks of width 3072 and three layers of Qwen3 4B.
+No published config.json was at hand.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.models import FAMILIES
@@ -124,6 +126,22 @@ def saved_bytes(weights: set[int]) -> Iterator[list[int]]:
         yield total
 
 
+class _FusedAttention(torch.autograd.Function):
+    """What fused kernels keep for the backward pass: no matrix of all pairs of tokens, which the plain one would."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Save the inputs, the output and one float32 number a row."""
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, torch.empty(query.shape[:-1], device=query.device))
+        return output
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    found: torch.Tensor = _FusedAttention.apply(query, key, value)
+    return found
+
+
 def counted(published: Published) -> dict[str, float]:
     """Numbers of a model: parameters, those of its adapters, and bytes by size of the pictures."""
     import diffusers
@@ -144,7 +162,8 @@ def counted(published: Published) -> dict[str, float]:
                 tuned.enable_gradient_checkpointing()
             else:
                 tuned.disable_gradient_checkpointing()
-            with saved_bytes(weights) as total, torch.autocast("cpu", dtype=torch.bfloat16):
+            fused = patch.object(functional, "scaled_dot_product_attention", _attention)
+            with fused, saved_bytes(weights) as total, torch.autocast("cpu", dtype=torch.bfloat16):
                 tuned(**published.inputs(side), return_dict=False)
             found[f"{side}-{'checkpointed' if checkpointing else 'whole'}"] = float(total[0])
         found[f"{side}-checkpointed"] += found[f"{side}-whole"] / number  # of the block that is computed again
@@ -152,7 +171,7 @@ def counted(published: Published) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """The table of the page; adapters in float32 with their gradient and AdamW's two moments, weights in bfloat16."""
+    """The table of the page, in GiB: adapters in float32 with their gradient and AdamW's two moments."""
     sizes = [f"{side} px, {kind}" for side in SIDES for kind in ("checkpointed", "whole")]
     head = [
         "model",
