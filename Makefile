@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow test-cpus test-floors lint type docs docs-check bench clean
+.PHONY: setup demo test test-slow test-cpus test-floors lint type docs docs-tables site docs-check package package-check bench clean
 
 setup: $(STAMP)
 
@@ -69,17 +69,38 @@ lint: $(STAMP)
 type: $(STAMP)
 	$(BIN)/mypy -p diffusion_gym
 
-# The tables of the pages, from the records in docs/results/.
-docs: $(STAMP)
+# The tables of the pages, from the records in docs/results/ and the registries.
+docs-tables: $(STAMP)
 	$(BIN)/python -m tools.pages
 	$(BIN)/python benchmarks/peers/compare.py page
 	$(BIN)/python benchmarks/scaling.py page
 	$(BIN)/python benchmarks/gpu.py page
+	$(BIN)/python benchmarks/operations.py --page
+
+DOCS := .venv/.installed-docs
+
+$(DOCS): $(STAMP) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $(DOCS)
+
+# The site, strictly: a link that leads nowhere, a page that no section lists, or a request to elsewhere is an error.
+site: $(DOCS)
+	$(BIN)/python -m tools.site
+
+docs: docs-tables site
 
 docs-check: $(STAMP)
 	mkdir -p build && sha256sum README.md docs/*.md > build/pages.sha256
 	$(MAKE) -s docs
 	sha256sum --check --quiet build/pages.sha256
+
+# The sdist and the wheel, and what is in them.
+package-check: $(STAMP)
+	$(BIN)/python -m tools.package build
+
+# The same, and the wheel in a new environment outside the clone; minutes, as pip fetches torch.
+package: package-check
+	$(BIN)/python -m tools.package try
 
 # TRL=PYTHON names the Python of TRL's own environment; see benchmarks/peers/trl_ddpo.py.
 bench: $(STAMP)

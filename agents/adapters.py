@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.optimization import OptimizerOptions
-from diffusion_gym.agents.policy import DenoisingPolicy, denoising_env
+from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models import DenoisingModel

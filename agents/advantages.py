@@ -15,6 +15,7 @@ from diffusion_gym.agents.finite import Options, require, require_choice
 
 Floats = NDArray[np.float64]
 Normalization = Literal["prompt", "batch", "group", "none"]
+Deviation = Literal["own", "batch", "none"]
 
 
 class NoUsableReward(RuntimeError):
@@ -42,6 +43,15 @@ class AdvantageOptions(Options):
     samples that share a prompt (GRPO), or nothing."""
     group_size: int = 1
     """Samples in a row that share a prompt; with `normalization=group`, the group."""
+    reward_deviation: Deviation = "own"
+    """What rewards, less the mean of their group or prompt, are divided by: its own standard deviation; the batch's, so
+    that groups of clear differences count more (Flow-GRPO); or nothing."""
+    component_weights: tuple[str, ...] = ()
+    """Components of the reward, each NAME=WEIGHT, to normalise on their own before they are summed up (GDPO), in place
+    of the reward; the sum is normalised by the batch. With `normalization` group or batch."""
+    skip_equal_groups: bool = False
+    """Leave groups out whose rewards are all equal, unless all groups are such; with `normalization=group`. Their
+    advantages are 0, so that but for a KL term they teach nothing."""
     statistics_buffer: int = 32
     """Rewards kept a prompt for its running statistics."""
     statistics_min_count: int = 16
@@ -53,8 +63,31 @@ class AdvantageOptions(Options):
         super().__post_init__()
         require(self, "larger than 0", "advantage_clip", "group_size")
         require_choice(self, "normalization", Normalization)
+        require_choice(self, "reward_deviation", Deviation)
         if self.normalization == "group" and self.group_size < 2:
             raise ValueError(f"normalization='group' needs group_size={self.group_size!r} to be at least 2")
+        if self.weights_of_components() and self.normalization not in ("group", "batch"):
+            raise ValueError(
+                f"component_weights={self.component_weights!r} goes with normalization='group' or 'batch', not "
+                f"{self.normalization!r}"
+            )
+
+    def weights_of_components(self) -> dict[str, float]:
+        """The weights by name of component.
+
+        Raises:
+            ValueError: `component_weights` has an entry that is not NAME=WEIGHT.
+        """
+        weights = {}
+        for entry in self.component_weights:
+            name, _, weight = entry.rpartition("=")
+            try:
+                weights[name] = float(weight)
+            except ValueError:
+                weights[name] = float("nan")
+            if not name or not np.isfinite(weights[name]):
+                raise ValueError(f"component_weights={entry!r} must be NAME=WEIGHT, such as Aesthetic=0.5")
+        return weights
 
 
 def batch_normalize(rewards: Floats, std_floor: float = 1e-6) -> Floats:
@@ -62,16 +95,46 @@ def batch_normalize(rewards: Floats, std_floor: float = 1e-6) -> Floats:
     return (rewards - rewards.mean()) / max(float(rewards.std()), std_floor)
 
 
-def group_normalize(rewards: Floats, group_size: int, std_floor: float = 1e-6) -> Floats:
+def group_normalize(rewards: Floats, group_size: int, std_floor: float = 1e-6, deviation: Deviation = "own") -> Floats:
     """Rewards `(N,)` to zero mean and unit deviation within each run of `group_size` (GRPO, arXiv:2402.03300).
 
     Rewards that are not finite stay so and do not count in their group.
+
+    Args:
+        rewards: `(N,)`.
+        group_size: samples of a group.
+        std_floor: floor of the standard deviation.
+        deviation: `own` divides by the group's, `batch` by that of all (Flow-GRPO), `none` not at all.
     """
     groups = np.where(np.isfinite(rewards), rewards, np.nan).reshape(-1, group_size)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a group without any finite reward
-        mean, std = np.nanmean(groups, 1, keepdims=True), np.nanstd(groups, 1, keepdims=True)
-    return ((groups - mean) / np.maximum(std, std_floor)).reshape(-1)
+        mean = np.nanmean(groups, 1, keepdims=True)
+        std = np.nanstd(groups, 1, keepdims=True) if deviation == "own" else np.nanstd(groups)
+    return ((groups - mean) / (1.0 if deviation == "none" else np.maximum(std, std_floor))).reshape(-1)
+
+
+def equal_groups(rewards: Floats, group_size: int) -> NDArray[np.bool_]:
+    """For each sample, whether the finite rewards of its run of `group_size` are all equal: `(N,)`."""
+    groups = rewards.reshape(-1, group_size)
+    finite = np.isfinite(groups)
+    highest = np.where(finite, groups, -np.inf).max(1)
+    lowest = np.where(finite, groups, np.inf).min(1)
+    return np.repeat(highest <= lowest, group_size)
+
+
+def best_and_worst(rewards: Floats, group_size: int) -> Floats:
+    """1 for the best of each run of `group_size` rewards, -1 for the worst, NaN for the others: `(N,)`.
+
+    A group whose rewards are all equal prefers nothing: NaN, or 0 for all where no group prefers anything. Rewards that
+    are not finite do not count.
+    """
+    chosen = np.full(len(rewards), np.nan)
+    groups = np.arange(len(rewards)).reshape(-1, group_size)
+    for rows in (group[np.isfinite(rewards[group])] for group in groups):
+        if len(rows) and rewards[rows].max() > rewards[rows].min():
+            chosen[rows[rewards[rows].argmax()]], chosen[rows[rewards[rows].argmin()]] = 1.0, -1.0
+    return chosen if np.isfinite(chosen).any() else np.where(np.isfinite(rewards), 0.0, np.nan)
 
 
 def softmax_weights(prompts: Sequence[str], rewards: Floats, beta: float) -> Floats:
@@ -97,13 +160,20 @@ def threshold_weights(prompts: Sequence[str], rewards: Floats, percentile: float
     return weights
 
 
+def usable_counts(prompts: Sequence[str], rewards: Floats) -> NDArray[np.int64]:
+    """For each sample, how many finite rewards its prompt has: `(N,)`; 0 where its own is not finite."""
+    counts = np.zeros(len(rewards), dtype=np.int64)
+    for rows in _by_prompt(prompts, rewards):
+        counts[rows] = len(rows)
+    return counts
+
+
 def _by_prompt(prompts: Sequence[str], rewards: Floats) -> Iterator[NDArray[np.int64]]:
     """Indices of the finite rewards, prompt by prompt."""
-    names, usable = np.array(prompts, dtype=object), np.isfinite(rewards)
-    for prompt in dict.fromkeys(prompts):
-        rows = np.flatnonzero((names == prompt) & usable)
-        if len(rows):
-            yield rows
+    rows: dict[str, list[int]] = {}
+    for index in np.flatnonzero(np.isfinite(rewards)).tolist():
+        rows.setdefault(prompts[index], []).append(index)
+    yield from map(np.array, rows.values())
 
 
 class PromptStatistics:
@@ -131,16 +201,22 @@ class PromptStatistics:
         self.buffer_size, self.min_count, self.std_floor = buffer_size, min_count, std_floor
         self._rewards: dict[str, deque[float]] = {}
 
-    def normalize(self, prompts: Sequence[str], rewards: Floats) -> Floats:
-        """Take `rewards` `(N,)` into the statistics and return the advantages `(N,)`."""
+    def normalize(self, prompts: Sequence[str], rewards: Floats, deviation: Deviation = "own") -> Floats:
+        """Take `rewards` `(N,)` into the statistics and return the advantages `(N,)`.
+
+        Args:
+            prompts: of the rewards.
+            rewards: finite.
+            deviation: what the distance from a prompt's mean is divided by; see `AdvantageOptions`.
+        """
         for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
             self._rewards.setdefault(prompt, deque(maxlen=self.buffer_size)).append(reward)
         mean, std = rewards.mean(), rewards.std()
-        advantages = np.empty(len(rewards))
-        for prompt in set(prompts):
-            rows = np.array([entry == prompt for entry in prompts])
-            buffer = np.array(self._rewards[prompt])
+        advantages = np.full(len(rewards), np.nan)
+        for rows in _by_prompt(prompts, rewards):
+            buffer = np.array(self._rewards[prompts[int(rows[0])]])
             centre, spread = (mean, std) if len(buffer) < self.min_count else (buffer.mean(), buffer.std())
+            spread = {"own": spread, "batch": std, "none": 1.0}[deviation]
             advantages[rows] = (rewards[rows] - centre) / max(float(spread), self.std_floor)
         return advantages
 
@@ -161,28 +237,61 @@ class RewardNormalizer:
 
     Attributes:
         statistics: of the prompts; part of a checkpoint.
+        equal_share: share of the last rewards' groups whose rewards are all equal.
 
     Raises:
         ValueError: `statistics_min_count` is larger than `statistics_buffer`.
     """
 
     def __init__(self, options: AdvantageOptions) -> None:
-        self.options = options
+        self.options, self.equal_share = options, 0.0
         self.statistics = PromptStatistics(options.statistics_buffer, options.statistics_min_count)
 
-    def normalize(self, prompts: Sequence[str], rewards: Floats) -> Floats:
+    def normalize(
+        self, prompts: Sequence[str], rewards: Floats, components: Mapping[str, Floats] | None = None
+    ) -> Floats:
         """Normalised rewards `(N,)` of N samples with their prompts; NaN where a reward is not finite.
+
+        Args:
+            prompts: of the samples.
+            rewards: `(N,)`.
+            components: those that `component_weights` names, each `(N,)`.
 
         Raises:
             NoUsableReward: no reward is finite.
+            ValueError: the components are not at hand.
         """
-        usable = usable_rewards(rewards)
-        if self.options.normalization == "group":
-            return group_normalize(rewards, self.options.group_size)
+        usable, options = usable_rewards(rewards), self.options
+        if weights := options.weights_of_components():
+            if components is None:
+                raise ValueError(
+                    f"component_weights={options.component_weights!r} needs the reward's components, which a library's "
+                    "rollouts do not keep; leave it out, or take a native agent"
+                )
+            parts = [weight * self._normalized(prompts, components[name]) for name, weight in weights.items()]
+            total = np.sum(parts, axis=0)
+            normalized = np.full(len(rewards), np.nan)
+            finite = np.isfinite(total) & np.isfinite(rewards)
+            normalized[finite] = batch_normalize(total[finite]) if finite.any() else 0.0
+        else:
+            normalized = self._normalized(prompts, rewards)
+        if options.normalization == "group":
+            equal = equal_groups(rewards, options.group_size)
+            self.equal_share = float(equal[:: options.group_size].mean())
+            if options.skip_equal_groups and not equal[usable].all():
+                normalized = np.where(equal, np.nan, normalized)
+        return normalized
+
+    def _normalized(self, prompts: Sequence[str], rewards: Floats) -> Floats:
+        """One kind of rewards, as `normalization` and `reward_deviation` say; NaN where one is not finite."""
+        options, usable = self.options, np.flatnonzero(np.isfinite(rewards))
+        if options.normalization == "group":
+            return group_normalize(rewards, options.group_size, deviation=options.reward_deviation)
         finite, normalized = rewards[usable], np.full(len(rewards), np.nan)
-        if self.options.normalization == "prompt":
-            finite = self.statistics.normalize([prompts[index] for index in usable], finite)
-        elif self.options.normalization == "batch":
+        if options.normalization == "prompt":
+            own = [prompts[index] for index in usable.tolist()]
+            finite = self.statistics.normalize(own, finite, options.reward_deviation)
+        elif options.normalization == "batch":
             finite = batch_normalize(finite)
         normalized[usable] = finite
         return normalized

@@ -27,17 +27,20 @@ _USAGE: Final = """usage: diffusion-gym COMMAND [options]
 
 Reinforcement learning on the denoising process of a diffusion model.
 
-  envs          list the environments
-  presets       list the hyperparameter presets, side by side
-  train         train an agent on an environment
-  eval          compare a run's result with the pretrained model
-  report        write a run's page: curve, pictures, tables
-  bench         compare agents on a suite of environments, seed by seed
-  download      fetch the files of a model or reward from the hub
-  serve-reward  serve a reward to other processes and machines
-  demo          a complete small run on the embedded model, in minutes
+  envs             list the environments
+  presets          list the hyperparameter presets, side by side
+  train            train an agent on an environment
+  eval             compare a run's result with the pretrained model
+  report           write a run's page: curve, pictures, tables
+  bench            compare agents on a suite of environments, seed by seed
+  download         fetch the files of a model or reward from the hub
+  push             upload what a run learned, with a model card, to the hub
+  label            choose between pictures on a page, to make a reward of the choices
+  fit-preferences  make the reward
+  serve-reward     serve a reward to other processes and machines
+  demo             a complete small run on the embedded model, in minutes
 
-diffusion-gym COMMAND --help explains every option."""
+diffusion-gym COMMAND --help explains every option; --traceback with any command shows where an error came from."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class ReportOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line on standard error and exit code 2.
 
-    Any other exception keeps its traceback, with a note that it is to be reported.
+    Any other exception keeps its traceback, with a note that it is to be reported; with `--traceback` a mistake too.
     """
-    args = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = [word for word in words if word != "--traceback"]
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
         return
@@ -102,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except _mistakes() as error:
+        if args != words:
+            raise
         _fail(error, _words(error, type(error).__name__), 2)
     except Exception as error:
         error.add_note(_OURS)
@@ -319,10 +325,28 @@ def _serve_reward(args: list[str]) -> None:
     serve_reward(parsed(ServeRewardOptions, args, "serve-reward"))
 
 
+def _label(args: list[str]) -> None:
+    from diffusion_gym.agents.label.command import LabelOptions, run_label
+
+    run_label(parsed(LabelOptions, args, "label"))
+
+
+def _fit_preferences(args: list[str]) -> None:
+    from diffusion_gym.agents.label.command import FitOptions, run_fit
+
+    run_fit(parsed(FitOptions, args, "fit-preferences"))
+
+
 def _download(args: list[str]) -> None:
     from diffusion_gym.agents.downloads import DownloadOptions, run_download
 
     run_download(parsed(DownloadOptions, args, "download"))
+
+
+def _push(args: list[str]) -> None:
+    from diffusion_gym.agents.publishing import PushOptions, run_push
+
+    run_push(parsed(PushOptions, args, "push"))
 
 
 def _bench(args: list[str]) -> None:
@@ -344,6 +368,7 @@ _STOPPED: Final = {
     "folder, or begins anew where there is none yet; without a folder run the same command again",
     "eval": "stopped; the same command begins anew",
     "bench": "stopped; the same command goes on from the last measurement of each run",
+    "label": "stopped; the same command goes on, and has every answer",
     "serve-reward": "stopped",
 }
 _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
@@ -354,6 +379,9 @@ _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
     "report": _report,
     "bench": _bench,
     "download": _download,
+    "push": _push,
+    "label": _label,
+    "fit-preferences": _fit_preferences,
     "serve-reward": _serve_reward,
     "demo": _demo,
 }

@@ -117,3 +117,59 @@ def clipped_surrogate(
     bounded = -advantage * ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = torch.maximum(free, bounded)
     return Surrogate(loss, ratio.detach(), (bounded > free).float().detach(), 0.5 * log_ratio.detach() ** 2)
+
+
+def normalized_surrogate(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    divergence: torch.Tensor,
+    std: torch.Tensor,
+    interval: torch.Tensor,
+    advantage: torch.Tensor,
+    clip_range: float,
+) -> Surrogate:
+    """GRPO-Guard's clipped objective, whose ratios are alike at all steps (arXiv:2510.22319, equation 8).
+
+    A ratio of Gaussians has a log-mean of -D and a spread that goes with 1 / std. The normalised one,
+    exp[(l - l_old + D) std], has a log-mean of 0 and the spread of the means' distance, so that one clip range fits all
+    steps; the loss is divided by the step's length in time, which evens out the steps' gradients.
+
+    Args:
+        log_prob: of the actions under the policy that is trained, `(N,)`.
+        old_log_prob: under the policy that sampled them, `(N,)`.
+        divergence: D, of the two policies' Gaussians, `(N,)`, reduced like log-probabilities.
+        std: of a step, `(N,)`.
+        interval: length of a step in units of the whole process, `(N,)`.
+        advantage: `(N,)`.
+        clip_range: the normalised ratio counts within [1 - clip_range, 1 + clip_range].
+    """
+    normalized = (log_prob - old_log_prob + divergence) * std
+    found = clipped_surrogate(normalized, torch.zeros_like(normalized), advantage, clip_range)
+    return Surrogate(found.loss / interval, found.ratio, found.clipped, divergence.detach())
+
+
+def masked_surrogate(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    divergence: torch.Tensor,
+    advantage: torch.Tensor,
+    bound: float,
+) -> Surrogate:
+    """Flow-DPPO's objective: the exact divergence, not the ratio, says where to stop (arXiv:2606.11025, equation 18).
+
+    A transition has no gradient where D reaches the bound and its own update would lead further away: ratio > 1 with a
+    positive advantage, or ratio < 1 with a negative one.
+
+    Args:
+        log_prob: of the actions under the policy that is trained, `(N,)`.
+        old_log_prob: under the policy that sampled them, `(N,)`.
+        divergence: D, of the two policies' Gaussians, `(N,)`, reduced like log-probabilities.
+        advantage: `(N,)`.
+        bound: the largest divergence, in the same unit.
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio, loss = log_ratio.exp(), -advantage * log_ratio.exp()
+    onward = torch.where(advantage > 0, ratio > 1, (ratio < 1) & (advantage < 0))
+    stopped = (divergence >= bound) & onward
+    loss = torch.where(stopped, loss.detach(), loss)
+    return Surrogate(loss, ratio.detach(), stopped.float(), divergence.detach())

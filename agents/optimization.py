@@ -1,10 +1,9 @@
-"""From losses to new weights: micro-batches, gradient sums, clipping, AdamW, learning-rate schedule, averaging."""
+"""From losses to new weights: micro-batches, gradient sums, clipping, AdamW, learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -274,40 +273,3 @@ def _out_of_memory(error: RuntimeError) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return should_reduce_batch_size(error)
-
-
-class WeightAverage:
-    """An exponential moving average of weights: average <- decay * average + (1 - decay) * weights.
-
-    Args:
-        parameters: the weights to follow.
-        decay: 0 to 1; 0 is no averaging at all.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = list(parameters), decay
-        self.average = [parameter.detach().clone() for parameter in self.parameters] if decay else []
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Follow the weights by one step."""
-        if self.decay:
-            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - self.decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within this context the average stands in for the weights."""
-        if not self.decay:
-            yield
-            return
-        weights = [parameter.detach().clone() for parameter in self.parameters]
-        self._put(self.average)
-        try:
-            yield
-        finally:
-            self._put(weights)
-
-    @torch.no_grad()
-    def _put(self, values: Sequence[torch.Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)

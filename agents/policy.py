@@ -3,84 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
-from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
-from diffusion_gym.envs.vector import DenoisingVectorEnv
-from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding
+from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
-
-Trainable = Literal["lora", "full"]
-Precision = Literal["no", "bf16", "fp16"]
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
 # has left costs one pass of the text encoder.
 _EMBEDDING_CACHE_BYTES: Final = 2**31
-
-
-@dataclass(frozen=True)
-class PolicyOptions(Options):
-    """What of a policy trains, and how its network computes; the defaults are those of the DDPO paper, table F.6."""
-
-    trainable: Trainable = "lora"
-    """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
-    lora_rank: int = 4
-    """Rank of the adapters."""
-    lora_alpha: float | None = None
-    """What an adapter adds is alpha / rank times its product; by default alpha is the rank."""
-    lora_targets: tuple[str, ...] | None = None
-    """The linear layers that get adapters, by the ends of their names; by default those of the model's family."""
-    cfg_training: bool = True
-    """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
-    mixed_precision: Precision = "no"
-    """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "trainable", Trainable)
-        require_choice(self, "mixed_precision", Precision)
-        require(self, "at least 1", "lora_rank")
-        if self.lora_alpha is not None:
-            require(self, "larger than 0", "lora_alpha")
-        if self.lora_targets is not None and not self.lora_targets:
-            raise ValueError("lora_targets=() names no layer; name some, such as to_q, or leave it out")
-
-    @property
-    def trained_part(self) -> dict[str, Any]:
-        """The options of what trains, by which a `DenoisingPolicy` is made."""
-        return {name: getattr(self, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_targets")}
-
-
-def denoising_env(env: Any) -> DenoisingVectorEnv:
-    """The denoising vector environment below wrappers, adapters of libraries and single environments.
-
-    Args:
-        env: a denoising environment, single or vectorised, wrapped or not, Gymnasium's, SB3's or Tianshou's.
-
-    Raises:
-        ValueError: there is none.
-    """
-    base: Any = getattr(env, "unwrapped", env)
-    if hasattr(base, "envs"):  # single ones, as SB3 makes a batch of them
-        base = base.envs[0].unwrapped
-    base = getattr(base, "vector", base)
-    if not isinstance(base, DenoisingVectorEnv):
-        raise ValueError(
-            f"env={env!r} is no denoising environment; make one with gym.make('DiffusionDenoise-...') or gym.make_vec"
-        )
-    return base
 
 
 class DenoisingPolicy(nn.Module):
@@ -133,7 +76,7 @@ class DenoisingPolicy(nn.Module):
             self.unet = with_lora(model.unet, lora_rank, lora_alpha, targets, given=given is not None)
         else:
             self.unet = full_copy(model.unet)
-        self.table = model.step_table(config).to(model.device)
+        self.table = sampling_table(model, config)
         self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
@@ -219,12 +162,21 @@ class DenoisingPolicy(nn.Module):
         from diffusion_gym.models.initial import begin_from
 
         rank = self.lora_rank if self.trainable == "lora" else None
-        begin_from(path, self.unet, rank, self.table.prediction)
+        begin_from(path, self.unet, rank, self.table.prediction, getattr(self.model, "scheduler_config", None))
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.device
+
+    @contextmanager
+    def noisy_within(self, noisy_steps: tuple[int, int]) -> Iterator[None]:
+        """Within this context these steps are the noisy ones, the first and how many, in place of the sampler's own."""
+        own, self.table = self.table, sampling_table(self.model, replace(self.config, noisy_steps=noisy_steps))
+        try:
+            yield
+        finally:
+            self.table = own
 
     @property
     def stochastic_steps(self) -> torch.Tensor:
@@ -239,8 +191,10 @@ class DenoisingPolicy(nn.Module):
         """
         if len(self.stochastic_steps):
             return
-        if self.config.eta == 0 and self.config.sampler == "ddim":
+        if self.config.eta == 0 and self.config.sampler != "ddpm":
             why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling)"
+        elif self.config.noisy_steps is not None:
+            why, remedy = f"noisy_steps={self.config.noisy_steps}", "a window that begins before the last step"
         else:  # the last step has no noise, whatever eta is
             why, remedy = f"num_inference_steps={self.config.num_inference_steps}", "more steps"
         raise ValueError(
@@ -291,19 +245,38 @@ class DenoisingPolicy(nn.Module):
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
         return self.distribution(observation).log_prob(action)
 
-    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
-        """The guided prediction of the noise in x_t, `(N, C, H, W)`: what reward-weighted regression fits.
+    def prediction(self, observation: Mapping[str, Any], *, reference: bool = False) -> torch.Tensor:
+        """What the network predicts of x_t, guided, `(N, C, H, W)`: noise, x_0 or velocity, as its model defines it.
 
-        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8). Observations as in
-        `distribution`.
+        Without `cfg_training` it is the conditional prediction alone (DDPO, figure 8).
+
+        Args:
+            observation: as in `distribution`.
+            reference: of the pretrained model, without gradient.
         """
         latents, steps = self._read(observation)
         embeddings = self.embeddings_of(observation)
-        if self.cfg_training or embeddings is None:
-            output = self._guided_output(self.unet, latents, steps, embeddings)
-        else:
-            output = self._predict(self.unet, latents, steps, embeddings)
-        return self._estimates(output, latents, steps)[1]
+        unet = self.model.unet if reference else self.unet
+        predict = self._guided_output if self.cfg_training else self._predict
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not reference):
+            return predict(unet, latents, steps, embeddings)
+
+    def estimates(self, output: torch.Tensor, observation: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The x_0 and the noise that predictions of states stand for, each `(N, C, H, W)`; x_0 is not clamped."""
+        return self._estimates(output, *self._read(observation))
+
+    def predicted_noise(self, observation: Mapping[str, Any]) -> torch.Tensor:
+        """The noise in x_t that `prediction` stands for, `(N, C, H, W)`: what reward-weighted regression fits."""
+        return self.estimates(self.prediction(observation), observation)[1]
+
+    @torch.no_grad()
+    def output_at(
+        self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor | None, *, reference: bool = False
+    ) -> torch.Tensor:
+        """The guided output of the network (or of the pretrained one) at a timestep that the sampler need not visit."""
+        unet = self.model.unet if reference else self.unet
+        timesteps = timestep.to(self.device, torch.float32).expand(len(latents))
+        return self._guided_output(unet, latents, timesteps, embeddings)
 
     def denoised(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """The denoised estimate x0~ of x_t `(N, C, H, W)` (thesis, equation 4.5), clamped where the sampler clamps it.
@@ -372,8 +345,11 @@ class DenoisingPolicy(nn.Module):
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None
     ) -> torch.Tensor:
-        """The network's output in float32, computed in the precision that was chosen."""
-        timesteps = self.table.network_timesteps[steps]
+        """The network's output in float32, computed in the precision that was chosen.
+
+        `steps` are the sampler's, int64 `(N,)`; or, floating, timesteps that it need not visit.
+        """
+        timesteps = steps if steps.is_floating_point() else self.table.network_timesteps[steps]
         compute = _COMPUTE.get(self.mixed_precision)
         with torch.autocast(self.device.type, dtype=compute, enabled=compute is not None):
             return self.model.predict(unet, latents, timesteps, embeddings, **self._scale_argument).float()

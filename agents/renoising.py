@@ -9,13 +9,24 @@ to a constant, a denoising loss: -||mean(x_0, eps) - mean_theta||^2 / (2 sigma_t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
 
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.devices import to_device
-from diffusion_gym.scheduling import StepTable, add_noise, step_mean
+from diffusion_gym.scheduling import Prediction, StepTable, add_noise, step_mean
 
 Observation = dict[str, torch.Tensor]
+
+# What a network should predict of x_t = signal x_0 + noise eps: the inverse of `scheduling.predict_x0`.
+_TARGETS: Final[dict[Prediction, Callable[..., torch.Tensor]]] = {
+    "epsilon": lambda x0, eps, signal, noise: eps,
+    "sample": lambda x0, eps, signal, noise: x0,
+    "v_prediction": lambda x0, eps, signal, noise: signal * eps - noise * x0,
+    "flow": lambda x0, eps, signal, noise: eps - x0,
+}
 
 
 def fresh_noise(trajectories: Trajectories, number: int, seed: int) -> torch.Tensor:
@@ -49,3 +60,21 @@ def renoised_transitions(
     """Such observations and their actions `(M, C, H, W)`; arguments as for `renoised_states`."""
     observation = renoised_states(table, trajectories, samples, steps, eps)
     return observation, step_mean(table, steps, observation["latents"], trajectories.finished[samples], eps)
+
+
+def prediction_targets(table: StepTable, steps: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """What the model's network should predict of noised pictures, `(M, C, H, W)`: noise, x_0 or velocity.
+
+    Args:
+        table: the sampler's step table, which says what the network predicts.
+        steps: the step whose noise level each has, int64 `(M,)`.
+        x0: the clean pictures, `(M, C, H, W)`.
+        eps: the noise, the same shape.
+    """
+    signal, noise = (column[steps].view(-1, 1, 1, 1) for column in (table.signal, table.noise))
+    return _TARGETS[table.prediction](x0, eps, signal, noise)
+
+
+def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean over dimensions of the squared difference of two predictions `(M, C, H, W)`: `(M,)`."""
+    return (prediction - target).square().flatten(1).mean(1)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from diffusion_gym.rewards.base import reward_name
 from diffusion_gym.scheduling import StepTable
 from diffusion_gym.timing import span
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
+
+if TYPE_CHECKING:
+    from diffusion_gym.models.solvers import Solver
 
 _IN_FLIGHT: Final = 4  # batches whose rewards may be awaited while the next one is sampled; bounds their memory
 
@@ -179,10 +183,11 @@ def collect(
     policy: DenoisingPolicy,
     generator: torch.Generator,
     *,
-    seed: int | None = None,
+    seed: int | list[int] | None = None,
     options: dict[str, Any] | None = None,
     reference: bool = False,
     into: Mapping[str, torch.Tensor] | None = None,
+    solver: Solver | None = None,
 ) -> Trajectories:
     """One episode of every sub-environment.
 
@@ -195,9 +200,10 @@ def collect(
         options: passed to `env.reset`.
         reference: act with the pretrained model instead of the policy.
         into: tensors to write `latents` and `log_probs` into, of their shapes in `Trajectories`; new ones by default.
+        solver: of the one-step view: what makes x_0 in place of the policy's sampler.
     """
     choose = policy.reference_distribution if reference else policy.distribution
-    observation, infos = env.reset(seed=seed, options=options)
+    observation, infos = env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # Gymnasium's has no lists
     prompts, tokens = tuple(infos["prompt"]), observation.get("prompt")
     tokens = None if tokens is None else torch.as_tensor(tokens, device=policy.device)
     with span("text encoder"):
@@ -209,7 +215,11 @@ def collect(
             return choose({**state, **given, "step": torch.full((len(prompts),), step, device=policy.device)})
 
     if isinstance(env, OneStepVectorEnv):
-        x = denoise(policy, torch.as_tensor(infos["latents"], device=policy.device), tokens, generator, act)
+        x = torch.as_tensor(infos["latents"], device=policy.device)
+        if solver is None:
+            x = denoise(policy, x, tokens, generator, act)
+        else:
+            x = solver.solve(partial(_output, policy, embeddings, reference), x, generator)
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
@@ -230,6 +240,13 @@ def collect(
         images=torch.as_tensor(final["image"]).cpu(),
         embeddings=embeddings,
     )
+
+
+def _output(
+    policy: DenoisingPolicy, embeddings: torch.Tensor | None, reference: bool, x: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    with span("rollout UNet"):
+        return policy.output_at(x, t, embeddings, reference=reference)
 
 
 def _episode(
@@ -261,6 +278,8 @@ def collect_many(
     *,
     reference: bool = False,
     group_size: int = 1,
+    shared_noise: bool = False,
+    solver: Solver | None = None,
     processes: Processes | None = None,
 ) -> Trajectories:
     """`number` trajectories, a multiple of `env.num_envs`, in batches of that size.
@@ -278,6 +297,8 @@ def collect_many(
         seed_path: where the randomness comes from.
         reference: act with the pretrained model instead of the policy.
         group_size: each prompt is drawn for this many trajectories in a row (GRPO's groups).
+        shared_noise: the trajectories of a group begin from the same x_T (DanceGRPO).
+        solver: of the one-step view: what makes x_0 in place of the policy's sampler.
         processes: the processes that share the work; the result is this one's part.
 
     Raises:
@@ -293,7 +314,7 @@ def collect_many(
     remedy = "lower samples_per_iteration, or the samples of an evaluation"
     require_memory(f"number={number} trajectories", size, policy.device, remedy)
     parts: list[Trajectories] = []
-    batches = list(_batches(env, number, seed_path, group_size, shared))
+    batches = list(_batches(env, number, seed_path, group_size, shared_noise, shared))
     whole = isinstance(env, OneStepVectorEnv) or len(batches) < 2
     # One tensor for all batches: joining them later would hold every latent twice.
     stored = {} if whole else _storage(policy, len(batches) * env.num_envs)
@@ -302,7 +323,7 @@ def collect_many(
         for place, (noise_seed, reset) in zip(places, batches, strict=True):
             generator = torch.Generator(policy.device).manual_seed(noise_seed)
             into = {name: tensor[:, place : place + env.num_envs] for name, tensor in stored.items()}
-            parts.append(collect(env, policy, generator, reference=reference, into=into, **reset))
+            parts.append(collect(env, policy, generator, reference=reference, into=into, solver=solver, **reset))
             if len(scores) > _IN_FLIGHT:
                 with _waiting(env):
                     scores[-1 - _IN_FLIGHT].result()
@@ -345,13 +366,21 @@ def _rewards_of(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[list[Fu
 
 
 def _batches(
-    env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...], group_size: int, processes: Processes
+    env: VectorEnv[Any, Any, Any],
+    number: int,
+    seed_path: tuple[int, ...],
+    group_size: int,
+    shared_noise: bool,
+    processes: Processes,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The seed of the actions' noise, and the arguments of `reset`, for each batch of this process."""
     for batch in processes.share(number // env.num_envs):
         env_seed, noise_seed, prompt_seed = stream((*seed_path, batch), "rollout").generate_state(3, np.uint64)
         options = None if group_size == 1 else {"prompt": _in_groups(env, group_size, int(prompt_seed))}
-        yield int(noise_seed >> np.uint64(1)), {"seed": int(env_seed >> np.uint64(1)), "options": options}
+        seed = int(env_seed >> np.uint64(1))
+        # With shared noise every env draws as the first one of its group.
+        seeds = [seed + place - place % group_size for place in range(env.num_envs)] if shared_noise else seed
+        yield int(noise_seed >> np.uint64(1)), {"seed": seeds, "options": options}
 
 
 def _in_groups(env: VectorEnv[Any, Any, Any], group_size: int, seed: int) -> list[str]:

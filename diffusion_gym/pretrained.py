@@ -52,7 +52,7 @@ def load_network(
         **options: further keywords of `from_pretrained`.
 
     Raises:
-        ValueError: weights are missing, of no use or of another shape; or the files cannot be read.
+        ValueError: weights are missing, of no use, of another shape or not finite; or the files cannot be read.
     """
     where = f"{argument}: {part}/" if part else f"{argument}: its folder"
     if part:
@@ -84,6 +84,13 @@ def load_network(
             f"{where} holds not the weights of {kind.__name__}: it {'; it '.join(filter(None, problems))}; the files "
             f"are of another network, or of another version of {library}: save them again there with "
             f"save_pretrained, or install the {library} that wrote them"
+        )
+    spoilt = [name for name, value in network.state_dict().items() if not bool(value.isfinite().all())]
+    if spoilt:
+        dtype = str(network.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{where} {_listed('holds NaN or infinite numbers at', spoilt)}, as {dtype}; take files that are whole, or "
+            "a dtype that holds their numbers, such as float32"
         )
     return network
 

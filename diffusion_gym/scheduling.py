@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 
 from diffusion_gym.config import Reduction
+from diffusion_gym.flow_samplers import FLOW_SAMPLERS
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 Variance = Literal["fixed_small", "fixed_large"]
@@ -143,27 +144,20 @@ def ddpm_table(
 
 
 def flow_table(
-    times: torch.Tensor, *, num_train_timesteps: int, noise_level: float, sigma_min: float = 0.0
+    times: torch.Tensor,
+    *,
+    num_train_timesteps: int,
+    noise_level: float,
+    sampler: str = "flow_sde",
+    sigma_min: float = 0.0,
 ) -> StepTable:
-    """Table of Flow-GRPO's SDE sampler, equation (9) of arXiv:2505.05470, for x_t = (1 - t) x0 + t eps.
-
-    A step from t to s = t + dt, with dt < 0, v the network's velocity eps - x0, sigma_t = a sqrt(t / (1 - t)) and
-    xi ~ N(0, I), is
-
-        x_s = x_t + [v + sigma_t^2 / (2 t) (x_t + (1 - t) v)] dt + sigma_t sqrt(|dt|) xi.
-
-    As v stands for x0 = x_t - t v and eps = x_t + (1 - t) v, the mean is
-
-        (1 - s) x0 + (s - (t - s) a^2 / (2 (1 - t))) eps,
-
-    which divides by no t. With a = 0 it is Euler's method. At t = 1, where sigma_t is infinite, 1 - s takes the place
-    of 1 - t, as in the authors' code. The last step, s = 0, is as any other: it leaves noise of std
-    a t / sqrt(1 - t), which is small because the last t is.
+    """Table of a sampler of flow matching, for x_t = (1 - t) x0 + t eps; see `flow_samplers` for what each computes.
 
     Args:
         times: float64 `(T + 1,)`, the t of each step in (0, 1], descending, and after them the t of the end, 0.
         num_train_timesteps: what t = 1 is called in `timesteps`.
         noise_level: a; 0 is deterministic.
+        sampler: a key of `FLOW_SAMPLERS`.
         sigma_min: floor of the standard deviation; the mean keeps the coefficients of the unfloored one.
 
     Raises:
@@ -177,20 +171,36 @@ def flow_table(
             f"num_inference_steps={len(timesteps)} puts two steps at one whole-numbered timestep of the model's "
             f"{num_train_timesteps}; use fewer"
         )
-    rate = noise_level**2 / (1 - torch.where(now >= 1, then, now))  # sigma_t^2 / t
+    coef_eps, sigma = FLOW_SAMPLERS[sampler](now, then, noise_level)
     return StepTable(
         timesteps=timesteps,
         network_timesteps=exact,
         signal=1 - now,
         noise=now,
         coef_x0=1 - then,
-        coef_eps=then - (now - then) * rate / 2,
+        coef_eps=coef_eps,
         coef_xt=torch.zeros_like(now),
-        sigma=(rate * now * (now - then)).sqrt().clamp(min=sigma_min),
+        sigma=sigma.clamp(min=sigma_min),
         step_of=_step_of(timesteps, num_train_timesteps),
         prediction="flow",
         clip_x0=None,
     )
+
+
+def windowed(noisy: StepTable, still: StepTable, noisy_steps: tuple[int, int]) -> StepTable:
+    """The steps of one table within a window, and those of another outside it.
+
+    Args:
+        noisy: the table of a sampler with noise.
+        still: that of the sampler without noise, at the same timesteps.
+        noisy_steps: the first step of the window, 0 being the noise, and how many steps it has.
+    """
+    start, length = noisy_steps
+    steps = torch.arange(len(noisy))
+    inside = (steps >= start) & (steps < start + length)
+    names = ("coef_x0", "coef_eps", "coef_xt", "sigma")
+    mixed: dict[str, Any] = {name: torch.where(inside, getattr(noisy, name), getattr(still, name)) for name in names}
+    return replace(noisy, **mixed)
 
 
 def _alpha_bars(

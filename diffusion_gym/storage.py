@@ -153,6 +153,29 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def append_line(path: str | Path, text: str) -> None:
+    """Add a line at the end of a file and flush it to the disk; what a kill left of a line before it is taken away.
+
+    Raises:
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    path = Path(path)
+    new = not path.exists()
+    with path.open("ab+") as file:
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        try:
+            file.write(text.encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+    if new:
+        _sync_folder(path.parent)
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """`value` as JSON that every program reads; a number that is not finite, which JSON has not, is null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
@@ -192,7 +215,7 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     """The value of a JSON text from outside.
 
     Raises:
-        ValueError: it is not JSON, or nested so deep that Python might not copy or write it.
+        ValueError: it is not JSON, nested so deep that Python might not copy or write it, or has half a character.
     """
     too_deep = ValueError(f"it is nested more than {_LEVELS} levels deep")
     try:
@@ -201,6 +224,9 @@ def parse_json(text: str | bytes | bytearray) -> Any:
         raise too_deep from None
     level = [value]
     for _ in range(_LEVELS + 1):
+        for part in level:
+            if isinstance(part, str) and not part.isascii():  # of megabytes that is known at once
+                _require_whole_characters(part)
         level = [part for entry in level for part in _parts(entry)]
         if not level:
             return value
@@ -208,7 +234,16 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _require_whole_characters(text: str) -> None:
+    """Refuse half of a surrogate pair, which an escape can stand for: no file, page or wire can take it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.start + 1].encode("unicode-escape").decode()
+        raise ValueError(f"a text of it has {half}, half of a character; write the whole character") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -290,11 +325,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; learning rates and the like stay the optimiser's own."""
+    """Put back what `optimizer_tensors` gave; learning rates and the like stay the optimiser's own.
+
+    Raises:
+        ValueError: a tensor is missing, is of no parameter, or has neither its shape nor that of a number; nothing has
+            changed then.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"the optimiser's {key!r} is of none of its {len(parameters)} parameters")
+        if value.shape not in ((), parameters[int(index)].shape):
+            wanted = tuple(parameters[int(index)].shape)
+            raise ValueError(f"the optimiser's {key!r} has shape {tuple(value.shape)}, and its parameter has {wanted}")
         state.setdefault(int(index), {})[name] = value
+    names = {name for row in state.values() for name in row}
+    for index, row in state.items():
+        if lacking := sorted(names.difference(row)):
+            raise ValueError(f"the optimiser's '{index}.{lacking[0]}' is missing, which other parameters have")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -2,6 +2,8 @@
 
 import io
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ import tyro
 from command_line import failure
 from diffusion_gym.agents.cli import EvalOptions
 from diffusion_gym.agents.command_line import parsed
+from diffusion_gym.console import main
 
 PLACES = {"eval": ["eval", "RUN"], "train": ["train", "--env", "DiffusionDenoise-Shapes-Color", "--out", "RUN"]}
 
@@ -61,3 +64,32 @@ def test_only_help_is_as_wide_as_the_terminal(monkeypatch, words, width):
     monkeypatch.setattr(tyro, "cli", lambda *args, **options: found.append(os.environ["COLUMNS"]))
     parsed(EvalOptions, words, "eval")
     assert found == [width] and os.environ["COLUMNS"] == "60"
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *given):
+        if name == "diffusion_gym.agents":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from diffusion_gym.console import main
+
+main()
+"""
+
+
+def test_ctrl_c_while_it_imports():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: stopped at once\n")
+
+
+def test_the_program_runs_the_command(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["diffusion-gym", "--help"])
+    main()
+    assert capsys.readouterr().out.startswith("usage: diffusion-gym COMMAND")
+    assert signal.getsignal(signal.SIGINT) is before

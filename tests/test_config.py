@@ -16,6 +16,7 @@ def test_defaults_are_those_of_the_paper():
         "sigma_min": 0.0,
         "log_prob_reduction": "mean",
         "sampler": "ddim",
+        "noisy_steps": None,
     }
     assert dataclasses.asdict(SamplerConfig()) == expected
 

@@ -3,69 +3,100 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+from diffusion_gym.agents.cli import parse_train
+from diffusion_gym.envs.registration import environment_ids
+from pages import PAGES, ROOT, assert_links_exist, python_blocks, run_page
+
+README = PAGES["README.md"].read_text(encoding="utf-8")
 # What those pages need is not there: the weights of SD 1.4 and of a VLM, and a package that only old libraries run.
 FRAGMENTS = {"prompt-alignment.md", "reward-server.md"}
 # Run here, with fewer pictures; every other page has a test of its own, which names it.
-_FEWER = {"num_inference_steps=5": "num_inference_steps=2"}
 SMALLER = {
-    "tracking.md": {"num_envs=16": "num_envs=2", "=128": "=4", "=64": "=2", "paths=16": "paths=1", **_FEWER},
-    "scale-out.md": {"num_envs=8": "num_envs=2", "=32": "=4", "=16": "=2", **_FEWER},
+    "README.md": {"num_envs=16": "num_envs=2", "16 * 20": "2 * 20"},
+    "first-minutes.md": {"num_envs=64": "num_envs=4"},
+    "bring-your-own.md": {"=10, num_envs=16": "=2, num_envs=4", "16 * 10": "4 * 2", "=16": "=4"},
+    "bring-your-own-algorithm.md": {"num_envs=16": "num_envs=4"},
+    "tracking.md": {
+        **{"num_envs=16": "num_envs=2", "=128": "=4", "=64": "=2", "paths=16": "paths=1"},
+        "num_inference_steps=5": "num_inference_steps=2",
+    },
+    "scale-out.md": {"num_envs=8": "num_envs=2", "=32": "=4", "=16": "=2", "steps=5": "steps=2"},
 }
-
-
-def blocks(name):
-    return re.findall(r"^```python\n(.*?)^```", PAGES[name].read_text(encoding="utf-8"), flags=re.S | re.M)
-
-
-WITH_PYTHON = [name for name in PAGES if blocks(name)]
-SCRIPTS = [name for name in WITH_PYTHON if not blocks(name)[0].startswith(">>>")]
+WITH_PYTHON = [name for name in PAGES if python_blocks(name)]
+SCRIPTS = [name for name in WITH_PYTHON if not python_blocks(name)[0].startswith(">>>")]
 
 
 def test_every_page_with_python_is_run_by_a_test():
     tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    tests.pop(Path(__file__).resolve())
-    elsewhere = {name for name in WITH_PYTHON if any(name in text and "python" in text for text in tests.values())}
-    doctests = {name for name in WITH_PYTHON if any(name in text and "doctest" in text for text in tests.values())}
-    assert set(WITH_PYTHON) - elsewhere - doctests - FRAGMENTS == set(SMALLER)
+    texts = [text for path, text in tests.items() if path.name != "test_docs.py"]
+    elsewhere = {name for name in WITH_PYTHON if any(name in text and "run_page" in text for text in texts)}
+    doctests = {name for name in WITH_PYTHON if any(name in text and "doctest" in text for text in texts)}
+    custom = {"custom-agents.md"}  # tests/agents/test_custom_agent.py trains its agent
+    assert set(WITH_PYTHON) - elsewhere - doctests - custom - FRAGMENTS == set(SMALLER)
     assert len(SCRIPTS) >= 8
+
+
+def test_the_readme_fits_on_a_page():
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_commands_of_the_first_pages_are_understood():
+    """Each `diffusion-gym train` of the README and of the first minutes that begins a run."""
+    text = README + PAGES["first-minutes.md"].read_text(encoding="utf-8")
+    commands = [command.split() for command in re.findall(r"^    diffusion-gym train (.*)$", text, flags=re.M)]
+    begun = [parse_train(command) for command in commands if "--resume" not in command]
+    assert len(begun) == 2 and all(settings.total_reward_queries == 6400 for settings in begun)
+
+
+def undefined(code):
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F823", "--quiet", "-"]
+    return subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_python_compiles_and_no_name_comes_from_nowhere(name):
     """Blocks of a page follow one another, as in a notebook."""
-    code = "\n".join(blocks(name))
+    code = "\n".join(python_blocks(name))
     compile(code, name, "exec")
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F823", "--quiet", "-"]
-    done = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT)
+    done = undefined(code)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_name_from_nowhere_is_found():
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F823", "--quiet", "-"]
-    done = subprocess.run(command, input="Trainer(envs)", capture_output=True, text=True, cwd=ROOT)
+    done = undefined("Trainer(envs)")
     assert done.returncode == 1 and "Trainer" in done.stdout
 
 
 @pytest.mark.parametrize("name", SMALLER)
-def test_the_python_of_the_page_runs(name, tmp_path, monkeypatch):
+def test_the_python_of_the_page_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    scope = {}
-    for block in blocks(name):
-        for large, small in SMALLER[name].items():
-            assert large in block
-            block = block.replace(large, small)
-        exec(block, scope)
-    (metrics,) = tmp_path.rglob("metrics.jsonl")
-    assert len(metrics.read_text().splitlines()) == 2
+    scope = run_page(name, SMALLER[name])
+    if name == "first-minutes.md":
+        assert scope["done"] and scope["info"]["image"].shape == (32, 32, 3) and scope["action"].shape == (4, 4, 8, 8)
+    elif name == "bring-your-own-algorithm.md":  # its assertions are the contract
+        assert sum(block.count("assert") for block in python_blocks(name)) >= 14
+    elif name != "bring-your-own.md":
+        (metrics,) = tmp_path.rglob("metrics.jsonl")
+        assert len(metrics.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_linked_file_and_section_exists(name):
+    assert_links_exist(name)
 
 
 def test_the_readme_says_of_which_reward_its_snippet_and_its_tables_are():
-    text = " ".join(PAGES["README.md"].read_text(encoding="utf-8").split())
+    text = " ".join(README.split())
     snippet, after = text.split("## The environment in ten lines")[1].split("This reward is graded", 1)
     assert "strict" not in snippet and "strict success" in after and '{"strict": True}' in after
+
+
+def test_every_environment_of_the_readme_is_registered():
+    table = README.split("## Environments")[1].split("## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    models_and_rewards = [[re.findall(r"`(\w+)`", cell) for cell in row] for row in rows]
+    named = {f"{model}-{reward}" for models, rewards in models_and_rewards for model in models for reward in rewards}
+    assert named == {id_.removeprefix("DiffusionDenoise-").removesuffix("-v0") for id_ in environment_ids()}

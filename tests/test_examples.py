@@ -1,11 +1,11 @@
 """Every example runs, in a smoke form: in this process, which has the libraries already, but for those of several."""
 
+import contextlib
 import importlib.util
+import io
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -105,17 +105,20 @@ def test_native_training(run, tmp_path):
     assert metrics(tmp_path)[:1] == first and len(metrics(tmp_path)) == 2
 
 
-def test_run_benchmark(run, tmp_path, monkeypatch):
-    """Its trainings in this process; tests/agents/benchmark/ has them in their own."""
+def test_run_benchmark(tmp_path, monkeypatch):
+    """Smaller, and its trainings in this process; tests/agents/benchmark/ has them in their own."""
 
     def in_this_process(cells, jobs, told):
         for cell in cells:
             told(cell, run_cell(cell))
 
     monkeypatch.setattr(command, "run_local", in_this_process)
-    out = tmp_path / "bench"
+    out, example = tmp_path / "bench", loaded("run_benchmark")
+    example.SUITE = example.SUITE.replace("= 32", "= 8").replace("= 16", "= 8").replace("steps = 5", "steps = 2")
+    line = ["run_benchmark.py", "--seeds", "1", "--budget", "8", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as ended:
-        run("run_benchmark.py", "--seeds", 1, "--budget", 32, "--out", out)
+        example.main()
     assert not ended.value.code
     assert len(list((out / "records").iterdir())) == 2
     agents = json.loads((out / "summary.json").read_text())["agents"]
@@ -217,14 +220,17 @@ def test_vlm_reward(run, wolves, tmp_path, tiny_pipeline):
     assert questions == ["what is happening in this image?"] * 8 and {body["model"] for body in asked} == {"first"}
 
 
-def test_multi_gpu(tmp_path):
+def test_multi_gpu(in_processes, tmp_path):
     """Two gloo processes on the CPU; tests/agents/scale_out/ compares such runs with one process."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    sizes = ["--queries", "16", "--samples", "8", "--batch", "4", "--steps", "3", "--out", str(tmp_path)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    line, pipes = [*launcher, str(EXAMPLES / "multi_gpu.py"), *sizes], {"capture_output": True, "text": True}
-    done = subprocess.run(line, env=environment, timeout=600, **pipes)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 iterations by 2 processes on cpu") == 1
+
+    def child(processes):
+        sys.argv = ["multi_gpu.py", *"--queries 16 --samples 8 --batch 4 --steps 3 --out".split(), str(tmp_path)]
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            runpy.run_path(str(EXAMPLES / "multi_gpu.py"), run_name="__main__")
+        return shown.getvalue()
+
+    main_one, other = in_processes(2, child)
+    assert "2 iterations by 2 processes on cpu" in main_one and other == ""
     assert [row["reward_queries"] for row in metrics(tmp_path)] == [8, 16]
     assert (tmp_path / "model" / "model_index.json").exists()

@@ -132,7 +132,7 @@ def test_sigma_min_floors_sigma_and_leaves_the_mean():
     [
         (500, SD3, "ddim", "num_inference_steps=500 puts two steps at one whole-numbered timestep of the model's 1000"),
         (1001, SD3, "ddim", "num_inference_steps=1001 is larger than the model's schedule; use at most 1000"),
-        (10, SD3, "ddpm", "sampler='ddpm' is no sampler of a flow-matching model; use 'ddim'"),
+        (10, SD3, "ddpm", "sampler='ddpm' is no sampler of a flow-matching model; use one of flow_sde"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(steps, config, sampler, message):

@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from dataclasses import replace
+import tomllib
+import warnings
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,14 +14,20 @@ from hypothesis import strategies as st
 from benchmark_folders import write_run
 from benchmark_folders import write_suite as write_made_suite
 from diffusion_gym.agents.algorithms import DDPOIS
+from diffusion_gym.agents.benchmark.records import read_record
 from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress, checksum
-from diffusion_gym.agents.training.settings import starting_point
+from diffusion_gym.agents.training.records import read_metrics
+from diffusion_gym.agents.training.run_files import FORMAT, read_evaluation
+from diffusion_gym.agents.training.runs import read_settings
+from diffusion_gym.agents.training.settings import ADDED, starting_point
 from diffusion_gym.prompts.files import read_prompt_file
-from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata, write_json
+from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_json
 from fuzzing import JSON, bounded, changed, command, damaged, no_hang, stop_what_is_expensive
 
+OF_COMMAND_LINES = {"out", "profile", "resume", "resume_from_older"}  # in files of the first format, and not read
 ENV = "DiffusionDenoise-Shapes-Color-v0"
 PROMPTS = {"a red circle": {"samples": 3, "reward": 0.5, "base_reward": 0.25}}
 EVALUATION = {
@@ -92,6 +100,33 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
 
 
+def holds_all(found, stored):
+    """Whether settings that were read are those of the file; what came to be since the first runs may be missing."""
+    since = {name.rpartition(".")[2] for name in ADDED[FORMAT]}
+    if isinstance(found, dict) and isinstance(stored, dict):
+        return {*stored} <= {*found} and all(
+            holds_all(value, stored[name]) if name in stored else name in since for name, value in found.items()
+        )
+    return json.dumps(found) == json.dumps(stored) or found == stored
+
+
+def check_read(run, name, change):
+    """What was read of a file of a run is what the file says."""
+    if name == "config.json":
+        stored = {key: value for key, value in change["settings"].items() if key not in OF_COMMAND_LINES}
+        found = read_settings(run).to_json()
+        assert holds_all(found, stored), (found, stored)
+    elif name == "eval.json":
+        assert json.loads(json.dumps(read_evaluation(run))) == change
+    else:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            rows = read_metrics(run / name)
+        change = change if isinstance(change, list) else [change]
+        assert len(rows) == len(change) or told
+        assert all(row in change for row in rows)
+
+
 VERBS = [["report"], ["eval"], ["train", "--resume", "--out"]]
 
 
@@ -118,6 +153,8 @@ def test_a_run_folder(run, verb, name):
         if error:
             assert str(run) in error or "=" in error
             assert files(run) == before
+        elif not bad and (name == "config.json" or verb == ["report"]):  # the others do not come to the rest
+            check_read(run, name, change)
 
     check()
 
@@ -137,6 +174,8 @@ def test_a_benchmark_folder(tmp_path):
                 Results.read(tmp_path)
             except ValueError as error:
                 assert str(record) in str(error)
+            else:
+                assert bad or read_record(record) == change
 
     check()
 
@@ -152,8 +191,20 @@ def test_a_suite(tmp_path, data):
         lines[number] = data.draw(st.sampled_from([with_value, with_value, "", "x = 1", lines[number] * 2]))
     path = tmp_path / "fuzzed.toml"
     path.write_text("\n".join(lines))
-    command(["bench", "--suite", path, "--agents", "ddpo_is", "--seeds", "1", "--out", tmp_path / "out", "--trust"])
+    refused = command(
+        ["bench", "--suite", path, "--agents", "ddpo_is", "--seeds", "1", "--out", tmp_path / "out", "--trust"]
+    )
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    if not refused:
+        written, found = tomllib.loads(path.read_text()), asdict(Suite.load(str(path)))
+        assert all(agrees(found[key], value) for key, value in written.items()), (found, written)
+
+
+def agrees(found, written):
+    """Whether what was read holds all that was written; it may hold defaults besides."""
+    if isinstance(written, dict):
+        return all(key in found and agrees(found[key], value) for key, value in written.items())
+    return found == written
 
 
 @pytest.mark.parametrize("name", [*PROMPT_FILES, "c.txt"])
@@ -176,6 +227,9 @@ def test_a_prompt_file(tmp_path, name):
                 assert name in str(error) and "Traceback" not in str(error)
             else:
                 assert found and all(isinstance(prompt, str) and prompt.strip() for prompt in found)
+                if not bad and content:
+                    rows = change if isinstance(change, list) else [change]
+                    assert list(found) == [row["prompt"].strip() for row in rows if row.get("held_out") is None]
 
     check()
 
@@ -212,8 +266,14 @@ def test_a_checkpoint(agents, tmp_path):
             Checkpoints(tmp_path).load(other)
         except ValueError as error:
             assert str(path) in str(error)
-            if how == "bytes":
-                assert all(torch.equal(value, before[name]) for name, value in other.tensors().items())
+            assert all(torch.equal(value, before[name]) for name, value in other.tensors().items())
+        else:
+            stored = load_tensors(path)
+            assert all(torch.equal(value, stored[name]) for name, value in other.tensors().items())
+            assert (
+                how == "bytes"
+                or json.loads(exact_json(other.state())) == (change if how == "state" else state)["agent"]
+            )
 
     check()
 

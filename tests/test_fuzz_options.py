@@ -1,6 +1,7 @@
 """Any word on any command line: it works up to what is expensive, or it is refused in one line that names it."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from diffusion_gym.agents.cli import EvalOptions, ReportOptions
 from diffusion_gym.agents.demo import DemoOptions
 from diffusion_gym.agents.downloads import DownloadOptions
 from diffusion_gym.agents.presets_table import PresetsOptions
+from diffusion_gym.agents.training import runs
 from diffusion_gym.agents.training.reward_options import ServeRewardOptions
 from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
 from diffusion_gym.rewards.server.limits import Limits
@@ -63,11 +65,49 @@ def options(draw, known):
     return words
 
 
+def option_values(words):
+    """The words after each option of a command line, the last ones where it stands there several times."""
+    found, values = {}, []
+    for word in words:
+        name, mark, value = word.partition("=")
+        if name in TRAIN:
+            found[name] = values = [value] if mark else []
+        else:
+            values.append(word)
+    return found
+
+
+def says(value, words):
+    """Whether an option has the value that these words say."""
+    if isinstance(value, bool):
+        return words == [] or words == [str(value)]
+    if isinstance(value, tuple):
+        return len(value) == len(words) and all(says(part, [word]) for part, word in zip(value, words, strict=True))
+    if isinstance(value, dict):
+        return [str(part) for pair in value.items() for part in pair] == words
+    if isinstance(value, int | float):
+        return len(words) == 1 and float(words[0]) == value
+    return words == [str(value)] or (isinstance(value, Path) and words == [""])
+
+
+def chosen(settings, option):
+    """The value of an option of `train`."""
+    part, _, name = option.removeprefix("--").replace("-", "_").rpartition(".")
+    return getattr({"": settings, "env": settings.env_options, "agent": settings.agent_options}[part], name)
+
+
 @bounded(60)
 @given(words=options(TRAIN))
 def test_train(tmp_path, words):
-    command(["train", "--env", ENV, "--agent", AGENT, "--out", tmp_path / "run", *words])
+    """What is not refused is trained with, as it was written."""
+    trained, train = [], runs.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "train", lambda settings: [trained.append(settings), train(settings)][1])
+        refused = command(["train", "--env", ENV, "--agent", AGENT, "--out", tmp_path / "run", *words])
     assert not (tmp_path / "run" / "config.json").exists()
+    if trained and not refused:
+        for option, values in option_values(words).items():
+            assert says(chosen(trained[0], option), values), (option, values, chosen(trained[0], option))
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -58,7 +58,13 @@ def check(answer):
     if answer.status_code >= 400 and answer.request.method != "HEAD":
         assert len(answer.text) > 8 and len(answer.text) < 3_000 and "Traceback" not in answer.text
     if answer.status_code == 200 and answer.request.url.path == "/score":
-        assert len(answer.json()["scores"]) == len(json.loads(answer.request.content)["images"])
+        sent = json.loads(answer.request.content)["images"]
+        assert answer.json()["scores"] == pytest.approx([mean_of(picture) for picture in sent], abs=1e-5)
+
+
+def mean_of(picture):
+    """What `brightness` gives for a picture of a request."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).mean() / 255
 
 
 @bounded(40)

@@ -1,4 +1,4 @@
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
@@ -58,6 +58,19 @@ def test_what_is_not_json(text, tmp_path):
     (tmp_path / "row.json").write_text(text)
     with pytest.raises(ValueError, match="row.json is not a JSON file"):
         read_checked(_Row, tmp_path / "row.json", "")
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', r'["\uDFFF"]', r'{"a": [{"\ud83d": 1}]}', r'{"a": "b\udc00\ud800"}'])
+def test_half_a_character_is_refused_wherever_it_stands(text, tmp_path):
+    with pytest.raises(ValueError, match=r"here is not JSON \(a text of it has \\ud\w{3}, half of a.*; send JSON"):
+        parse_checked(Any, text, "here", "send JSON")
+    (tmp_path / "row.json").write_text(text)
+    with pytest.raises(ValueError, match="row.json is not a JSON file.*half of a character"):
+        read_checked(Any, tmp_path / "row.json", "")
+
+
+def test_whole_characters_are_read():
+    assert parse_checked(list[str], r'["\ud83d\ude00", "é", ""]', "here", "") == ["\U0001f600", "é", ""]
 
 
 @pytest.mark.parametrize("value", [["a", 1], [float("inf")], "ab"])

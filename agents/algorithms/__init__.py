@@ -16,6 +16,11 @@ from diffusion_gym.agents.algorithms.base import (
     agent_class,
     part_of,
 )
+from diffusion_gym.agents.algorithms.forward_process import (
+    ForwardProcessAgent,
+    ForwardProcessConfig,
+    NoisedPictures,
+)
 from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
 from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, Transitions
 from diffusion_gym.agents.finite import Diverged
@@ -25,28 +30,41 @@ from diffusion_gym.agents.rollout import Trajectories, collect_many
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS  # noqa: E402 - after the others are registered
+from diffusion_gym.agents.algorithms.awm import AWM  # noqa: E402 - after the others are registered
+from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS  # noqa: E402
 from diffusion_gym.agents.algorithms.ddpo_iskl import DDPOISKL  # noqa: E402
 from diffusion_gym.agents.algorithms.ddpo_sf import DDPOSF  # noqa: E402
+from diffusion_gym.agents.algorithms.dgpo import DGPO  # noqa: E402
 from diffusion_gym.agents.algorithms.dpok import DPOK  # noqa: E402
+from diffusion_gym.agents.algorithms.nft import NFT  # noqa: E402
+from diffusion_gym.agents.algorithms.online_dpo import OnlineDPO  # noqa: E402
+from diffusion_gym.agents.algorithms.reward_gradient import RewardGradient  # noqa: E402
 from diffusion_gym.agents.algorithms.rwr import RWR  # noqa: E402
 from diffusion_gym.agents.algorithms.rwr_sparse import SparseRWR  # noqa: E402
 
 __all__ = [
     "AGENTS",
+    "AWM",
     "Agent",
     "AgentConfig",
     "DDPOIS",
     "DDPOISKL",
     "DDPOSF",
+    "DGPO",
     "DPOK",
     "Diverged",
+    "ForwardProcessAgent",
+    "ForwardProcessConfig",
     "Losses",
     "Metrics",
+    "NFT",
     "NoUsableReward",
+    "NoisedPictures",
+    "OnlineDPO",
     "PolicyGradientAgent",
     "PolicyGradientConfig",
     "RWR",
+    "RewardGradient",
     "SparseRWR",
     "Trajectories",
     "Transitions",

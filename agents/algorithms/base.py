@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
 
@@ -16,9 +16,11 @@ from pydantic import ConfigDict
 
 from diffusion_gym.agents.advantages import NoUsableReward, usable_rewards
 from diffusion_gym.agents.algorithms.metrics import Metrics
+from diffusion_gym.agents.averaging import WeightAverage
 from diffusion_gym.agents.finite import Diverged, all_finite, require
-from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions, WeightAverage
-from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
+from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
 from diffusion_gym.devices import to_device
@@ -137,6 +139,16 @@ class Agent(ABC):
     def fraction_done(self, fraction: float) -> None:
         self.optimizer.fraction_done = fraction
 
+    def check_env(self, env: VectorEnv[Any, Any, Any]) -> None:  # noqa: B027 - most agents have nothing to refuse
+        """Refuse an environment that the agent cannot learn in; the trainer asks before anything is written.
+
+        Args:
+            env: a denoising vector environment.
+
+        Raises:
+            ValueError: what the agent lacks there.
+        """
+
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """This process's share of an iteration's `number` trajectories, sampled with the current policy.
 
@@ -146,6 +158,14 @@ class Agent(ABC):
             seed_path: where the randomness comes from; see `collect_many`.
         """
         return collect_many(env, self.policy, number, seed_path, processes=self.processes)
+
+    def noise_window(self, seed_path: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Within this context an iteration is sampled and learned from, with its steps noisy where that is an option.
+
+        Args:
+            seed_path: of the iteration, whose number comes last.
+        """
+        return nullcontext()
 
     @abstractmethod
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
@@ -195,10 +215,14 @@ class Agent(ABC):
             items: int64 `(M, 2)`, the first column counting samples over all processes.
             number: samples of one process.
         """
+        return to_device(self.local_on_host(items, number), self.policy.device)
+
+    def local_on_host(self, items: torch.Tensor, number: int) -> torch.Tensor:
+        """`local` where the items are, for losses that look at which samples they are."""
         first = self.processes.index * number
         rows = items[(items[:, 0] >= first) & (items[:, 0] < first + number)].clone()
         rows[:, 0] -= first
-        return to_device(rows, self.policy.device)
+        return rows
 
     def local_values(self, values: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
         """The part of `values`, one a sample of all processes, for this process's trajectories: float32, on the device.

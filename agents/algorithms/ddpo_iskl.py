@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig
-from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
-from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
+from diffusion_gym.agents.algorithms.ddpo_is import ClippedAgent, ClippedConfig
+from diffusion_gym.agents.algorithms.policy_gradient import Transitions
 from diffusion_gym.agents.finite import require, require_choice
-from diffusion_gym.agents.losses import KLForm, clipped_surrogate, with_kl_penalty
+from diffusion_gym.agents.losses import KLForm, with_kl_penalty
 from diffusion_gym.agents.optimization import Losses
 
 
@@ -36,7 +36,7 @@ class DDPOISKLConfig(ClippedConfig):
 
 
 @AGENTS.register("ddpo_iskl")
-class DDPOISKL(PolicyGradientAgent):
+class DDPOISKL(ClippedAgent):
     """Several clipped updates on each batch of trajectories, held near the pretrained model."""
 
     Config: ClassVar[type[AgentConfig]] = DDPOISKLConfig
@@ -46,8 +46,5 @@ class DDPOISKL(PolicyGradientAgent):
         """The clipped surrogate of M transitions plus the weighted penalty."""
         policy = self.policy.distribution(batch.observation)
         reference = self.policy.reference_distribution(batch.observation)
-        surrogate = clipped_surrogate(
-            policy.log_prob(batch.action), batch.old_log_prob, batch.advantage, self.config.clip_range
-        )
-        config = self.config
+        surrogate, config = self.surrogate(policy, batch), self.config
         return with_kl_penalty(surrogate.rows(), policy, reference, batch.action, config.kl_form, config.kl_weight)

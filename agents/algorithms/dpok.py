@@ -18,7 +18,8 @@ from diffusion_gym.agents.advantages import Normalization
 from diffusion_gym.agents.algorithms.base import AGENTS, AgentConfig, AgentState, OptimizerState
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, averages, update_metrics
-from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, PolicyGradientState, Transitions
+from diffusion_gym.agents.algorithms.minibatch import MinibatchState
+from diffusion_gym.agents.algorithms.policy_gradient import PolicyGradientAgent, Transitions
 from diffusion_gym.agents.finite import require, require_choice
 from diffusion_gym.agents.losses import KLForm, clipped_surrogate, with_kl_penalty
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
@@ -71,12 +72,21 @@ class DPOKConfig(ClippedConfig):
                 "renoise=True is not for DPOK, whose replay buffer holds the transitions that were sampled; leave it "
                 "out, or take another agent"
             )
+        if self.trust_region != "ratio":
+            raise ValueError(
+                f"trust_region={self.trust_region!r} is not for DPOK, whose replay buffer holds no means; use 'ratio'"
+            )
+        if self.noise_window != "fixed":
+            raise ValueError(
+                f"noise_window={self.noise_window!r} is not for DPOK, whose replay buffer holds transitions of other "
+                "iterations, where other steps had noise; leave it at 'fixed', or take another agent"
+            )
         names = ("updates", "reward_weight", "value_learning_rate", "value_batch_size", "replay_iterations")
         require(self, "larger than 0", *names)
         require(self, "at least 0", "kl_weight", "value_updates")
 
 
-class _State(PolicyGradientState):
+class _State(MinibatchState):
     value_optimizer: OptimizerState
 
 

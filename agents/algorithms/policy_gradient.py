@@ -1,37 +1,32 @@
-"""What the policy gradients have in common: groups, advantages, minibatches over all time steps."""
+"""What the policy gradients have in common: transitions, of the rollout or of finished pictures noised anew."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 
-from diffusion_gym.agents.advantages import AdvantageOptions, RewardNormalizer
-from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, AgentState
-from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
-from diffusion_gym.agents.finite import require
+from diffusion_gym.agents.algorithms.base import AgentConfig
+from diffusion_gym.agents.algorithms.minibatch import MinibatchAgent, MinibatchConfig, Update
+from diffusion_gym.agents.noise_window import NoiseWindowOptions, window_at, window_places
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_transitions
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories, trained_steps
 from diffusion_gym.scheduling import StepTable
 
 
 @dataclass(frozen=True)
-class PolicyGradientConfig(AdvantageOptions, AgentConfig):
+class PolicyGradientConfig(NoiseWindowOptions, MinibatchConfig):
     """Options of the policy-gradient agents."""
 
-    batch_size: int = 64
-    """Trajectories behind one gradient update; gradients are accumulated over all their time steps."""
-    inner_epochs: int = 1
-    """Passes over the trajectories of an iteration."""
     renoise: bool = False
     """Train on the finished pictures noised anew, with new noise in each pass, in place of the transitions that were
     sampled (after AWM): less noise in the gradient of the noisy steps, more in that of the last ones, so it goes with
@@ -39,7 +34,11 @@ class PolicyGradientConfig(AdvantageOptions, AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "larger than 0", "batch_size", "inner_epochs")
+        if self.rollout_scheduler is not None and not self.renoise:
+            raise ValueError(
+                f"rollout_scheduler={self.rollout_scheduler!r} gives no log-probabilities, which this agent needs; "
+                "take renoise=True with it, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,15 @@ class Transitions:
         action: x_{t-1}, float32 `(M, C, H, W)`.
         old_log_prob: log-probabilities under the policy that sampled them, `(M,)`.
         advantage: `(M,)`.
+        old_mean: means of the policy that sampled, `(M, C, H, W)`, for agents with `compares_means`; None where it is
+            the policy that is trained.
     """
 
     observation: dict[str, torch.Tensor]
     action: torch.Tensor
     old_log_prob: torch.Tensor
     advantage: torch.Tensor
+    old_mean: torch.Tensor | None = None
 
     @classmethod
     def at(cls, trajectories: Trajectories, advantages: torch.Tensor, pairs: torch.Tensor) -> Transitions:
@@ -94,90 +96,82 @@ class Transitions:
         return cls(observation, action, old_log_probs[rows], advantages[samples])
 
 
-# This process's items of an update, what makes transitions of some of them, and how many items all processes have.
-_Update = tuple[torch.Tensor, Callable[[torch.Tensor], Transitions], int]
-
-
-class PolicyGradientState(AgentState):
-    """The rewards behind each prompt's statistics too."""
-
-    prompt_statistics: dict[str, list[float]]
-
-
-class PolicyGradientAgent(Agent):
+class PolicyGradientAgent(MinibatchAgent):
     """Gradient steps on the loss of a subclass, over minibatches of whole trajectories."""
 
     Config: ClassVar[type[AgentConfig]] = PolicyGradientConfig
-    State: ClassVar[type[AgentState]] = PolicyGradientState
     config: PolicyGradientConfig
 
     def __init__(
         self, policy: DenoisingPolicy, config: PolicyGradientConfig, processes: Processes | None = None
     ) -> None:
         super().__init__(policy, config, processes)
-        self.normalizer = RewardNormalizer(config)
+        whole = policy.model.step_table(replace(policy.config, noisy_steps=None))
+        self._places = window_places(config, policy.config.noisy_steps, trained_steps(whole, config.trained_steps))
+
+    @property
+    def compares_means(self) -> bool:
+        """Whether `losses` looks at the means of the policy that sampled."""
+        return False
 
     @abstractmethod
     def losses(self, batch: Transitions) -> Losses:
         """What to minimise for M transitions, `loss` `(M,)`, and other entries `(M,)` for the metrics."""
 
-    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`."""
-        group = self.config.group_size
-        return collect_many(env, self.policy, number, seed_path, group_size=group, processes=self.processes)
+    def updates(
+        self,
+        trajectories: Trajectories,
+        advantages: torch.Tensor,
+        minibatches: list[torch.Tensor],
+        rng: np.random.Generator,
+    ) -> Iterator[Update]:
+        """Updates on the transitions that were sampled or, with `renoise`, on finished pictures noised anew."""
+        if self.config.renoise:
+            return self._renoised(trajectories, advantages, minibatches, rng)
+        return self._sampled(trajectories, advantages, minibatches)
 
-    def advantages(self, trajectories: Trajectories) -> np.ndarray:
-        """Normalised rewards `(N,)`, clipped; see `normalized_rewards`. `(T, N)` gives each step one of its own."""
-        return self.normalizer.clip(self.normalized_rewards(trajectories))
+    @contextmanager
+    def noise_window(self, seed_path: tuple[int, ...]) -> Iterator[None]:
+        """The window of noisy steps where the options have it in this iteration; see `Agent.noise_window`."""
+        if not self._places:
+            yield
+            return
+        own = self.steps
+        with self.policy.noisy_within(window_at(self.config, self._places, seed_path)):
+            self.steps = trained_steps(self.policy.table, self.config.trained_steps)
+            try:
+                yield
+            finally:
+                self.steps = own
 
-    def normalized_rewards(self, trajectories: Trajectories) -> np.ndarray:
-        """Normalised rewards `(N,)` of all processes' trajectories; NaN for the samples whose reward failed.
+    def _losses_at(
+        self,
+        transitions_at: Callable[[torch.Tensor], Transitions],
+        old_means: torch.Tensor | None,
+        items: torch.Tensor,
+    ) -> Losses:
+        """`losses` of the transitions that are made of the items, whose last column is their place in the means."""
+        batch = transitions_at(items[:, :-1])
+        return self.losses(batch if old_means is None else replace(batch, old_mean=old_means[items[:, -1]]))
 
-        Raises:
-            NoUsableReward: no reward is finite.
-        """
-        return self.normalizer.normalize(*self.rewards(trajectories))
-
-    def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
-        """Minibatch updates on one iteration's trajectories; see `Agent.update`."""
-        advantages = self.advantages(trajectories)
-        finite = np.isfinite(advantages)
-        usable = np.flatnonzero(finite if finite.ndim == 1 else finite.all(0))
-        size = self.minibatch(len(usable))
-        local = self.local_values(advantages, trajectories)
-        minibatches = [
-            self.transitions(order[start : start + size], rng)
-            for order in (rng.permutation(usable) for _ in range(self.config.inner_epochs))
-            for start in range(0, len(order), size)
-        ]
-        updates = (
-            self._renoised(trajectories, local, minibatches, rng)
-            if self.config.renoise
-            else self._sampled(trajectories, local, minibatches)
-        )
-        rows: list[dict[str, torch.Tensor]] = []
-        for update in updates:
-            rows.append(self._step(*update))
-            if self.finished(rows[-1]):
-                break
-        return {**update_metrics(rows), "samples_dropped": finite.shape[-1] - len(usable)}
-
-    def finished(self, means: Losses) -> bool:
-        """Whether the update with these means ends the iteration before its other minibatches."""
-        return False
-
-    def _step(
-        self, items: torch.Tensor, transitions_at: Callable[[torch.Tensor], Transitions], count: int
-    ) -> dict[str, torch.Tensor]:
-        """One gradient step on the transitions that are made of the items."""
-        return self.minimize(items, lambda part: self.losses(transitions_at(part)), count)
+    def _planned(
+        self, transitions_at: Callable[[torch.Tensor], Transitions], items: torch.Tensor, several: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The items with their places, and the means that the first of several updates begins from, if looked at."""
+        means = None
+        if several and self.compares_means:
+            at = transitions_at
+            means = self.optimizer.evaluate(items, lambda part: self.policy.distribution(at(part).observation).mean)
+        return torch.cat([items, torch.arange(len(items), device=items.device)[:, None]], dim=1), means
 
     def _sampled(
         self, trajectories: Trajectories, advantages: torch.Tensor, minibatches: list[torch.Tensor]
-    ) -> Iterator[_Update]:
+    ) -> Iterator[Update]:
         """Updates on the transitions that were sampled, at pairs (sample, step)."""
-        for pairs in minibatches:
-            yield self.local(pairs, len(trajectories)), partial(Transitions.at, trajectories, advantages), len(pairs)
+        at, several = partial(Transitions.at, trajectories, advantages), len(minibatches) > 1
+        planned = [self._planned(at, self.local(pairs, len(trajectories)), several) for pairs in minibatches]
+        for pairs, (items, means) in zip(minibatches, planned, strict=True):
+            yield items, partial(self._losses_at, at, means), len(pairs)
 
     def _renoised(
         self,
@@ -185,7 +179,7 @@ class PolicyGradientAgent(Agent):
         advantages: torch.Tensor,
         minibatches: list[torch.Tensor],
         rng: np.random.Generator,
-    ) -> Iterator[_Update]:
+    ) -> Iterator[Update]:
         """Updates on the finished pictures of such pairs, noised anew; the noise is drawn twice, not stored."""
         transitions_at, planned = partial(Transitions.renoised, self.policy.table, trajectories, advantages), []
         for pairs in minibatches:  # before the first update: all ratios are to the policy that sampled
@@ -193,27 +187,14 @@ class PolicyGradientAgent(Agent):
             seed = int(rng.integers(2**62))
             eps = fresh_noise(trajectories, len(pairs), seed)
             old = eps.new_zeros(len(pairs))
-            old[items[:, 2]] = self.optimizer.evaluate(
-                items, partial(self._log_probs, partial(transitions_at, eps, old))
-            )
-            planned.append((items, seed, old))
-        for items, seed, old in planned:
-            yield items, partial(transitions_at, fresh_noise(trajectories, len(old), seed), old), len(old)
+            at = partial(transitions_at, eps, old)
+            old[items[:, 2]] = self.optimizer.evaluate(items, partial(self._log_probs, at))
+            planned.append((*self._planned(at, items, len(minibatches) > 1), seed, old))
+        for items, means, seed, old in planned:
+            eps = fresh_noise(trajectories, len(old), seed)
+            yield items, partial(self._losses_at, partial(transitions_at, eps, old), means), len(old)
 
     def _log_probs(self, transitions_at: Callable[[torch.Tensor], Transitions], items: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(M,)` of the transitions that are made of the items."""
         batch = transitions_at(items)
         return self.policy(batch.observation, batch.action)
-
-    def minibatch(self, usable: int) -> int:
-        """Trajectories behind one update, of `usable` ones."""
-        return self.config.batch_size
-
-    def state(self) -> dict[str, Any]:
-        """The per-prompt statistics too."""
-        return {**super().state(), "prompt_statistics": self.normalizer.statistics.state()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
-        super().load_state(state)
-        self.normalizer.statistics.load(state["prompt_statistics"])

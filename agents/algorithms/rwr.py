@@ -11,28 +11,34 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from diffusion_gym.agents.advantages import softmax_weights
+from diffusion_gym.agents.advantages import softmax_weights, usable_counts
 from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig
 from diffusion_gym.agents.algorithms.metrics import Metrics, update_metrics
 from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.optimization import Losses
-from diffusion_gym.agents.renoising import fresh_noise, renoised_states
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.renoising import fresh_noise, renoised_states, squared_error
 from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.solver import RolloutOptions, solver_of
 from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
-class RegressionConfig(AgentConfig):
+class RegressionConfig(RolloutOptions, AgentConfig):
     """Options of the reward-weighted agents; the defaults are those of the DDPO paper, table F.6."""
 
     batch_size: int = 128
     """Pictures behind one gradient update, each at a noise level of its own."""
     updates: int = 400
     """Gradient updates an iteration."""
+    group_size: int = 1
+    """Samples in a row that share a prompt. Rewards are weighed within a prompt, which needs several samples in an
+    iteration: with more prompts than samples, groups."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "larger than 0", "batch_size", "updates")
+        require(self, "larger than 0", "batch_size", "updates", "group_size")
 
 
 class RegressionAgent(Agent):
@@ -45,18 +51,39 @@ class RegressionAgent(Agent):
     config: RegressionConfig
     needs_stochastic_steps: ClassVar[bool] = False
 
+    def __init__(self, policy: DenoisingPolicy, config: RegressionConfig, processes: Processes | None = None) -> None:
+        super().__init__(policy, config, processes)
+        self.solver = solver_of(policy, config)
+
     @abstractmethod
     def weights(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
         """Weights `(N,)`, not negative; 0 where a reward is not finite."""
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """Finished latents only, through the one-step view; see `Agent.sample`."""
-        return collect_many(OneStepVectorEnv(env), self.policy, number, seed_path, processes=self.processes)
+        group, view, processes = self.config.group_size, OneStepVectorEnv(env), self.processes
+        return collect_many(
+            view, self.policy, number, seed_path, group_size=group, solver=self.solver, processes=processes
+        )
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
-        """`updates` gradient steps on one iteration's pictures; see `Agent.update`."""
+        """`updates` gradient steps on one iteration's pictures; see `Agent.update`.
+
+        The only usable sample of a prompt is left out: its weight would be the same whatever its reward.
+
+        Raises:
+            NoUsableReward: no reward is finite.
+            ValueError: no prompt has two usable samples.
+        """
         prompts, rewards = self.rewards(trajectories)
-        weights = self.weights(prompts, rewards)
+        alone = np.isfinite(rewards) & (usable_counts(prompts, rewards) < 2)
+        if alone.sum() == np.isfinite(rewards).sum():
+            raise ValueError(
+                f"each of the {alone.sum()} samples of the iteration is the only one of its prompt, so that its weight "
+                "would be the same whatever its reward; give group_size=8 or the like (--agent.group-size), more "
+                "samples_per_iteration, or fewer prompts"
+            )
+        weights = np.where(alone, 0.0, self.weights(prompts, rewards))
         used = np.flatnonzero(weights > 0)
         scaled = torch.as_tensor(weights / weights[used].mean(), dtype=torch.float32, device=self.policy.device)
         first = self.processes.index * len(trajectories)
@@ -72,8 +99,8 @@ class RegressionAgent(Agent):
 
             rows.append(self.minimize(self.local(items, len(trajectories)), losses, len(items)))
         effective = weights.sum() ** 2 / (weights**2).sum()
-        dropped = int((~np.isfinite(rewards)).sum())
-        return {**update_metrics(rows), "effective_samples": float(effective), "samples_dropped": dropped}
+        counts = {"samples_alone": int(alone.sum()), "samples_dropped": int((~np.isfinite(rewards)).sum())}
+        return {**update_metrics(rows), "effective_samples": float(effective), **counts}
 
     def losses(
         self,
@@ -93,7 +120,7 @@ class RegressionAgent(Agent):
             weights: w, `(M,)`, scaled to a mean of 1 over the samples with any weight.
         """
         observation = renoised_states(self.policy.table, trajectories, samples, steps, noise)
-        error = (noise - self.policy.predicted_noise(observation)).square().flatten(1).mean(1)
+        error = squared_error(self.policy.predicted_noise(observation), noise)
         return {"loss": weights * error, "denoising_error": error.detach()}
 
 

@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
-from diffusion_gym.agents.benchmark.contender import Contender
-from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of, make_contender
+from diffusion_gym.agents.benchmark.learner import Learner
+from diffusion_gym.agents.benchmark.library_agents import LIBRARY_AGENTS, config_of, make_learner
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.records import FORMAT, POINTS, check_agent, file_name, read_points, read_record
@@ -164,8 +164,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, Any]]:
     prepare_process(settings.threads)
-    contender, points = _begin(cell, suite.trained(cell.agent), settings)
-    work = Work(contender.policy)
+    learner, points = _begin(cell, suite.trained(cell.agent), settings)
+    work = Work(learner.policy)
     if points:
         work.evaluations, work.seconds = points[-1]["network_evaluations"], points[-1]["seconds"]
         work.cpu_seconds = points[-1].get("cpu_seconds", 0.0)
@@ -175,38 +175,38 @@ def _train(cell: Cell, suite: Suite, settings: RunSettings) -> list[dict[str, An
             continue
         if target:
             with work.counting():
-                contender.train_until(target)
-        with contender.weights():
-            points.append(_point(cell, contender, evaluator, work))
+                learner.train_until(target)
+        with learner.weights():
+            points.append(_point(cell, learner, evaluator, work))
         write_json(cell.folder / POINTS, points)
     return points
 
 
-def _begin(cell: Cell, trained: str, settings: RunSettings) -> tuple[Contender, list[dict[str, Any]]]:
-    """The contender, at the last point that it has behind it, and these points."""
+def _begin(cell: Cell, trained: str, settings: RunSettings) -> tuple[Learner, list[dict[str, Any]]]:
+    """The learner, at the last point that it has behind it, and these points."""
     points = read_points(cell.folder)
-    contender = make_contender(trained, settings)
-    if points and not contender.go_back(points[-1]["reward_queries"]):
-        points, contender = [], make_contender(trained, settings)
+    learner = make_learner(trained, settings)
+    if points and not learner.go_back(points[-1]["reward_queries"]):
+        points, learner = [], make_learner(trained, settings)
     if not points:
         if cell.folder.exists():
             shutil.rmtree(cell.folder)
         write_config(settings)
-    return contender, points
+    return learner, points
 
 
-def _point(cell: Cell, contender: Contender, evaluator: Evaluator, work: Work) -> dict[str, Any]:
+def _point(cell: Cell, learner: Learner, evaluator: Evaluator, work: Work) -> dict[str, Any]:
     started = time.perf_counter()
-    found = evaluator.measure(contender.policy)
-    path = cell.folder / "points" / f"{contender.reward_queries:08d}.safetensors"
-    save_tensors(path, found.samples, {"prompts": exact_json(found.prompts)})
+    measurement = evaluator.measure(learner.policy)
+    path = cell.folder / "points" / f"{learner.reward_queries:08d}.safetensors"
+    save_tensors(path, measurement.samples, {"prompts": exact_json(measurement.prompts)})
     return {
-        "reward_queries": contender.reward_queries,
+        "reward_queries": learner.reward_queries,
         "seconds": round(work.seconds, 3),
         "cpu_seconds": round(work.cpu_seconds, 3),
         "network_evaluations": work.evaluations,
         "measuring_seconds": round(time.perf_counter() - started, 3),
-        **{name: value if math.isfinite(value) else None for name, value in found.values.items()},
+        **{name: value if math.isfinite(value) else None for name, value in measurement.values.items()},
     }
 
 
@@ -224,8 +224,8 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
 
 def _comparable(settings: RunSettings) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON gives them back."""
-    found: dict[str, Any] = json.loads(exact_json(settings.to_json()))
-    return {key: value for key, value in found.items() if key not in _FREE}
+    stored: dict[str, Any] = json.loads(exact_json(settings.to_json()))
+    return {key: value for key, value in stored.items() if key not in _FREE}
 
 
 _FREE: Final = ("threads",)  # another number of them does not make another run
@@ -234,8 +234,8 @@ _FREE: Final = ("threads",)  # another number of them does not make another run
 def _differing(stored: Any, asked: Any, name: str = "") -> str:
     """The first option that differs, or that one of the two lacks."""
     if isinstance(stored, dict) and isinstance(asked, dict):
-        found = (_differing(stored.get(key, _NONE), asked.get(key, _NONE), key) for key in {**asked, **stored})
-        return next(filter(None, found), "")
+        differences = (_differing(stored.get(key, _NONE), asked.get(key, _NONE), key) for key in {**asked, **stored})
+        return next(filter(None, differences), "")
     return "" if stored == asked else f"{name}={asked!r}, there {stored!r}"
 
 

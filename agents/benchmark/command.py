@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
-from diffusion_gym.agents.benchmark.contenders import require_package
+from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.records import POINTS, read_record
 from diffusion_gym.agents.benchmark.results import Results
@@ -103,19 +103,19 @@ def _end(signum: int) -> None:
 
 def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None) -> int:
     """Run what is not finished of a folder that this process holds; the exit code."""
-    kept = keep_suite(options.suite, out)
+    copy = keep_suite(options.suite, out)
     if seal is not None:
         write_seal(out, seal)
-    cells = [replace(cell, suite=str(kept)) for cell in cells]
+    cells = [replace(cell, suite=str(copy)) for cell in cells]
     todo = [cell for cell in cells if not cell.finished()]
     print(f"{len(cells)} runs, {len(cells) - len(todo)} finished before; records in {out / 'records'}", flush=True)
     progress = _Progress(len(cells), len(cells) - len(todo))
     if not todo:
         pass
     elif options.engine == "ray":
-        run_ray(todo, options.ray_address, options.gpus, progress.told)
+        run_ray(todo, options.ray_address, options.gpus, progress.show)
     else:
-        run_local(todo, options.jobs, progress.told)
+        run_local(todo, options.jobs, progress.show)
     results = Results.read(out)
     write_summary(results)
     print(summary_text(results))
@@ -132,8 +132,8 @@ def _seal(options: BenchOptions, out: Path) -> Seal | None:
         Untrusted: the suite's file names something, or the folder has links, that nobody has agreed to.
     """
     source = suite_file(options.suite)
-    seal, kept = seal_of(out), out / source.name
-    if seal is None or not kept.is_file() or kept.read_bytes() != source.read_bytes():
+    seal, copy = seal_of(out), out / source.name
+    if seal is None or not copy.is_file() or copy.read_bytes() != source.read_bytes():
         claims = [] if source.parent == FOLDER else suite_claims(asdict(Suite.load(options.suite)))
         seal = require_trust(out, claims, options.trust, source if claims else None)
         seal = seal or (None if content(out) else Seal())
@@ -179,13 +179,13 @@ def made_by_bench(out: Path) -> bool:
 
     A kill before the first run has its folder leaves the suite and perhaps the logs.
     """
-    kept = list(out.glob("*.toml"))
+    copies = list(out.glob("*.toml"))
     try:
-        whole = len(kept) == 1 and not kept[0].is_symlink() and Suite.load(str(kept[0])) is not None
+        whole = len(copies) == 1 and not copies[0].is_symlink() and Suite.load(str(copies[0])) is not None
     except ValueError:
         return False
     begun = any((out / name).is_dir() for name in ("records", "runs"))
-    return whole and (begun or {path.name for path in content(out)} <= {kept[0].name, "logs"})
+    return whole and (begun or {path.name for path in content(out)} <= {copies[0].name, "logs"})
 
 
 def _records(out: Path) -> list[Path]:
@@ -205,7 +205,7 @@ class _Progress:
     def __init__(self, number: int, done: int) -> None:
         self.number, self.done, self.failed = number, done, 0
 
-    def told(self, cell: Cell, record: Mapping[str, Any]) -> None:
+    def show(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Print what came of a cell."""
         self.done += 1
         if "error" in record:

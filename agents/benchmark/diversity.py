@@ -39,8 +39,8 @@ def model_features(policy: DenoisingPolicy, finished: torch.Tensor, batch: int =
     middle = getattr(network, "mid_block", None)
     if middle is None:
         raise ValueError(f"{type(network).__name__} has no middle block to take features from")
-    kept: list[torch.Tensor] = []
-    handle = middle.register_forward_hook(lambda module, arguments, output: kept.append(output.float().mean((2, 3))))
+    features: list[torch.Tensor] = []
+    handle = middle.register_forward_hook(lambda module, given, output: features.append(output.float().mean((2, 3))))
     null = policy.embed(policy.model.tokenize([""])) if policy.model.prompt_length else None
     try:
         for part in finished.split(batch):
@@ -48,7 +48,7 @@ def model_features(policy: DenoisingPolicy, finished: torch.Tensor, batch: int =
             policy.model.predict(network, part, policy.table.network_timesteps[-1].expand(len(part)), embeddings)
     finally:
         handle.remove()
-    return torch.cat(kept).double().cpu().numpy()
+    return torch.cat(features).double().cpu().numpy()
 
 
 def vendi_score(features: Features) -> float:

@@ -13,10 +13,10 @@ import torch
 
 def hardware() -> dict[str, Any]:
     """What the run ran on, for people: processor, cores, GPU."""
-    found: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
+    machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
 
 
 def peak_memory_mb() -> float:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import gymnasium as gym
 
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
-from diffusion_gym.agents.benchmark.contenders import require_package
+from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.records import read_record
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.envs.registration import environment_ids
@@ -29,7 +29,7 @@ from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import REWARDS
 from diffusion_gym.storage import exact_json, write_json
 
-Told = Callable[[Cell, dict[str, Any]], None]
+OnRecord = Callable[[Cell, dict[str, Any]], None]
 
 _POLL_SECONDS: Final = 0.1
 _RETRIES: Final = 2  # of a Ray task whose worker died; a cell goes on from its last measurement
@@ -67,10 +67,10 @@ def _check(cells: Sequence[Cell]) -> None:
     for name, task in cells[0].load_suite().tasks.items():
         _check_names(name, task)
     for cell in cells:
-        found = cell.settings(cell.load_suite()).env_options
-        other, theirs = first.setdefault(cell.task, (cell, found))
-        for entry in fields(found):
-            one, two = getattr(theirs, entry.name), getattr(found, entry.name)
+        options = cell.settings(cell.load_suite()).env_options
+        other, theirs = first.setdefault(cell.task, (cell, options))
+        for entry in fields(options):
+            one, two = getattr(theirs, entry.name), getattr(options, entry.name)
             if one != two:
                 raise ValueError(
                     f"task {cell.task!r}: {entry.name}={one!r} by the preset of {other.agent!r}, {two!r} by that of "
@@ -88,13 +88,13 @@ def _check_names(name: str, task: Task) -> None:
         raise ValueError(f"task {name!r}: {unknown_name('probe', task.probe, REWARDS.names())}")
 
 
-def run_local(cells: Sequence[Cell], jobs: int, told: Told) -> None:
+def run_local(cells: Sequence[Cell], jobs: int, on_record: OnRecord) -> None:
     """Run cells in processes of their own, `jobs` at once; they end with this one, and the same command goes on.
 
     Args:
         cells: the cells to run.
         jobs: processes at once.
-        told: called with each cell and its record, as it ends.
+        on_record: called with each cell and its record, as it ends.
     """
     waiting, running = deque(_cleared(cells)), dict[Cell, subprocess.Popen[bytes]]()
     try:
@@ -106,7 +106,7 @@ def run_local(cells: Sequence[Cell], jobs: int, told: Told) -> None:
             for cell in ended:
                 code = running.pop(cell).returncode
                 log = _log(cell)
-                told(cell, _record_of(cell, f"the process ended with exit code {code} and no record; see {log}"))
+                on_record(cell, _record_of(cell, f"the process ended with exit code {code} and no record; see {log}"))
             if not ended:
                 time.sleep(_POLL_SECONDS)
     finally:
@@ -137,14 +137,14 @@ def _log(cell: Cell) -> Path:
     return Path(cell.out) / "logs" / f"{cell.name}.log"
 
 
-def run_ray(cells: Sequence[Cell], address: str | None, gpus: float, told: Told) -> None:
+def run_ray(cells: Sequence[Cell], address: str | None, gpus: float, on_record: OnRecord) -> None:
     """Run cells as Ray tasks, on a cluster or on this machine; `out` must be a folder that all machines share.
 
     Args:
         cells: the cells to run.
         address: of the cluster; None starts Ray on this machine, `auto` finds the one that runs here.
         gpus: GPUs that a cell takes, also a part of one.
-        told: called with each cell and its record, as it ends.
+        on_record: called with each cell and its record, as it ends.
 
     Raises:
         ValueError: Ray is not installed.
@@ -165,7 +165,7 @@ def run_ray(cells: Sequence[Cell], address: str | None, gpus: float, told: Told)
                 reason = "the task left no record in out, which must be a folder that all machines share"
             except ray.exceptions.RayError as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            told(cell, _record_of(cell, reason))
+            on_record(cell, _record_of(cell, reason))
 
 
 @contextmanager

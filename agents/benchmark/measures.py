@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch.nn.functional import interpolate
@@ -16,14 +15,14 @@ from torch.nn.functional import interpolate
 from diffusion_gym.agents.algorithms import NoUsableReward
 from diffusion_gym.agents.benchmark.diversity import Features, by_prompt, centred, model_features, vendi_score
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.training.denoised_path import denoised_path
 from diffusion_gym.agents.training.evaluation import trajectory_kl
+from diffusion_gym.agents.training.sampling import BENCHMARK, finite_mean, sample
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.images import to_float, to_uint8
 from diffusion_gym.rewards import Reward, evaluate
 
-_NOISE: Final = 3  # second entry of a seed path, after the seed: apart from training, grids and `eval`
 _KL_SAMPLES: Final = 32
 _SHOWN: Final = 16
 _SHOWN_SIDE: Final = 256  # pixels of a stored picture
@@ -78,50 +77,50 @@ class Evaluator:
             steps), `vendi` and `distance` (within a prompt), `all_vendi` (over all pictures); and under `held_out_` the
             reward and its components for the held-out prompts. What has no value is NaN.
         """
-        found = self._trajectories(self.env, policy)
-        path = denoised_path(self.env, policy, found, _PATHS)
+        trajectories = self._trajectories(self.env, policy)
+        path = denoised_path(self.env, policy, trajectories, _PATHS)
         samples = {
-            "images": _small(found.images[:_SHOWN], _SHOWN_SIDE),
-            "rewards": found.rewards,
+            "images": _small(trajectories.images[:_SHOWN], _SHOWN_SIDE),
+            "rewards": trajectories.rewards,
             "path_images": torch.stack([_small(images, _PATH_SIDE) for images in path.images]),
             "path_rewards": path.rewards,
         }
-        values = _means(found)
-        values["kl"] = float(trajectory_kl(policy, found, min(_KL_SAMPLES, len(found))).double().mean())
-        features = self._features(policy, found)
+        values = _means(trajectories)
+        values["kl"] = float(trajectory_kl(policy, trajectories, min(_KL_SAMPLES, len(trajectories))).double().mean())
+        features = self._features(policy, trajectories)
         if features is not None:
-            values |= {**by_prompt(features, found.prompts), "all_vendi": vendi_score(features)}
+            values |= {**by_prompt(features, trajectories.prompts), "all_vendi": vendi_score(features)}
             samples["features"] = torch.from_numpy(features).float()
         if self.probe is not None:
-            pictures = to_float(found.images.to(policy.device))
-            metadata = cast(DenoisingVectorEnv, self.env.unwrapped).prompt_set.metadata_of(found.prompts)
-            probed = evaluate(self.probe, pictures, list(found.prompts), metadata).scores
-            values["probe"] = _finite_mean(probed[found.rewards.isfinite()])  # a picture with NaN is black here
+            pictures = to_float(trajectories.images.to(policy.device))
+            metadata = cast(DenoisingVectorEnv, self.env.unwrapped).prompt_set.metadata_of(trajectories.prompts)
+            probed = evaluate(self.probe, pictures, list(trajectories.prompts), metadata).scores
+            values["probe"] = finite_mean(probed[trajectories.rewards.isfinite()])  # a picture with NaN is black here
         if self.held_out is not None:
             unseen = _means(self._trajectories(self.held_out, policy))
             values |= {f"held_out_{key}": value for key, value in unseen.items()}
-        return Measurement(values, samples, found.prompts)
+        return Measurement(values, samples, trajectories.prompts)
 
     def _trajectories(
         self, env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, *, reference: bool = False
     ) -> Trajectories:
-        number = -(-self.samples // env.num_envs) * env.num_envs
-        return collect_many(env, policy, number, (self.seed, _NOISE), reference=reference)
+        return sample(env, policy, self.samples, (self.seed, BENCHMARK), reference=reference)
 
-    def _features(self, policy: DenoisingPolicy, found: Trajectories) -> Features | None:
+    def _features(self, policy: DenoisingPolicy, trajectories: Trajectories) -> Features | None:
         """Features less the mean of the pretrained model's from the same noise; None where the network has none."""
         if getattr(policy.model.unet, "mid_block", None) is None:
             return None
         if self._base is None:
             self._base = model_features(policy, self._trajectories(self.env, policy, reference=True).finished)
-        return centred(model_features(policy, found.finished), self._base)
+        return centred(model_features(policy, trajectories.finished), self._base)
 
 
-def _means(found: Trajectories) -> dict[str, float]:
-    if not bool(found.rewards.isfinite().any()):
-        raise NoUsableReward(f"all {len(found)} rewards of the measurement are NaN or infinite; check the reward")
-    parts = {"reward": found.rewards, **found.components}
-    return {name: _finite_mean(values) for name, values in parts.items()}
+def _means(trajectories: Trajectories) -> dict[str, float]:
+    if not bool(trajectories.rewards.isfinite().any()):
+        number = len(trajectories)
+        raise NoUsableReward(f"all {number} rewards of the measurement are NaN or infinite; check the reward")
+    parts = {"reward": trajectories.rewards, **trajectories.components}
+    return {name: finite_mean(values) for name, values in parts.items()}
 
 
 def _small(images: torch.Tensor, side: int) -> torch.Tensor:
@@ -131,12 +130,6 @@ def _small(images: torch.Tensor, side: int) -> torch.Tensor:
         return images
     shape = [max(1, round(length * factor)) for length in images.shape[1:3]]
     return to_uint8(interpolate(to_float(images), shape, mode="area"))
-
-
-def _finite_mean(values: torch.Tensor) -> float:
-    numbers = values.double().cpu().numpy()
-    numbers = numbers[np.isfinite(numbers)]
-    return float(numbers.mean()) if len(numbers) else float("nan")
 
 
 class Work:

@@ -84,21 +84,21 @@ class Results:
             FileNotFoundError: there is no record, or no suite.
             ValueError: a record is truncated or of something else, or of a task that the suite has not.
         """
-        found = [read_record(path) for path in sorted((folder / "records").glob("*.json"))]
-        if not found:
+        records = [read_record(path) for path in sorted((folder / "records").glob("*.json"))]
+        if not records:
             raise FileNotFoundError(f"{str(folder)!r} holds no benchmark; pass the --out of `diffusion-gym bench`")
-        kept = sorted(folder.glob("*.toml"))
-        if suite is None and len(kept) != 1:
+        files = sorted(folder.glob("*.toml"))
+        if suite is None and len(files) != 1:
             raise FileNotFoundError(
                 f"{folder} must hold one .toml file, its suite; `diffusion-gym bench` puts it there"
             )
-        suite = suite or Suite.load(str(kept[0]))
-        for row in found:
+        suite = suite or Suite.load(str(files[0]))
+        for row in records:
             if row["task"] not in suite.tasks:
                 unknown = unknown_name("task", row["task"], [*suite.tasks])
                 raise ValueError(f"{folder / 'records'} has a record of another suite: {unknown}")
-        good = {(row["agent"], row["task"], row["seed"]): row for row in found if "error" not in row}
-        return cls(suite, good, [row for row in found if "error" in row], folder)
+        good = {(row["agent"], row["task"], row["seed"]): row for row in records if "error" not in row}
+        return cls(suite, good, [row for row in records if "error" in row], folder)
 
     @property
     def agents(self) -> list[str]:

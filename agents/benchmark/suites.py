@@ -154,14 +154,14 @@ class Suite:
             ValueError: an unknown agent, preset or option, or a budget below one iteration.
         """
         chosen = self.tasks[task]
-        own = {key: value for key, value in self.agents.get(agent, {}).items() if key != "agent"}
+        variant = {key: value for key, value in self.agents.get(agent, {}).items() if key != "agent"}
         device = {} if self.device is None else {"device": self.device}
-        values = {**self.overrides, **own, **device, **chosen.env_options}
-        check_preset(f"suite={self.name!r}", Preset(self.name, {**self.overrides, **device}, {config: own}), config)
+        values = {**self.overrides, **variant, **device, **chosen.env_options}
+        check_preset(f"suite={self.name!r}", Preset(self.name, {**self.overrides, **device}, {config: variant}), config)
         start = starting_point(chosen.env, config, chosen.preset or self.preset, chosen.env_options.get("model"))
         # A preset says how to train; what is asked for is the task's.
         start = replace(start, env_options=replace(start.env_options, prompts=None, strict=None))
-        found: RunSettings = replace(
+        settings: RunSettings = replace(
             self._overlaid(start, values),
             env_options=self._overlaid(start.env_options, values),
             agent_options=self._overlaid(start.agent_options, values),
@@ -170,15 +170,15 @@ class Suite:
             total_reward_queries=self.budget,
             pictures_every=0,
         )
-        self.points(found.samples_per_iteration)
-        return found
+        self.points(settings.samples_per_iteration)
+        return settings
 
     def _overlaid(self, options: Any, values: Mapping[str, Any]) -> Any:
         """`options` with those of `values` that are theirs."""
         names = frozenset(entry.name for entry in fields(options))
-        own = {key: value for key, value in values.items() if key in names}
-        schema = options_schema(type(options), names.difference(own))
-        return replace(options, **checked(schema, own, f"suite={self.name!r}", _REMEDY).model_dump(by_alias=True))
+        given = {key: value for key, value in values.items() if key in names}
+        schema = options_schema(type(options), names.difference(given))
+        return replace(options, **checked(schema, given, f"suite={self.name!r}", _REMEDY).model_dump(by_alias=True))
 
     def points(self, samples: int) -> list[int]:
         """The reward queries at which a training is measured: whole iterations of `samples`, never past the budget.
@@ -187,13 +187,13 @@ class Suite:
             ValueError: the budget is below one iteration.
         """
         marks = (self.budget * (index + 1) // self.evaluations for index in range(self.evaluations))
-        found = sorted({mark // samples * samples for mark in marks} - {0})
-        if not found:
+        points = sorted({mark // samples * samples for mark in marks} - {0})
+        if not points:
             raise ValueError(
                 f"budget={self.budget} is below one iteration, samples_per_iteration={samples}; use a larger "
                 "budget, or a smaller samples_per_iteration in the suite's overrides"
             )
-        return found
+        return points
 
 
 def suite_file(name: str) -> Path:

@@ -28,8 +28,8 @@ def summary_text(results: Results) -> str:
     lines = [f"{'agent':{width}}{'score':>8}  {'95 % interval':18}{'runs':>5}{'failed':>8}"]
     for agent in results.agents:
         scores = results.scores(agent)
-        found, runs = interquartile_mean(scores), sum(len(part) for part in scores)
-        lines.append(f"{agent:{width}}{found.value:8.3f}  {_interval(found):18}{runs:5}{results.failed(agent):8}")
+        mean, runs = interquartile_mean(scores), sum(len(part) for part in scores)
+        lines.append(f"{agent:{width}}{mean.value:8.3f}  {_interval(mean):18}{runs:5}{results.failed(agent):8}")
     lines.append("score: interquartile mean over tasks and seeds; 0 is the pretrained model, 1 the task's ceiling")
     verdicts = results.verdicts()
     if verdicts:
@@ -105,5 +105,5 @@ def _sentence(verdict: Verdict) -> str:
     )
 
 
-def _interval(found: Estimate) -> str:
-    return f"{found.low:.3f} to {found.high:.3f}" if math.isfinite(found.low) else "one seed: none"
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.low:.3f} to {estimate.high:.3f}" if math.isfinite(estimate.low) else "one seed: none"

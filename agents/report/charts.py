@@ -358,20 +358,20 @@ def _flat(node: ElementTree.Element) -> Iterator[ElementTree.Element]:
         if tag == "g":
             yield from _flat(child)
         elif tag not in ("metadata", "style", "clipPath"):
-            found = ElementTree.Element(tag, _attributes(child))
-            found.text = (child.text or "").strip()
-            found.extend(_flat(child))
-            if tag != "defs" or len(found):
-                yield found
+            element = ElementTree.Element(tag, _attributes(child))
+            element.text = (child.text or "").strip()
+            element.extend(_flat(child))
+            if tag != "defs" or len(element):
+                yield element
 
 
 def _attributes(node: ElementTree.Element) -> dict[str, str]:
-    found = {key.rpartition("}")[2]: value for key, value in node.items() if not value.startswith("rotate(-0 ")}
-    found.pop("clip-path", None)  # nothing is drawn beyond the axes
-    for key in {"d", "x", "y"} & set(found):
-        rounded = re.sub(r"-?\d+\.\d+", lambda digits: f"{float(digits[0]):.1f}".removesuffix(".0"), found[key])
-        found[key] = re.sub(r"([MLCz]) ", r"\1", " ".join(rounded.split()))
-    if style := found.get("style"):
-        kept = [part for part in style.split("; ") if not part.startswith(("font", "stroke-linecap: square"))]
-        found["style"] = "; ".join(kept)
-    return found
+    attributes = {key.rpartition("}")[2]: value for key, value in node.items() if not value.startswith("rotate(-0 ")}
+    attributes.pop("clip-path", None)  # nothing is drawn beyond the axes
+    for key in {"d", "x", "y"} & set(attributes):
+        rounded = re.sub(r"-?\d+\.\d+", lambda digits: f"{float(digits[0]):.1f}".removesuffix(".0"), attributes[key])
+        attributes[key] = re.sub(r"([MLCz]) ", r"\1", " ".join(rounded.split()))
+    if style := attributes.get("style"):
+        declarations = [part for part in style.split("; ") if not part.startswith(("font", "stroke-linecap: square"))]
+        attributes["style"] = "; ".join(declarations)
+    return attributes

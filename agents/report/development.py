@@ -73,8 +73,8 @@ def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None], *, str
             f"{originals} is of other pictures than the {len(rewards)} rewards beside it; delete it to have the "
             "pretrained model sampled again"
         )
-    found = sheet_pairs(Image.open(sheet), stored.images[0], len(prompts))
+    pairs = sheet_pairs(Image.open(sheet), stored.images[0], len(prompts))
     return [
         pair(prompt, images, [first, number_or_nan(last)], (first, last) if strict else (None, None))
-        for prompt, images, first, last in zip(prompts, found, before, rewards, strict=True)
+        for prompt, images, first, last in zip(prompts, pairs, before, rewards, strict=True)
     ]

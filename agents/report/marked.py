@@ -25,9 +25,9 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
     """
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, found, rest = text.partition(begin)
+        before, begun, rest = text.partition(begin)
         _, ended, after = rest.partition(end)
-        if not (found and ended):
+        if not (begun and ended):
             raise ValueError(f"the page has no place for {name!r}; put {begin} and {end} into it")
         text = f"{before}{begin}\n{part}\n{end}{after}"
     return text

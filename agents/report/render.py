@@ -95,8 +95,8 @@ def _environment() -> Environment:
     """The templates of this folder; a name that they are not given is an error."""
     options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
     loader = PackageLoader("diffusion_gym.agents.report")
-    found = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
     helpers: dict[str, Callable[..., Any]] = {"number": number, "percent": percent, "change": change}
-    found.filters.update(helpers)
-    found.globals.update(helpers)
-    return found
+    environment.filters.update(helpers)
+    environment.globals.update(helpers)
+    return environment

@@ -120,16 +120,16 @@ def _before_after(run: Run) -> dict[str, tuple[list[dict[str, Any]], list[Pictur
             alt = "Grid of pictures by the {} model, " + name
             models = zip(paths, ("pretrained", "tuned"), strict=True)
             shown[name] = ([], [Picture.of(path.read_bytes(), alt.format(model)) for path, model in models])
-    return {name: found for name, found in shown.items() if any(found)}
+    return {name: entries for name, entries in shown.items() if any(entries)}
 
 
 def _pairs(paths: Sequence[Path], described: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows, found = described["pictures"], []
+    rows, pairs = described["pictures"], []
     grids = [cells(Image.open(path), described["size"], len(rows)) for path in paths]
     for row, *images in zip(rows, *grids, strict=True):
         rewards = [number_or_nan(row["base_reward"]), number_or_nan(row["reward"])]
-        found.append(pair(row["prompt"], images, rewards, [row.get("base_success"), row.get("success")]))
-    return found
+        pairs.append(pair(row["prompt"], images, rewards, [row.get("base_success"), row.get("success")]))
+    return pairs
 
 
 def _charts(run: Run) -> list[Chart]:
@@ -173,7 +173,7 @@ def _by_family(rows: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | N
             families[parse(prompt).family][prompt] = row
         except ValueError:
             families[""][prompt] = row
-    return [(name, _mean(found) if name else None, found) for name, found in families.items() if found]
+    return [(name, _mean(values) if name else None, values) for name, values in families.items() if values]
 
 
 def _mean(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

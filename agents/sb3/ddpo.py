@@ -19,9 +19,9 @@ from diffusion_gym.agents.advantages import RewardNormalizer
 from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS
 from diffusion_gym.agents.algorithms.ddpo_iskl import DDPOISKL, DDPOISKLConfig
 from diffusion_gym.agents.algorithms.policy_gradient import Transitions
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.optimization import Losses
-from diffusion_gym.agents.policy import denoising_env
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy, UnsavedModel

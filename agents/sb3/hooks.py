@@ -15,8 +15,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from diffusion_gym.agents.adapters import env_identity
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.identity import require_same
-from diffusion_gym.agents.policy import denoising_env
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy
 from diffusion_gym.agents.sb3.setup import is_denoising, policy_kwargs
 

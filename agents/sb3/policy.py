@@ -18,7 +18,8 @@ from diffusion_gym.agents.adapters import require_no_float16, require_spaces, to
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity, require_fingerprint
 from diffusion_gym.agents.optimization import OptimizerOptions, recomputed
-from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import numbered
@@ -46,37 +47,6 @@ class UnsavedModel:
             f"policy_kwargs['model']={self.model.name!r} was given as an object, which is not pickled; make the "
             "environment with the model's name or folder, or save model.policy.save(path) alone"
         )
-
-
-class GuidedGaussian:
-    """The Gaussian over x_{t-1} with the methods of SB3's `Distribution`.
-
-    Args:
-        gaussian: the policy's distribution of N states.
-    """
-
-    def __init__(self, gaussian: DenoisingDistribution) -> None:
-        self.gaussian = gaussian
-
-    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities `(N,)` of actions `(N, C, H, W)`, or `(N, C * H * W)` as SB3's buffers store them."""
-        return self.gaussian.log_prob(actions.reshape(self.gaussian.mean.shape))
-
-    def entropy(self) -> torch.Tensor:
-        """Entropies `(N,)`; see `DenoisingDistribution.entropy`."""
-        return self.gaussian.entropy()
-
-    def sample(self) -> torch.Tensor:
-        """Actions x_{t-1}, float32 `(N, C, H, W)`, from PyTorch's global generator, which SB3 seeds."""
-        return self.gaussian.sample()
-
-    def mode(self) -> torch.Tensor:
-        """The means, `(N, C, H, W)`."""
-        return self.gaussian.mean
-
-    def get_actions(self, deterministic: bool = False) -> torch.Tensor:
-        """The means, or samples."""
-        return self.mode() if deterministic else self.sample()
 
 
 class _NoFeatures(BaseFeaturesExtractor):
@@ -208,13 +178,17 @@ class CFGUNetPolicy(ActorCriticPolicy):
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Actions `(N, C, H, W)`, values `(N, 1)` and log-probabilities `(N,)` of N states: SB3's rollout."""
         distribution = self.get_distribution(obs)
-        actions = distribution.get_actions(deterministic)
+        actions = distribution.mean if deterministic else distribution.sample()  # SB3 seeds PyTorch's own generator
         self._last_timesteps = obs["timestep"]
         return actions, self.predict_values(obs), distribution.log_prob(actions)
 
-    def get_distribution(self, obs: Any) -> GuidedGaussian:  # type: ignore[override]
+    def _predict(self, observation: Any, deterministic: bool = False) -> torch.Tensor:
+        distribution = self.get_distribution(observation)
+        return distribution.mean if deterministic else distribution.sample()
+
+    def get_distribution(self, obs: Any) -> DenoisingDistribution:  # type: ignore[override]
         """The Gaussian over x_{t-1}."""
-        return GuidedGaussian(self.actor.distribution(obs))
+        return self.actor.distribution(obs)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Any, actions: torch.Tensor
@@ -224,7 +198,8 @@ class CFGUNetPolicy(ActorCriticPolicy):
 
     def _evaluate(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         distribution = self.get_distribution(obs)
-        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+        log_prob = distribution.log_prob(actions.reshape(distribution.mean.shape))  # SB3's buffers store them flat
+        return self.predict_values(obs), log_prob, distribution.entropy()
 
     def predict_values(self, obs: Any) -> torch.Tensor:
         """V(x_t, t, c), `(N, 1)`; zeros without a value network."""

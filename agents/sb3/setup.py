@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_n
 
 from diffusion_gym.agents.adapters import ACTOR_CRITIC, env_identity, require_trained_values
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
-from diffusion_gym.agents.policy import denoising_env
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.rollout import trained_steps
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv, require_finite

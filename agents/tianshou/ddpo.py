@@ -25,30 +25,15 @@ _REWARD_OPTIONS: Final = [*(entry.name for entry in fields(AdvantageOptions)), "
 
 
 class AdamWFactory(OptimizerFactory):
-    """AdamW on the parameters that train, with the native agents' defaults.
+    """AdamW on the parameters that train.
 
     Args:
-        learning_rate: the learning rate.
-        betas: moment decays.
-        epsilon: epsilon.
-        weight_decay: weight decay.
+        options: learning rate and moments; those of the native agents by default.
     """
 
-    def __init__(
-        self,
-        learning_rate: float = OptimizerOptions.learning_rate,
-        betas: tuple[float, float] = (OptimizerOptions.adam_beta1, OptimizerOptions.adam_beta2),
-        epsilon: float = OptimizerOptions.adam_epsilon,
-        weight_decay: float = OptimizerOptions.weight_decay,
-    ) -> None:
+    def __init__(self, options: OptimizerOptions | None = None) -> None:
         super().__init__()
-        self.options = OptimizerOptions(
-            learning_rate,
-            adam_beta1=betas[0],
-            adam_beta2=betas[1],
-            adam_epsilon=epsilon,
-            weight_decay=weight_decay,
-        )
+        self.options = options or OptimizerOptions()
 
     def _create_optimizer_for_params(self, params: ParamsType) -> torch.optim.Optimizer:
         every: Any = params  # Tianshou gives all parameters of a module, frozen ones too
@@ -235,7 +220,7 @@ def ddpo_sf(
         ValueError: `env` is no denoising environment, or an argument is out of its range.
     """
     policy = policy or GuidedPolicy.from_env(env)
-    return DDPOReinforce(policy=policy, optim=optim or AdamWFactory(learning_rate), **changes)
+    return DDPOReinforce(policy=policy, optim=optim or AdamWFactory(OptimizerOptions(learning_rate)), **changes)
 
 
 def ddpo_is(
@@ -273,4 +258,6 @@ def ddpo_is(
     policy = policy or GuidedPolicy.from_env(env)
     denoising = denoising_policy(policy)
     critic = ValueCritic(denoising) if value_network else ZeroCritic(denoising.device)
-    return DDPOPPO(policy=policy, critic=critic, optim=optim or AdamWFactory(learning_rate), **settings)
+    return DDPOPPO(
+        policy=policy, critic=critic, optim=optim or AdamWFactory(OptimizerOptions(learning_rate)), **settings
+    )

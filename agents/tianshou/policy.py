@@ -15,7 +15,8 @@ from diffusion_gym.agents.adapters import require_no_float16, to_tensors
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.optimization import recomputed
-from diffusion_gym.agents.policy import DenoisingPolicy, PolicyOptions
+from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.envs.spaces import make_spaces
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +73,7 @@ class Checkpoints:
         """Put the newest checkpoint, or the one at `path`, into `agent`.
 
         Args:
-            agent: of the same model, policy and options; a damaged file, or another model, changes nothing of it.
+            agent: of the same model, policy and options; a file that is refused changes nothing of it.
             path: of a checkpoint.
             older: pass over damaged checkpoints to the newest one that is whole. Where there is one, those are renamed
                 to `*.damaged`.
@@ -88,9 +90,10 @@ class Checkpoints:
             _require_model(state.model, agent)
             _require_same("state", state.agent, agent.state())
             learned = checked(agent.State, state.agent, "agent", _REMEDY).model_dump()
-            agent.load_tensors(tensors)
-            agent.load_state(learned)
-            _require_same("tensor", tensors, agent.tensors())
+            with _as_a_whole(agent):
+                agent.load_tensors(tensors)
+                agent.load_state(learned)
+                _require_same_tensors(tensors, agent.tensors())
             return Progress(state.iteration, state.reward_queries)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"checkpoint={str(path)!r} does not fit this run: {error}") from error
@@ -165,6 +168,28 @@ def _require_same(kind: str, stored: Mapping[str, Any], own: Mapping[str, Any]) 
     for names, word in ((set(own) - set(stored), "lacks"), (set(stored) - set(own), "has the unknown")):
         if names:
             raise ValueError(f"it {word} {kind} {min(names)!r}")
+
+
+def _require_same_tensors(stored: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """The tensors of a checkpoint are those that an agent has taken, of the same shapes and types."""
+    _require_same("tensor", stored, own)
+    for name, value in own.items():
+        found, wanted = ((tuple(part.shape), part.dtype) for part in (stored[name], value))
+        if found != wanted:
+            raise ValueError(f"its tensor {name!r} is {found[1]} {found[0]}, and has to be {wanted[1]} {wanted[0]}")
+
+
+@contextmanager
+def _as_a_whole(agent: Agent) -> Iterator[None]:
+    """Within this context an agent changes as a whole: after a failure it is as it was."""
+    tensors = {name: value.detach().cpu().clone() for name, value in agent.tensors().items()}
+    state = copy.deepcopy(agent.state())
+    try:
+        yield
+    except BaseException:
+        agent.load_tensors(tensors)
+        agent.load_state(state)
+        raise
 
 
 def _model(agent: Agent) -> str:

@@ -15,17 +15,16 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.training.checkpoint import Progress
 from diffusion_gym.agents.training.denoised_path import denoised_path
-from diffusion_gym.agents.training.pictures import compared_sheet, png_bytes
+from diffusion_gym.agents.training.pictures import compared_sheet, drop_pictures_after, png_bytes
 from diffusion_gym.agents.training.records import append_record, drop_records_after, read_development
+from diffusion_gym.agents.training.sampling import DEVELOPMENT, finite_mean, sample
 from diffusion_gym.agents.training.tracking import Picture, Tracker
 from diffusion_gym.devices import require_memory
 from diffusion_gym.schemas import parse_checked
 from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
 
-_NOISE: Final = 4  # second entry of a seed path, after the seed: apart from training, grids, `eval` and `bench`
 _COLUMNS: Final = ("original", "current", "original_reward", "current_reward", "difference", "prompt", "reward_path")
 
 
@@ -131,9 +130,7 @@ class DevelopmentSet:
         """Drop what was written after an iteration, that of the checkpoint from which the run goes on."""
         if self._records.exists():
             drop_records_after(self._records, iteration)
-        for path in (self.folder / "images").glob("development-*.png"):
-            if int(path.stem.rpartition("-")[2]) > iteration:
-                path.unlink()
+        drop_pictures_after(self.folder / "images", "development", iteration)
 
     def track(
         self,
@@ -208,9 +205,9 @@ class DevelopmentSet:
     def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
         if not self._file.is_file():
             with _pretrained(policy):
-                found = self._sample(policy, stop)
-            tensors = {"images": found.images, "rewards": found.rewards, "path": found.path}
-            save_tensors(self._file, tensors, {"prompts": exact_json(found.prompts)})
+                samples = self._sample(policy, stop)
+            tensors = {"images": samples.images, "rewards": samples.rewards, "path": samples.path}
+            save_tensors(self._file, tensors, {"prompts": exact_json(samples.prompts)})
         return read_original(self._file)
 
     def _sample(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
@@ -221,12 +218,12 @@ class DevelopmentSet:
         for first in range(0, self.samples, batch):
             if stop():
                 raise _Stopped
-            found = collect_many(self.env, policy, batch, (self.seed, _NOISE, first // batch))
-            prompts += found.prompts
-            images.append(found.images.cpu())
-            rewards.append(found.rewards.cpu())
+            trajectories = sample(self.env, policy, batch, (self.seed, DEVELOPMENT, first // batch))
+            prompts += trajectories.prompts
+            images.append(trajectories.images.cpu())
+            rewards.append(trajectories.rewards.cpu())
             if (followed := min(batch, self.paths - first)) > 0:
-                paths.append(denoised_path(self.env, policy, found, followed).rewards)
+                paths.append(denoised_path(self.env, policy, trajectories, followed).rewards)
         return Samples(tuple(prompts), torch.cat(images), torch.cat(rewards), torch.cat(paths, 1))
 
 
@@ -256,8 +253,8 @@ def _pretrained(policy: DenoisingPolicy) -> Iterator[None]:
 
 
 def _mean(values: torch.Tensor) -> float | None:
-    finite = values.double()[values.isfinite()]
-    return float(finite.mean()) if len(finite) else None
+    mean = finite_mean(values)
+    return None if math.isnan(mean) else mean
 
 
 def _means(path: torch.Tensor) -> list[float | None]:

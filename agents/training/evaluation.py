@@ -12,12 +12,12 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.training.pictures import save_grid
+from diffusion_gym.agents.training.sampling import EVALUATION, finite, finite_mean, sample
 from diffusion_gym.storage import number_or_nan
 
 EVALUATION_SEED: Final = 1_000  # of a run, unless another is asked for
-_EVALUATION = 2  # second entry of a seed path, after the seed; training and picture grids have their own
 _SHOWN = 16
 
 
@@ -37,20 +37,19 @@ class Comparison:
 
     def summary(self) -> dict[str, Any]:
         """Means with 95 % intervals, a row for each prompt, and what `save_pictures` shows."""
-        rewards, base = _numbers(self.tuned.rewards), _numbers(self.base.rewards)
+        rewards, base = finite(self.tuned.rewards), finite(self.base.rewards)
         result: dict[str, Any] = {
             "samples": len(self.tuned),
-            "reward_mean": _mean(rewards),
+            "reward_mean": finite_mean(self.tuned.rewards),
             "reward_ci95": mean_interval(rewards),
-            "base_reward_mean": _mean(base),
+            "base_reward_mean": finite_mean(self.base.rewards),
             "base_reward_ci95": mean_interval(base),
             "kl_to_base": float(self.kl.double().mean()),
         }
         if "success" in self.tuned.components:
             for prefix, part in (("", self.tuned), ("base_", self.base)):
-                hits = _numbers(part.components["success"])
-                result[f"{prefix}success"] = _mean(hits)
-                result[f"{prefix}success_ci95"] = share_interval(hits)
+                result[f"{prefix}success"] = finite_mean(part.components["success"])
+                result[f"{prefix}success_ci95"] = share_interval(finite(part.components["success"]))
         result["prompts"] = self._by_prompt()
         result["shown"] = {"size": list(self.tuned.images.shape[1:3]), "pictures": self._shown()}
         return result
@@ -68,12 +67,12 @@ class Comparison:
     def _by_prompt(self) -> dict[str, dict[str, float]]:
         rows: dict[str, dict[str, float]] = {}
         for prompt in sorted(set(self.tuned.prompts)):
-            own = torch.tensor([entry == prompt for entry in self.tuned.prompts])
-            row: dict[str, float] = {"samples": int(own.sum())}
+            chosen = torch.tensor([entry == prompt for entry in self.tuned.prompts])
+            row: dict[str, float] = {"samples": int(chosen.sum())}
             for prefix, part in (("", self.tuned), ("base_", self.base)):
-                row[f"{prefix}reward"] = _mean(_numbers(part.rewards[own]))
+                row[f"{prefix}reward"] = finite_mean(part.rewards[chosen])
                 if "success" in part.components:
-                    row[f"{prefix}success"] = _mean(_numbers(part.components["success"][own]))
+                    row[f"{prefix}success"] = finite_mean(part.components["success"][chosen])
             rows[prompt] = row
         return rows
 
@@ -90,10 +89,9 @@ def compare(
         seed: seed of the noise and the prompts; evaluation seeds never coincide with those of training.
         kl_samples: trajectories behind the KL divergence.
     """
-    number = -(-samples // env.num_envs) * env.num_envs
-    tuned = collect_many(env, policy, number, (seed, _EVALUATION))
-    base = collect_many(env, policy, number, (seed, _EVALUATION), reference=True)
-    return Comparison(tuned, base, trajectory_kl(policy, tuned, min(kl_samples, number)))
+    tuned = sample(env, policy, samples, (seed, EVALUATION))
+    base = sample(env, policy, samples, (seed, EVALUATION), reference=True)
+    return Comparison(tuned, base, trajectory_kl(policy, tuned, min(kl_samples, len(tuned))))
 
 
 @torch.no_grad()
@@ -146,7 +144,8 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
     error = stats.sem(values) if len(values) > 1 else 0.0
     if not error > 0:
-        return _mean(values), _mean(values)
+        mean = float(values.mean()) if len(values) else float("nan")
+        return mean, mean
     low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=error)
     return float(low), float(high)
 
@@ -159,13 +158,3 @@ def share_interval(hits: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean; NaN of nothing."""
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _numbers(values: torch.Tensor) -> np.ndarray:
-    numbers = values.double().cpu().numpy()
-    return numbers[np.isfinite(numbers)]

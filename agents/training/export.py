@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import Final
 
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.storage import read_json
+from diffusion_gym.hub import MODEL_SOURCES
+from diffusion_gym.schemas import Schema, read_checked
+from diffusion_gym.storage import read_json, write_json
+
+LORA_WEIGHTS: Final = "pytorch_lora_weights.safetensors"  # what diffusers calls a file of adapters
+_FILE: Final = "export.json"
+
+
+class Export(Schema):
+    """`export.json` beside the weights: what loads them.
+
+    Attributes:
+        adapters: whether the weights are adapters, for the pipeline of `base`; else they are a whole pipeline.
+        pipeline: its class in diffusers; empty where a model of one's own is no pipeline.
+        base: the pretrained model: a hub id, or where its folder was.
+        dtype: of the weights, as torch calls it.
+    """
+
+    adapters: bool
+    pipeline: str
+    base: str
+    dtype: str
+
+    def line(self, folder: str, base: str | None = None) -> str:
+        """The Python that loads it.
+
+        Args:
+            folder: where the weights are, a folder or a hub id.
+            base: the Python for the pretrained model, in place of its own.
+        """
+        # Without it diffusers would load its networks as float32, and transformers its own as they are stored.
+        half = "" if self.dtype == "float32" else f", torch_dtype=torch.{self.dtype}"
+        if not self.adapters:
+            return f"{self.pipeline}.from_pretrained({folder!r}{half})"
+        made = f"pipe = {self.pipeline}.from_pretrained({base or repr(self.base)}{half}); " if self.pipeline else ""
+        return f"{made}pipe.load_lora_weights({folder!r})"
 
 
 def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
@@ -17,20 +51,43 @@ def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
     weights.
 
     Returns:
-        The line of Python that loads it: `load_lora_weights` for adapters, `from_pretrained` for a full pipeline, with
-            the dtype of the weights where that is not float32.
+        The line of Python that loads it: the pretrained pipeline and `load_lora_weights` for adapters,
+            `from_pretrained` for a full pipeline, with the dtype of the weights where that is not float32.
     """
-    unet = policy.unet
-    if policy.trainable == "lora":
-        if save_lora := getattr(policy.model, "save_lora", None):
-            save_lora(folder, unet)
-            return f"pipe.load_lora_weights({str(folder)!r})"
-        from diffusion_gym.models.lora import merged
+    unet, model = policy.unet, policy.model
+    dtype = str(next(unet.parameters()).dtype).removeprefix("torch.")
+    # A model of one's own has no files; that of a name is in the package or in the hub's cache.
+    source = str(getattr(model, "files", ("",))[0])
+    base = MODEL_SOURCES.get(model.name) or (source if Path(source, "model_index.json").is_file() else model.name)
+    if model.name.count("/") == 1 and not Path(model.name).exists():
+        base = model.name
+    save_lora = getattr(model, "save_lora", None)
+    if policy.trainable == "lora" and save_lora is not None:
+        save_lora(folder, unet)
+        index = Path(source, "model_index.json")
+        pipeline = read_json(index)["_class_name"] if index.is_file() else ""
+        export = Export(adapters=True, pipeline=pipeline, base=base, dtype=str(model.dtype).removeprefix("torch."))
+    else:
+        if policy.trainable == "lora":
+            from diffusion_gym.models.lora import merged
 
-        unet = merged(unet)
-    policy.model.save_pipeline(str(folder), unet)
-    kind = read_json(folder / "model_index.json")["_class_name"]
-    dtype = next(unet.parameters()).dtype
-    # Without it diffusers would load its networks as float32, and transformers its own as they are stored.
-    half = "" if dtype == torch.float32 else f", torch_dtype={dtype}"
-    return f"{kind}.from_pretrained({str(folder)!r}{half})"
+            unet = merged(unet)
+            dtype = str(next(unet.parameters()).dtype).removeprefix("torch.")
+        model.save_pipeline(str(folder), unet)
+        kind = read_json(folder / "model_index.json")["_class_name"]
+        export = Export(adapters=False, pipeline=kind, base=base, dtype=dtype)
+    write_json(folder / _FILE, export.model_dump())
+    return export.line(str(folder))
+
+
+def read_export(folder: Path) -> Export:
+    """What `export_policy` wrote into a folder.
+
+    Raises:
+        FileNotFoundError: nothing was exported there.
+        ValueError: the file is truncated or of something else.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no exported model ({_FILE}); let the training come to its end")
+    return read_checked(Export, path, "export again: `diffusion-gym train --resume` with the run's own budget")

@@ -74,6 +74,14 @@ def save_grid(path: Path, pictures: torch.Tensor, columns: int | None = None) ->
     write_bytes(path, data)
 
 
+def drop_pictures_after(folder: Path, name: str, iteration: int) -> None:
+    """Remove `NAME-NUMBER.png` of iterations after this one, from which a run goes on."""
+    for path in folder.glob(f"{name}-*.png"):
+        number = path.stem.removeprefix(f"{name}-")
+        if number.isdecimal() and int(number) > iteration:
+            path.unlink()
+
+
 def compared_sheet(
     original: torch.Tensor,
     current: torch.Tensor,

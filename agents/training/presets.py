@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-Values = Mapping[str, Any]
+from diffusion_gym.agents.training.group_presets import GROUP_PRESETS
+from diffusion_gym.agents.training.preset import OPTIMIZER, Preset, Values
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Values that stand in for the defaults of a training run.
-
-    Keys are fields of `RunSettings`, of `EnvOptions` or of an agent's config; `settings.check_preset` refuses others.
-
-    Attributes:
-        source: where the values come from, down to the table.
-        values: what every agent gets; options that it does not have, but another agent has, are left out.
-        agents: by agent, what it alone gets, in place of the common values where both name an option.
-        choices: what the source leaves open, and what stands here for it.
-    """
-
-    source: str
-    values: Values
-    agents: Mapping[str, Values] = field(default_factory=dict)
-    choices: str = ""
-
-    def of(self, agent: str) -> dict[str, Any]:
-        """The values for an agent; the common ones alone for an agent that the preset does not name."""
-        return {**self.values, **self.agents.get(agent, {})}
-
-
-# AdamW and gradient clipping, the same in the DDPO paper, in the replication and in the thesis.
-_OPTIMIZER: Final[Values] = {
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "weight_decay": 1e-4,
-    "max_grad_norm": 1.0,
-}
+__all__ = ["PRESETS", "Preset", "default_preset"]
 
 _ANCESTRAL: Final[Values] = {"sampler": "ddim", "eta": 1.0}
 
@@ -62,7 +31,7 @@ _DDPO_PAPER: Final = Preset(
         "rollout_batch": 8,
         "trainable": "full",
         "learning_rate": 1e-5,
-        **_OPTIMIZER,
+        **OPTIMIZER,
     },
     {
         "ddpo_is": {"batch_size": 64, "inner_epochs": 1, "clip_range": 1e-4, "normalization": "prompt"},
@@ -85,7 +54,7 @@ _REPLICATION: Final = Preset(
         "trainable": "lora",
         "lora_rank": 4,
         "learning_rate": 3e-4,
-        **_OPTIMIZER,
+        **OPTIMIZER,
         "batch_size": 16,
         "normalization": "batch",
     },
@@ -120,7 +89,7 @@ def _thesis(column: str, epochs: int, advantage_clip: float, values: Values, cho
             "rollout_batch": 10,
             "trainable": "full",
             **values,
-            **_OPTIMIZER,
+            **OPTIMIZER,
             "batch_size": 10,
             "normalization": "batch",
             "advantage_clip": advantage_clip,
@@ -149,7 +118,7 @@ _DPOK: Final = Preset(
         "trainable": "lora",
         "lora_rank": 4,
         "learning_rate": 1e-5,
-        **_OPTIMIZER,
+        **OPTIMIZER,
         "weight_decay": 0.0,
         "max_grad_norm": 0.1,
         "mixed_precision": "fp16",
@@ -195,6 +164,7 @@ _SHAPES: Final[Values] = {
     "micro_batch_size": 128,
 }
 _SHAPES_REGRESSION: Final[Values] = {"samples_per_iteration": 640, "batch_size": 64}
+_SHAPES_GROUPS: Final[Values] = {"normalization": "group", "group_size": 16, "batch_size": 64}
 _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
     "ddpo_sf": {"learning_rate": 3e-4, "samples_per_iteration": 64, "rollout_batch": 64},
     "ddpo_iskl": {"kl_form": "closed_form", "kl_weight": 0.01},
@@ -211,6 +181,10 @@ _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
     },
     "rwr": {**_SHAPES_REGRESSION, "updates": 60, "inverse_temperature": 5.0},
     "rwr_sparse": {**_SHAPES_REGRESSION, "updates": 40, "learning_rate": 7e-5},
+    "nft": {**_SHAPES_GROUPS, "behaviour_growth": 0.02},
+    "awm": {**_SHAPES_GROUPS, "behaviour_growth": 0.02, "clip_range": 1.0},
+    "dgpo": {**_SHAPES_GROUPS, "behaviour_growth": 0.02},
+    "online_dpo": {**_SHAPES_GROUPS},
 }
 _FAST: Final[Values] = {"samples_per_iteration": 64, "rollout_batch": 64, "renoise": True}
 _SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
@@ -224,6 +198,7 @@ PRESETS: Final[dict[str, Preset]] = {
         "Aesthetic", 35, 10.0, _WARMUP, "The last learning rate is in the text of section 5.1.3. "
     ),
     "dpok": _DPOK,
+    **GROUP_PRESETS,
     "shapes": Preset("tuned on the embedded model, docs/shapes-preset.md", _SHAPES, _SHAPES_AGENTS),
     "shapes-demo": Preset(
         "`shapes` at T = 10 on four location prompts, docs/shapes-preset.md",
@@ -262,4 +237,4 @@ def default_preset(env_id: str, model: str | None, agent: str) -> str:
     if name in ("CelebaHQ", "Church", "Bedroom"):
         named = f"thesis-{parts[2].lower()}" if len(parts) > 2 else ""
         return named if named in PRESETS else "thesis-aesthetic"
-    return "dpok" if agent == "dpok" else "ddpo-paper"
+    return agent if agent in PRESETS else "ddpo-paper"

@@ -14,6 +14,7 @@ import torch
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.training.card import write_card
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.training.development import DevelopmentSet
 from diffusion_gym.agents.training.evaluation import compare, save_pictures
@@ -183,13 +184,14 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
             error.add_note(f"a checkpoint keeps iteration {iteration}, {how_to_go_on(settings.out)}")
         raise
     loading = ""
-    failure: OSError | None = None
+    failure: OSError | ValueError | None = None
     if processes.main:
         try:
             _write_profile(trainer)
             with agent.averaged():
                 loading = export_policy(agent.policy, settings.out / "model")
-        except OSError as error:
+            write_card(settings.out)
+        except (OSError, ValueError) as error:  # the second is a damaged file that the card would tell of
             failure = error
     processes.agree(failure)  # no process ends, and may have a launcher end the others, before all is written
     return done, loading
@@ -304,6 +306,8 @@ def evaluate_run(
             result["held_out"] = comparison.summary()
             save_pictures(folder / "images", comparison, "held-out-")
     write_json(folder / "eval.json", result)
+    if (folder / "model" / "export.json").is_file():
+        write_card(folder)
     return result
 
 

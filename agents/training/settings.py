@@ -35,11 +35,13 @@ class EnvOptions:
     guidance_scale: float | None = None
     """w of classifier-free guidance; 1 switches it off."""
     eta: float | None = None
-    """Noise of the DDIM sampler; 1 is ancestral sampling."""
+    """Noise of the sampler; 0 is deterministic, 1 ancestral sampling. Of `flow_sde` and `dance_sde` the noise level."""
     sigma_min: float | None = None
     """Floor of a step's standard deviation."""
     sampler: str | None = None
-    """`ddim` or `ddpm`."""
+    """`ddim` or `ddpm`; of a flow-matching model `flow_sde`, `dance_sde` or `cps`."""
+    noisy_steps: tuple[int, int] | None = None
+    """The only noisy steps: the first (0 is the noise) and how many; others are deterministic and not trained on."""
     log_prob_reduction: str | None = None
     """`mean` or `sum` over the dimensions of a step."""
     model: str | None = None
@@ -196,6 +198,7 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "development_samples": 64,
         "development_paths": 16,
         "track": "tensorboard",
+        "env_options.noisy_steps": None,
         "env_options.revision": None,
         "env_options.height": None,
         "env_options.width": None,
@@ -208,6 +211,18 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "agent_options.lora_targets": None,
         "agent_options.init_from": None,
         "agent_options.renoise": False,
+        "agent_options.group_size": 1,  # of reward-weighted regression
+        "agent_options.reward_deviation": "own",
+        "agent_options.component_weights": (),
+        "agent_options.skip_equal_groups": False,
+        "agent_options.trust_region": "ratio",
+        "agent_options.divergence_bound": 1e-5,
+        "agent_options.noise_window": "fixed",
+        "agent_options.window_every": 25,
+        "agent_options.window_stride": 1,
+        "agent_options.shared_noise": False,
+        "agent_options.rollout_scheduler": None,
+        "agent_options.rollout_steps": None,
     }
 }
 

@@ -22,9 +22,10 @@ from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.training.development import DevelopmentSet
 from diffusion_gym.agents.training.ending import Ending
 from diffusion_gym.agents.training.folders import holding
-from diffusion_gym.agents.training.pictures import save_grid
+from diffusion_gym.agents.training.pictures import drop_pictures_after, save_grid
 from diffusion_gym.agents.training.profile import Profile
 from diffusion_gym.agents.training.records import append_record, drop_records_after, read_metrics
+from diffusion_gym.agents.training.sampling import GRIDS, TRAINING
 from diffusion_gym.agents.training.schedule import Schedule
 from diffusion_gym.agents.training.tracking import Track, Tracker, open_tracker
 from diffusion_gym.storage import remove_unfinished
@@ -33,8 +34,6 @@ from diffusion_gym.timing import span
 __all__ = ["Schedule", "Trainer", "read_metrics", "reward_metrics"]
 
 T = TypeVar("T")
-
-_TRAIN, _PICTURES = 0, 1  # second entry of a seed path, after the seed: what it is for
 
 
 @dataclass
@@ -74,6 +73,7 @@ class Trainer:
         group = getattr(self.agent.config, "group_size", 1)  # refused here, before the run folder is written
         if self.env.num_envs % group:
             raise ValueError(f"group_size={group} must divide the rollout's batch, num_envs={self.env.num_envs}")
+        self.agent.check_env(self.env)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
         self.done = Progress()
         self.processes = self.agent.processes
@@ -127,6 +127,7 @@ class Trainer:
         if self.processes.main:
             remove_unfinished(self.out)
             drop_records_after(self._metrics, self.done.iteration)
+            drop_pictures_after(self.out / "images", "iteration", self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
         with self._tracker() as tracker, self._bar() as bar, self.ending.listening(self._say):
@@ -141,7 +142,8 @@ class Trainer:
                 self._save()
                 self.processes.agree(error)  # raises it; of several processes one tells
             self._save()
-            self._pictures()
+            if self.finished:  # a run that goes on would have a grid that an uninterrupted one lacks
+                self._pictures()
             self._develop(tracker)
         return self.done
 
@@ -160,11 +162,12 @@ class Trainer:
 
     def _iterate(self, tracker: Tracker, bar: Any) -> None:
         started = time.perf_counter()
-        path = (self.seed, _TRAIN, self.done.iteration)
-        trajectories = self._sample(path)
-        sampled = time.perf_counter() - started
-        self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
-        updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
+        path = (self.seed, TRAINING, self.done.iteration)
+        with self.agent.noise_window(path):
+            trajectories = self._sample(path)
+            sampled = time.perf_counter() - started
+            self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
+            updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
         self.agent.check_finite(self.done.iteration + 1, updated)
         number = self.schedule.samples_per_iteration
         self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)
@@ -242,7 +245,7 @@ class Trainer:
         def draw() -> None:
             if self.processes.main and (env := self.pictures_env) is not None and not path.exists():
                 with self.agent.averaged():
-                    shown = collect_many(env, self.agent.policy, env.num_envs, (self.seed, _PICTURES))
+                    shown = collect_many(env, self.agent.policy, env.num_envs, (self.seed, GRIDS))
                     save_grid(path, shown.images)
 
         with span("pictures", whole=True):

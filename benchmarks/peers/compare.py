@@ -1,7 +1,7 @@
 """diffusion_gym beside the bare work and beside TRL: a process each, which take turns, iteration by iteration.
 
     python benchmarks/peers/compare.py run [--trl TRL/bin/python]     # prints the tables; a record for each program
-    python benchmarks/peers/compare.py page                           # docs/speed.md and README.md from the records
+    python benchmarks/peers/compare.py page                           # docs/speed.md from the records
 
 `trl_ddpo.py` says how to make TRL's virtual environment; without one its rows are left out. All programs are loaded
 before the first round; in a round each runs one iteration, in an order that turns every time, while the others wait. So
@@ -72,14 +72,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Write the tables of docs/speed.md, and the lines of README.md."""
+    """Write the tables of docs/speed.md and its first lines."""
 
     records: Path = RECORDS
     """The records."""
     page: Path = ROOT / "docs" / "speed.md"
-    """The page; what stands between its `speed` markers is written anew."""
-    readme: Path = ROOT / "README.md"
-    """Likewise."""
+    """The page; what stands between its `speed` and `speed headline` markers is written anew."""
 
 
 def run(options: RunOptions) -> None:
@@ -173,10 +171,12 @@ def _command(options: RunOptions, name: str, pipeline: Path, trainable: str) -> 
 
 
 def page(options: PageOptions) -> None:
-    """Write what stands between the markers of both, from the records alone."""
+    """Write what stands between the page's markers, from the records alone."""
     records: list[Record] = [read_json(path) for path in sorted(options.records.glob("*.json"))]
-    for path, written in ((options.page, summary), (options.readme, headline)):
-        write_marked(path, {"speed": written(records) if records else "Not measured yet."})
+    made = {"speed": summary, "speed headline": headline}
+    write_marked(
+        options.page, {name: write(records) if records else "Not measured yet." for name, write in made.items()}
+    )
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +26,7 @@ from diffusion_gym.devices import device_called, require_memory, to_device
 from diffusion_gym.envs.checks import (
     ResetOptions,
     check_action,
+    check_metadata,
     check_num_envs,
     check_options,
     check_seeds,
@@ -34,7 +35,7 @@ from diffusion_gym.envs.checks import (
 )
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
-from diffusion_gym.models import OPTIONS, DenoisingModel, load_model, torch_dtype
+from diffusion_gym.models import OPTIONS, DenoisingModel, load_model, sampling_table, torch_dtype
 from diffusion_gym.models.cut_prompts import warn_of_cut_prompts
 from diffusion_gym.prompts import PromptSet, make_prompts
 from diffusion_gym.registry import WrongKeyword, unknown_name
@@ -46,6 +47,7 @@ from diffusion_gym.scheduling import TERMINAL, StepTable
 from diffusion_gym.timing import span
 
 Output = Literal["torch", "numpy"]
+_ANY: Final = 10**9  # T where it is the model's own, which is not known before the model is
 
 
 class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
@@ -103,23 +105,26 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         _check_known(options)
         of_model = merged("model_kwargs", model_kwargs, **{name: options.get(name) for name in OPTIONS})
         sampler = {name: value for name, value in options.items() if name not in OPTIONS}
-        SamplerConfig.from_options(sampler, {})
+        SamplerConfig.from_options(sampler, {"num_inference_steps": _ANY})
         device_called(device)
         torch_dtype(dtype)
         made = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
         self.reward: Reward = limited(made, reward_seconds)
         chosen = make_prompts(prompts) if prompts is not None else None
+        if chosen is not None:
+            self._check_metadata(chosen)
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         self.model_kwargs: dict[str, Any] = dict(of_model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
+        self._check_metadata(self.prompt_set)
         warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
         # The bounds of two spaces, and the latents.
         numbers = 5 * self.num_envs * math.prod(self.model.latent_shape)
         require_memory(f"num_envs={num_envs!r}", numbers, torch.device("cpu"), "make fewer at once")
-        self.step_table: StepTable = self.model.step_table(self.sampler_config).to(self.device)
+        self.step_table: StepTable = sampling_table(self.model, self.sampler_config)
         self._timesteps = np.append(self.step_table.timesteps.cpu().numpy(), TERMINAL)
         self.single_observation_space, self.single_action_space = make_spaces(self.model)
         self._observed = list(self.single_observation_space)
@@ -128,6 +133,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._worker: RewardWorker | None = None
         self._deferred: list[Future[RewardOutput]] = []
         self._forget()
+
+    def _check_metadata(self, prompts: PromptSet) -> None:
+        check_metadata(self.reward, prompts, (*prompts.prompts, *prompts.held_out), f"prompts={prompts.name!r}")
 
     def _forget(self) -> None:
         number, shape = self.num_envs, self.model.latent_shape
@@ -160,7 +168,11 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """
         self._require_open()
         chosen = check_options(options, tuple(self._latents.shape), self.device)
-        self._seed(check_seeds(seed, self.num_envs), chosen.mask)
+        seeds = check_seeds(seed, self.num_envs)
+        if chosen.prompts is not None:
+            asked = [chosen.prompts[index] for index in np.flatnonzero(chosen.mask)]
+            check_metadata(self.reward, self.prompt_set, asked, "options['prompt']")
+        self._seed(seeds, chosen.mask)
         self._begin(chosen)
         if chosen.prompts is not None:
             warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")

@@ -14,13 +14,13 @@ import torch
 
 from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS, DenoisingModel, null_embedding
+from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
-# These import peft, so they wait for their first use. A family imports no heavy library at its top.
-_HEAVY: Final = {"initial", "lora"}
+# These import diffusers or peft, so they wait for their first use. A family imports no heavy library at its top.
+_HEAVY: Final = {"initial", "lora", "solvers"}
 _LOADED: Final = ("revision", "variant", "text_encoder_device")  # options by which weights are loaded
 _SHARED: Final = ("height", "width", "negative_prompt")  # by which models differ that share their weights
 OPTIONS: Final = (*_LOADED, *_SHARED)
@@ -156,5 +156,6 @@ __all__ = [
     "DenoisingModel",
     "load_model",
     "null_embedding",
+    "sampling_table",
     "torch_dtype",
 ]

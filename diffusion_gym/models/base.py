@@ -85,12 +85,32 @@ class DenoisingModel(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of finished latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
+        """Pictures of finished latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1].
+
+        Latents with gradient give pictures with gradient.
+        """
         ...
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a pipeline directory that plain diffusers loads, with `unet` in place of this model's."""
         ...
+
+
+def sampling_table(model: DenoisingModel, config: SamplerConfig) -> StepTable:
+    """The step table of a model, float32 on its device.
+
+    Raises:
+        ValueError: what `step_table` refuses; or it did not read `noisy_steps`, as that of a model of somebody else's.
+    """
+    table = model.step_table(config).to(model.device)
+    if config.noisy_steps is not None:
+        start, length = config.noisy_steps
+        if bool((torch.cat([table.sigma[:start], table.sigma[start + length :]]) > 0).any()):
+            raise ValueError(
+                f"noisy_steps={config.noisy_steps!r} is not read by step_table of model={model.name!r}, whose other "
+                "steps are noisy too; combine its tables with diffusion_gym.scheduling.windowed"
+            )
+    return table
 
 
 def null_embedding(model: DenoisingModel) -> torch.Tensor:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from pydantic import Field
+
+from diffusion_gym.schemas import Count, Positive, checked
 from diffusion_gym.storage import read_json
 
-Allowed = Mapping[str, tuple[Any, ...] | None]
-"""By field the values that we honour, the one that a file without the field means first; None for any value."""
+Allowed = Mapping[str, Any]
+"""By field the values that we honour as a tuple, the one that a file without the field means first; or its type, of
+which any value is honoured; or None for any value at all."""
 
 
 def check_fields(model: str, file: str, config: Mapping[str, Any], allowed: Allowed, *, complete: bool = False) -> None:
@@ -29,12 +33,15 @@ def check_fields(model: str, file: str, config: Mapping[str, Any], allowed: Allo
         complete: whether `allowed` knows all fields, so that another one is refused too unless it is None or False.
 
     Raises:
-        ValueError: a field's value is not honoured.
+        ValueError: a field's value is not honoured, or not of the field's type.
     """
     for name, value in config.items():
         if name.startswith("_") or (name not in allowed and (not complete or value is None or value is False)):
             continue
         values = allowed.get(name, ())
+        if values is not None and not isinstance(values, tuple):
+            checked(values, value, f"model={model!r}: {file}, {name}", "write what the model was trained with")
+            continue
         if values is None or any(value == other for other in values):
             continue
         wanted = f"use one of {', '.join(map(repr, values))}" if values else "leave it out"
@@ -83,6 +90,7 @@ def check_index(model: str, index: Mapping[str, Any], allowed: Allowed) -> None:
 
 
 _OFF: Final = (False, None)
+_ABOVE_ZERO: Final = Annotated[float, Field(gt=0)]
 
 # --- networks: what the pipeline gives them, and what it does to their output --------------------------------------
 
@@ -95,8 +103,9 @@ UNET: Final[Allowed] = {
 }
 XL_UNET: Final[Allowed] = {**UNET, "addition_embed_type": ("text_time", None, "text")}
 # What a pipeline does not apply to the latents before it decodes them, although the autoencoder was trained with it.
-VAE: Final[Allowed] = {"shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
-XL_VAE: Final[Allowed] = {"shift_factor": (None, 0.0)}
+_SCALED: Final[Allowed] = {"scaling_factor": _ABOVE_ZERO}
+VAE: Final[Allowed] = {**_SCALED, "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+XL_VAE: Final[Allowed] = {**_SCALED, "shift_factor": (None, 0.0)}
 FLOW_VAE: Final[Allowed] = {"latents_mean": (None,), "latents_std": (None,)}
 TEXT_ENCODER: Final[Allowed] = {"use_attention_mask": _OFF}
 
@@ -125,8 +134,12 @@ _SOLVER: Final = (
 VARIANCE_PRESERVING: Final[Allowed] = {
     **dict.fromkeys(_SOLVER),
     # What diffusers' DDIM and DDPM schedulers read.
-    **dict.fromkeys(("num_train_timesteps", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")),
-    **dict.fromkeys(("clip_sample", "clip_sample_range", "set_alpha_to_one", "steps_offset")),
+    **dict.fromkeys(("rescale_betas_zero_snr", "clip_sample", "clip_sample_range", "set_alpha_to_one")),
+    "num_train_timesteps": Positive,
+    "beta_start": float,
+    "beta_end": float,
+    "trained_betas": list[float] | None,
+    "steps_offset": Count,
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
@@ -143,7 +156,9 @@ VARIANCE_PRESERVING: Final[Allowed] = {
 }
 FLOW_SCHEDULER: Final[Allowed] = {
     # What diffusers' FlowMatchEulerDiscreteScheduler reads.
-    **dict.fromkeys(("num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift")),
+    "num_train_timesteps": Positive,
+    "shift": _ABOVE_ZERO,
+    **dict.fromkeys(("use_dynamic_shifting", "base_shift", "max_shift")),
     **dict.fromkeys(("base_image_seq_len", "max_image_seq_len", "shift_terminal", "time_shift_type")),
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")),
     # The data's end of the flow at t = 1, noise of the scheduler's own, pictures that grow on the way.
@@ -155,7 +170,7 @@ FLOW_SCHEDULER: Final[Allowed] = {
 # Multistep solvers of a flow: their betas and spacing are not read.
 FLOW_SOLVER: Final[Allowed] = {
     **VARIANCE_PRESERVING,
-    **dict.fromkeys(("beta_schedule", "timestep_spacing", "lambda_min_clipped")),
+    **dict.fromkeys(("beta_schedule", "beta_start", "beta_end", "timestep_spacing", "lambda_min_clipped")),
     **dict.fromkeys(("use_dynamic_shifting", "shift_terminal")),
     "use_flow_sigmas": (True,),
     "prediction_type": ("flow_prediction",),

@@ -13,7 +13,7 @@ from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.base import ATTENTION
 from diffusion_gym.models.fields import FLOW_VAE, PLAIN_INDEX, Allowed
 from diffusion_gym.models.latent import LatentModel
-from diffusion_gym.models.schedulers import flow_scheduler, flow_step_table
+from diffusion_gym.models.schedulers import flow_scheduler, flow_step_table, flow_timestep_arguments
 from diffusion_gym.scheduling import StepTable
 
 _TEXT_STREAM: Final = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -108,10 +108,18 @@ class FlowModel(LatentModel):
             ValueError: guidance of a model that is distilled to need none, or a negative prompt without guidance.
         """
         self._check_guidance(config)
+        shift = self._shift(self._patches, config.num_inference_steps)
+        return flow_step_table(self.scheduler_config, config, self._patches, even=self.EVEN_STEPS, shift=shift)
+
+    @property
+    def _patches(self) -> int:
         _, height, width = self.latent_shape
-        patches = (height // self.patch) * (width // self.patch)
-        shift = self._shift(patches, config.num_inference_steps)
-        return flow_step_table(self.scheduler_config, config, patches, even=self.EVEN_STEPS, shift=shift)
+        return (height // self.patch) * (width // self.patch)
+
+    def timestep_arguments(self, steps: int) -> dict[str, Any]:
+        """What the pipeline tells a scheduler besides the number of steps."""
+        shift = self._shift(self._patches, steps)
+        return flow_timestep_arguments(self.scheduler_config, steps, self._patches, even=self.EVEN_STEPS, shift=shift)
 
     def _check_guidance(self, config: SamplerConfig) -> None:
         if config.guidance_scale != 1 and self.distilled:

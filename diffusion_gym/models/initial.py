@@ -24,6 +24,10 @@ _DIFFUSERS, _PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetenso
 _PEFT_PREFIX: Final = "base_model.model."  # of the names that peft itself writes
 _PARTS: Final = ("transformer", "unet")
 _UNSUPPORTED: Final = ("use_dora", "lora_bias")
+# Of a scheduler's config: how noisy a picture is at which timestep.
+_NOISE: Final = (
+    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Adapter:
         return self.scale * torch.einsum("or,r...->o...", self.up.flatten(1), self.down)
 
 
-def begin_from(path: str | Path, network: nn.Module, rank: int | None, prediction: str) -> None:
+def begin_from(
+    path: str | Path, network: nn.Module, rank: int | None, prediction: str, scheduler: Mapping[str, Any] | None = None
+) -> None:
     """Put exported weights into a network that trains; it stays as it was where that is refused.
 
     Args:
@@ -55,6 +61,7 @@ def begin_from(path: str | Path, network: nn.Module, rank: int | None, predictio
         rank: of its adapters, which keep their alpha: for another one of the file the weights make up; None where all
             weights train.
         prediction: what the model predicts, `epsilon` or another, which the pipeline must predict too.
+        scheduler: the model's scheduler config, complete; a pipeline must have been trained with the same noise.
 
     Raises:
         FileNotFoundError: there is no such path.
@@ -66,7 +73,7 @@ def begin_from(path: str | Path, network: nn.Module, rank: int | None, predictio
     if (path / "model_index.json").is_file():
         if rank is not None:
             _refuse(path, "is a full pipeline, and adapters cannot hold it; use trainable='full', or take it as model=")
-        changed = _of_pipeline(path, network, prediction)
+        changed = _of_pipeline(path, network, prediction, scheduler or {})
     elif rank is not None:
         changed = _of_adapters(path, network, rank)
     else:
@@ -98,6 +105,8 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
         if up.ndim < 2 or up.shape[1] != down.shape[0]:
             _refuse(path, f"has no matching lora_B of layer {layer!r}; export it anew")
         found[layer] = Adapter(down, up, _scale(config, layer, len(down)))
+        if not bool(found[layer].product().isfinite().all()):
+            _refuse(path, f"holds NaN or infinite numbers at layer {layer!r}; take a file that is whole")
     if tensors or not found:
         _refuse(path, f"holds {_some(tensors) or 'no adapter'}, which is no low-rank product of a layer's weights")
     return found
@@ -186,18 +195,18 @@ def _merged(path: Path, network: nn.Module) -> list[tuple[torch.Tensor, torch.Te
     return changed
 
 
-def _of_pipeline(path: Path, network: nn.Module, prediction: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _of_pipeline(
+    path: Path, network: nn.Module, prediction: str, scheduler: Mapping[str, Any]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weights and their new values, for a network that trains as a whole, from a pipeline's network."""
     index = read_json(path / "model_index.json")
     part = next((name for name in _PARTS if (path / name).is_dir()), None)
     kind = type(network).__name__
     if part is None or index.get(part, [None, None])[1] != kind:
         _refuse(path, f"has no {kind}; use a pipeline of the same kind as the model")
-    predicted = prediction
-    if (path / "scheduler" / "scheduler_config.json").is_file():  # complete: a flow's alone says nothing
-        predicted = read_scheduler(str(path), str(path), "scheduler", index).get("prediction_type", prediction)
-    if predicted != prediction:
-        _refuse(path, f"predicts {predicted!r} and the model {prediction!r}; use a pipeline that predicts the same")
+    if (path / "scheduler" / "scheduler_config.json").is_file():
+        # Complete; a flow's alone says nothing of these.
+        _require_same_noise(path, read_scheduler(str(path), str(path), "scheduler", index), prediction, scheduler)
     own = network.state_dict()
     with quiet():
         device = next(iter(own.values())).device
@@ -207,6 +216,19 @@ def _of_pipeline(path: Path, network: nn.Module, prediction: str) -> list[tuple[
     for name, value in own.items():
         _require_shape(path, name, found[name], value)
     return [(value, found[name]) for name, value in own.items()]
+
+
+def _require_same_noise(path: Path, found: Mapping[str, Any], prediction: str, scheduler: Mapping[str, Any]) -> None:
+    """The pipeline's network predicts the same, of pictures with the same noise at each timestep."""
+    if (predicted := found.get("prediction_type", prediction)) != prediction:
+        _refuse(path, f"predicts {predicted!r} and the model {prediction!r}; use a pipeline that predicts the same")
+    for name in _NOISE:
+        if name in found and name in scheduler and found[name] != scheduler[name]:
+            _refuse(
+                path,
+                f"has {name}={found[name]!r} in its scheduler and the model {scheduler[name]!r}; use a pipeline with "
+                "the noise of the model",
+            )
 
 
 def _require_shape(path: Path, name: str, given: torch.Tensor, own: torch.Tensor) -> None:

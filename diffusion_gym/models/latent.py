@@ -322,12 +322,20 @@ class LatentModel:
             return_dict=False,
         )[0]
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1]."""
+        """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1], with their gradient."""
         count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
         parts = latents.to(self.device, self.vae.dtype).split(count)
         return to_unit(torch.cat([self._decode(part).float() for part in parts]))
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents of pictures `(N, 3, H, W)` in [0, 1], float32 `(N, C, H, W)`: the mean that the autoencoder gives."""
+        pixels = images.to(self.device, self.vae.dtype) * 2 - 1
+        count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
+        raw = torch.cat([self.vae.encode(part).latent_dist.mean.float() for part in pixels.split(count)])
+        shift = self._unscaled(torch.zeros_like(raw[:1]))  # the scaling of each family is affine
+        return (raw - shift) / (self._unscaled(torch.ones_like(raw[:1])) - shift)
 
     def _pipeline(self, network: nn.Module, scheduler: Any) -> Any:
         """Diffusers' pipeline of the model's parts with `network` as the one that trains."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,22 +13,23 @@ import numpy as np
 import torch
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.flow_samplers import FLOW_SAMPLERS
 from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
-from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, flow_table
+from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, flow_table, windowed
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
-_VARIANCE_PRESERVING: Final = (
+PRESERVING: Final = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
     *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
     *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
     *("SASolverScheduler", "LCMScheduler", "TCDScheduler"),
 )
-_FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
-_FLOW_SOLVERS: Final = (
+FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+FLOW_SOLVERS: Final = (
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("UniPCMultistepScheduler", "SASolverScheduler"),
 )
@@ -69,10 +72,10 @@ def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = Fals
     """
     from diffusers import DDIMScheduler
 
-    if (kind := config.get("_class_name")) not in _VARIANCE_PRESERVING or "beta_schedule" not in config:
+    if (kind := config.get("_class_name")) not in PRESERVING or "beta_schedule" not in config:
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, has no betas; use a model with a scheduler such as "
-            f"{', '.join(_VARIANCE_PRESERVING)}"
+            f"{', '.join(PRESERVING)}"
         )
     check_fields(model, "scheduler_config.json", config, VARIANCE_PRESERVING, complete=True)
     own = _fields_of(DDIMScheduler, config)
@@ -94,13 +97,13 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     kind = config.get("_class_name")
-    if kind in _FLOW:
+    if kind in FLOW:
         check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
         return FlowMatchEulerDiscreteScheduler.from_config(_fields_of(FlowMatchEulerDiscreteScheduler, config))
-    if kind not in _FLOW_SOLVERS or not config.get("use_flow_sigmas"):
+    if kind not in FLOW_SOLVERS or not config.get("use_flow_sigmas"):
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, is none of a flow; use a model with a scheduler such as "
-            f"{', '.join(_FLOW)}"
+            f"{', '.join(FLOW)}"
         )
     check_fields(model, "scheduler_config.json", config, FLOW_SOLVER, complete=True)
     # `flow_shift` is what these call the shift; the pipeline's dynamic one ends at 1.16 where the config does not say.
@@ -131,10 +134,15 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         config: the sampler.
 
     Raises:
-        ValueError: T is larger than the schedule; or a step's mean is infinite.
+        ValueError: a sampler of flow matching; T is larger than the schedule; or a step's mean is infinite.
     """
     from diffusers import DDIMScheduler, DDPMScheduler
 
+    if config.sampler in FLOW_SAMPLERS:
+        raise ValueError(
+            f"sampler={config.sampler!r} is a sampler of flow-matching models, and the noise of this one preserves the "
+            "variance; use 'ddim' or 'ddpm'"
+        )
     scheduler = (DDPMScheduler if config.sampler == "ddpm" else DDIMScheduler).from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     most = total - scheduler.config.steps_offset if scheduler.config.timestep_spacing == "leading" else total
@@ -149,10 +157,16 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
         clip_x0=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
         variance="fixed_large" if scheduler.config.get("variance_type") == "fixed_large" else "fixed_small",
     )
+    previous = timesteps - total // steps
     if config.sampler == "ddpm":
         previous = torch.cat([timesteps[1:], torch.tensor([-1])])
-        return ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
-    return ddim_table(schedule, timesteps, timesteps - total // steps, eta=config.eta, sigma_min=config.sigma_min)
+        noisy = ddpm_table(schedule, timesteps, previous, sigma_min=config.sigma_min)
+        schedule = replace(schedule, final_alpha_bar=1.0)  # where ancestral sampling ends
+    else:
+        noisy = ddim_table(schedule, timesteps, previous, eta=config.eta, sigma_min=config.sigma_min)
+    if config.noisy_steps is None:
+        return noisy
+    return windowed(noisy, ddim_table(schedule, timesteps, previous, eta=0.0), config.noisy_steps)
 
 
 def flow_step_table(
@@ -163,7 +177,7 @@ def flow_step_table(
     even: bool = False,
     shift: float | None = None,
 ) -> StepTable:
-    """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level.
+    """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level, `ddim` its SDE.
 
     Args:
         scheduler_config: of diffusers' `FlowMatchEulerDiscreteScheduler`.
@@ -178,27 +192,33 @@ def flow_step_table(
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    if config.sampler != "ddim":
+    sampler = "flow_sde" if config.sampler == "ddim" else config.sampler
+    if sampler not in FLOW_SAMPLERS:
         raise ValueError(
-            f"sampler={config.sampler!r} is no sampler of a flow-matching model; use 'ddim', where eta is the noise "
-            "level of the model's SDE"
+            f"sampler={config.sampler!r} is no sampler of a flow-matching model; use one of {', '.join(FLOW_SAMPLERS)}"
         )
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
     total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
     if steps > total:
         raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {total}")
-    dynamic = _linear_shift(scheduler.config, tokens) if shift is None else shift
-    scheduler.set_timesteps(
-        steps,
-        sigmas=np.linspace(1.0, 1 / steps, steps) if even else None,
-        mu=dynamic if scheduler.config.use_dynamic_shifting else None,
-    )
-    return flow_table(
-        scheduler.sigmas.double(), num_train_timesteps=total, noise_level=config.eta, sigma_min=config.sigma_min
-    )
+    scheduler.set_timesteps(steps, **flow_timestep_arguments(scheduler.config, steps, tokens, even=even, shift=shift))
+    make = partial(flow_table, scheduler.sigmas.double(), num_train_timesteps=total, sampler=sampler)
+    noisy = make(noise_level=config.eta, sigma_min=config.sigma_min)
+    return noisy if config.noisy_steps is None else windowed(noisy, make(noise_level=0.0), config.noisy_steps)
+
+
+def flow_timestep_arguments(
+    config: Any, steps: int, tokens: int, *, even: bool = False, shift: float | None = None
+) -> dict[str, Any]:
+    """What a pipeline tells the scheduler of `config` besides the number of steps; arguments as `flow_step_table`."""
+    told: dict[str, Any] = {"sigmas": np.linspace(1.0, 1 / steps, steps)} if even else {}
+    if config["use_dynamic_shifting"]:
+        told["mu"] = _linear_shift(config, tokens) if shift is None else shift
+    return told
 
 
 def _linear_shift(config: Any, tokens: int) -> float:
     """Dynamic shift of the timesteps, linear in the number of patches, as in diffusers' pipelines."""
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+    low, shortest = config["base_shift"], config["base_image_seq_len"]
+    slope = (config["max_shift"] - low) / (config["max_image_seq_len"] - shortest)
+    return float(low + slope * (tokens - shortest))

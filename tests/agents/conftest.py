@@ -1,11 +1,5 @@
 """What the agents' tests share."""
 
-import json
-import multiprocessing
-import os
-import signal
-import socket
-import traceback
 from dataclasses import fields
 
 import pytest
@@ -50,55 +44,3 @@ def roll():
         return collect(env, policy, torch.Generator().manual_seed(seed), seed=seed, **keywords)
 
     return rolled
-
-
-@pytest.fixture(scope="session")
-def in_processes(tmp_path_factory):
-    """`in_processes(count, function)`: what `function(processes)` gives in each of `count` gloo processes, by JSON.
-
-    They are forks of this one, which spares them the imports; what they register or import stays with them. Those of
-    `killed` are to be killed by SIGKILL, and give None.
-    """
-
-    def child(function, index, count, port, path):
-        from accelerate import PartialState
-
-        PartialState._reset_state()
-        ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}
-        os.environ.update({key: str(value) for key, value in {**ranks, **place}.items()})
-        try:
-            from diffusion_gym.agents.processes import Processes
-
-            answer = {"value": function(Processes.launched())}
-        except BaseException:
-            answer = {"error": traceback.format_exc()}
-        path.write_text(json.dumps(answer))
-
-    def run(count, function, seconds=120, killed=()):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = multiprocessing.get_context("fork")
-        folder = tmp_path_factory.mktemp("answers")
-        paths = [folder / f"{index}.json" for index in range(count)]
-        children = [
-            context.Process(target=child, args=(function, index, count, port, path)) for index, path in enumerate(paths)
-        ]
-        for process in children:
-            process.start()
-        for process in children:
-            process.join(seconds)
-        hanging = [index for index, process in enumerate(children) if process.is_alive()]
-        for index in hanging:
-            children[index].kill()
-        assert not hanging, f"processes {hanging} did not end within {seconds} seconds"
-        assert [index for index, process in enumerate(children) if process.exitcode == -signal.SIGKILL] == list(killed)
-        for index in killed:
-            paths[index].write_text('{"value": null}')
-        answers = [json.loads(path.read_text()) if path.exists() else {"error": "died"} for path in paths]
-        errors = [f"process {index}: {answer['error']}" for index, answer in enumerate(answers) if "error" in answer]
-        assert not errors, "\n".join(errors)
-        return [answer["value"] for answer in answers]
-
-    return run

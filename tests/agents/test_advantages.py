@@ -197,3 +197,64 @@ def test_no_usable_reward_is_an_error():
             NoUsableReward, match="all 2 rewards of the iteration are NaN or infinite; check the reward"
         ):
             RewardNormalizer(AdvantageOptions(normalization=normalization)).normalize(["a"] * 2, array(np.nan, np.inf))
+
+
+# --- deviations, components, groups without a difference ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deviation", ["own", "batch", "none"])
+def test_groups_by_another_deviation(deviation):
+    """`batch` is Flow-GRPO's `global_std`: the group's mean, the deviation of all."""
+    rewards = array(1, 3, 10, 30, 7, 7, np.nan, 5)
+    found = group_normalize(rewards, 2, deviation=deviation)
+    std = {"own": [1, 1, 10, 10, 1, 1, 1, 1], "batch": [np.nanstd(rewards)] * 8, "none": [1] * 8}[deviation]
+    np.testing.assert_allclose(found, array(-1, 1, -10, 10, 0, 0, np.nan, 0) / std, rtol=1e-12)
+
+
+def test_a_prompts_mean_with_the_deviation_of_the_batch():
+    options = AdvantageOptions(statistics_min_count=2, statistics_buffer=4, reward_deviation="batch")
+    rewards = array(1, 3, 10, 30)
+    found = RewardNormalizer(options).normalize(["a", "a", "b", "b"], rewards)
+    np.testing.assert_allclose(found, array(-1, 1, -10, 10) / rewards.std(), rtol=1e-12)
+
+
+def test_components_are_normalised_on_their_own_before_they_are_summed_up():
+    """GDPO: both rewards count alike, although one is a thousand times larger; then the batch has deviation 1."""
+    options = AdvantageOptions("group", group_size=4, component_weights=("small=1", "large=2"))
+    small, large = np.random.default_rng(3).normal(size=(2, 8)) * array([1], [1000])
+    large[5] = np.nan
+    found = RewardNormalizer(options).normalize(["a"] * 8, small + large, {"small": small, "large": large})
+    total = group_normalize(small, 4) + 2 * group_normalize(large, 4)
+    kept = np.isfinite(total)
+    np.testing.assert_allclose(found[kept], (total[kept] - total[kept].mean()) / total[kept].std(), rtol=1e-12)
+    assert np.isnan(found[5]) and kept.sum() == 7
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_groups_without_a_difference_are_counted_and_left_out_on_request(skip):
+    normalizer = RewardNormalizer(AdvantageOptions("group", group_size=2, skip_equal_groups=skip))
+    found = normalizer.normalize(["a"] * 6, array(1, 1, 2, 4, np.nan, 3))
+    own = [np.nan] * 2 if skip else [0, 0]
+    np.testing.assert_array_equal(found, [*own, -1, 1, np.nan, np.nan if skip else 0])
+    assert normalizer.equal_share == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(normalizer.normalize(["a"] * 4, array(1, 1, 2, 2)), [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward_deviation": "mine"}, "reward_deviation='mine' must be one of own, batch, none"),
+        ({"component_weights": ("a",)}, "component_weights='a' must be NAME=WEIGHT"),
+        ({"component_weights": ("a=nan",)}, "component_weights='a=nan' must be NAME=WEIGHT"),
+        ({"component_weights": ("a=1",)}, r"component_weights=\('a=1',\) goes with normalization='group' or 'batch'"),
+    ],
+)
+def test_options_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdvantageOptions(**options)
+
+
+def test_a_librarys_rollouts_have_no_components():
+    options = AdvantageOptions("batch", component_weights=("a=1",))
+    with pytest.raises(ValueError, match="needs the reward's components, which a library's rollouts do not keep"):
+        RewardNormalizer(options).normalize(["a"], array(1))

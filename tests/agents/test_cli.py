@@ -85,6 +85,11 @@ def test_the_help_says_that_the_environment_is_required(capsys):
     assert "DiffusionDenoise-Shapes-Composition;" in told and "(default: DiffusionDenoise" not in told
 
 
+def test_a_mistake_keeps_its_traceback_where_it_is_asked_for(tmp_path):
+    with pytest.raises(OSError, match="holds no run"):
+        main(["eval", str(tmp_path / "nothing"), "--traceback"])
+
+
 def test_eval_of_a_folder_without_a_run(tmp_path, capsys):
     assert "holds no run (no config.json)" in failure(["eval", str(tmp_path)], capsys)
 

@@ -119,19 +119,14 @@ def test_resume_and_eval_need_the_module(tiny_pipeline, folder, capsys):
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
-def test_from_the_console(folder, tmp_path_factory):
-    """The installed command finds a module of the current directory or of PYTHONPATH, and explains its options."""
+def test_from_the_console(folder):
+    """The installed command finds a module of the current directory, and explains its options."""
     command = [str(Path(sys.executable).parent / "diffusion-gym"), "train", "--agent", "custom_agent:RLOO", "--help"]
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
     without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    for place, environment in ((folder, without), (elsewhere, {**without, "PYTHONPATH": str(folder)})):
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert re.search(r"--agent\.group-size INT.*k, samples in a row that share a prompt", done.stdout, flags=re.S)
-        assert "--agent.learning-rate" in done.stdout and "--agent.clip-range" not in done.stdout
-    done = subprocess.run(command, cwd=elsewhere, env=without, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: agent='custom_agent:RLOO' cannot be imported")
+    done = subprocess.run(command, cwd=folder, env=without, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"--agent\.group-size INT.*k, samples in a row that share a prompt", done.stdout, flags=re.S)
+    assert "--agent.learning-rate" in done.stdout and "--agent.clip-range" not in done.stdout
 
 
 @pytest.mark.parametrize(

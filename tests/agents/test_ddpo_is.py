@@ -241,3 +241,17 @@ def test_it_is_found_by_name():
     assert AGENTS["ddpo_is"] is DDPOIS
     with pytest.raises(ValueError, match="agent='ddpo-is' is unknown; did you mean 'ddpo_is'"):
         AGENTS["ddpo-is"]
+
+
+def test_advantages_by_component_use_the_components_of_the_reward(env, make_agent, roll):
+    """Equal weights of normalised components, although one is a thousand times the other."""
+    options = {"normalization": "batch", "component_weights": ("small=1", "large=1")}
+    agent = make_agent(env, **options)
+    rolled = roll(env, agent.policy)
+    small, large = np.random.default_rng(0).normal(size=(2, NUMBER))
+    parts = {"small": torch.as_tensor(small), "large": torch.as_tensor(1000 * large)}
+    rolled = replace(rolled, rewards=(parts["small"] + parts["large"]).float(), components=parts)
+    total = (small - small.mean()) / small.std() + (large - large.mean()) / large.std()
+    assert agent.advantages(rolled) == pytest.approx((total - total.mean()) / total.std(), rel=1e-6)
+    with pytest.raises(ValueError, match="component_weights='small' is unknown; known: large"):
+        agent.advantages(replace(rolled, components={"large": parts["large"]}))

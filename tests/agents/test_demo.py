@@ -1,14 +1,25 @@
 """The demonstration: in a smoke form here, and whole when slow tests are asked for."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from diffusion_gym.agents import demo
 from diffusion_gym.agents.demo import DemoOptions, run_demo
+from diffusion_gym.agents.training.settings import starting_point
 
 
-def test_a_short_demo_writes_its_page(tmp_path, capsys):
-    run_demo(DemoOptions(out=tmp_path / "demo", total_reward_queries=128, samples=16))
+def test_a_short_demo_writes_its_page(tmp_path, capsys, monkeypatch):
+    """Of one iteration, with fewer steps and pictures than the preset's."""
+
+    def smaller(*given):
+        settings = starting_point(*given)
+        options = replace(settings.env_options, num_inference_steps=3)
+        return replace(settings, env_options=options, samples_per_iteration=16, rollout_batch=16)
+
+    monkeypatch.setattr(demo, "starting_point", smaller)
+    run_demo(DemoOptions(out=tmp_path / "demo", total_reward_queries=16, samples=16))
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "demo" / "eval.json").read_text())
     assert f"{result['base_success']:.3f}" in shown and "Report:" in shown

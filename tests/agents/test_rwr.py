@@ -308,6 +308,37 @@ def test_an_interrupted_run_goes_on_bit_for_bit(env, make, tmp_path):
     assert all(map(torch.equal, restored.average.average, agent.average.average))
 
 
+@pytest.mark.parametrize("agent_class", AGENT_CLASSES)
+def test_prompts_that_all_come_once_are_refused(env, make, agent_class):
+    """The weight of such a sample is 1 whatever its reward."""
+    agent = make(env, agent=agent_class)
+    trajectories = replace(sampled(agent, env), prompts=tuple(f"prompt {index}" for index in range(NUMBER)))
+    before = weights(agent)
+    with pytest.raises(ValueError, match="each of the 12 samples .* is the only one of its prompt.*--agent.group-size"):
+        agent.update(trajectories, np.random.default_rng(0))
+    assert torch.equal(weights(agent), before)
+
+
+@pytest.mark.parametrize("agent_class", AGENT_CLASSES)
+def test_a_sample_that_is_the_only_usable_one_of_its_prompt_is_left_out(env, make, agent_class):
+    agent = make(env, agent=agent_class, percentile=0.0) if agent_class is SparseRWR else make(env)
+    trajectories = sampled(agent, env, rewards=[1.0, 2.0, 9.0, NAN, *range(8)])
+    trajectories = replace(trajectories, prompts=("a", "a", "b", "b", "c", *("d",) * 7))
+    seen = spied(agent)
+    metrics = agent.update(trajectories, np.random.default_rng(0))
+    assert (metrics["samples_alone"], metrics["samples_dropped"]) == (2, 1)
+    assert set(torch.cat([samples for samples, *_ in seen]).tolist()) == {0, 1, 5, 6, 7, 8, 9, 10, 11}
+
+
+@pytest.mark.parametrize("agent_class", AGENT_CLASSES)
+def test_groups_share_a_prompt(env, make, agent_class):
+    agent = make(env, agent=agent_class, group_size=4)
+    prompts = agent.sample(env, 2 * NUMBER, (0,)).prompts
+    assert all(len(set(prompts[start : start + 4])) == 1 for start in range(0, 2 * NUMBER, 4))
+    with pytest.raises(ValueError, match="group_size=0 must be larger than 0"):
+        agent_class.Config(group_size=0)
+
+
 # --- the one-step process --------------------------------------------------------------------------------------
 
 
@@ -323,14 +354,15 @@ def test_only_the_finished_pictures_are_kept(env, make, roll, agent_class):
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
-def test_without_a_stochastic_step_only_regression_works(make_env, make, name):
+def test_without_a_stochastic_step_only_agents_on_finished_pictures_work(make_env, make_agent, name):
     env = make_env(NUMBER, eta=0.0)
     policy = DenoisingPolicy.from_env(env)
-    if not name.startswith("rwr"):
+    if AGENTS[name].needs_stochastic_steps:
         with pytest.raises(ValueError, match=r"eta=0.0 makes every denoising step deterministic"):
             AGENTS[name](policy, AGENTS[name].Config())
         return
-    agent = make(env, agent=AGENTS[name])
+    fewer = {"updates": 3} if "updates" in AGENTS[name].Config.__dataclass_fields__ else {}
+    agent = make_agent(env, agent=AGENTS[name], batch_size=8, **fewer)
     assert agent.steps.tolist() == [0, 1, 2, 3]
     trajectories, before = sampled(agent, env), weights(agent)
     assert torch.equal(agent.sample(env, NUMBER, (0,)).finished, trajectories.finished)

@@ -3,19 +3,18 @@
 import numpy as np
 import pytest
 
-from diffusion_gym.agents.benchmark import measures
 from diffusion_gym.agents.streams import stream
-from diffusion_gym.agents.training import development, evaluation, trainer
+from diffusion_gym.agents.training import sampling
 
 
 def uses(seed, iterations=6, batches=6):
     """Each use of a run with this seed, and its stream."""
     purposes = {
-        "train": trainer._TRAIN,
-        "grid": trainer._PICTURES,
-        "eval": evaluation._EVALUATION,
-        "bench": measures._NOISE,
-        "development": development._NOISE,
+        "train": sampling.TRAINING,
+        "grid": sampling.GRIDS,
+        "eval": sampling.EVALUATION,
+        "bench": sampling.BENCHMARK,
+        "development": sampling.DEVELOPMENT,
     }
     assert len(set(purposes.values())) == len(purposes)
     for batch in range(batches):

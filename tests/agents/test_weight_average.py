@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_gym.agents.optimization import WeightAverage
+from diffusion_gym.agents.averaging import WeightAverage
 from regression import Problem
 
 

@@ -1,9 +1,11 @@
 """Commands of `diffusion-gym` as forks of this process, which has imported what they need: a start costs no seconds.
 
-A fork has the memory of a program that was started anew and has done its imports. That holds as long as this process
-has one thread, no open run and no generator that it has drawn from, which `warm_up` and `Program` see to.
+A fork has the memory of a program that was started anew, has done its imports and has loaded its model. That holds as
+long as this process has one thread, no open run and no generator that it has drawn from, which `warm_up` and `Program`
+see to.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -37,9 +39,21 @@ _IMPORTS = (
 
 
 def warm_up():
-    """Import what the programs import."""
+    """Import what the programs import, and read a command line once: its first time takes as long as a training."""
     for name in _IMPORTS:
         importlib.import_module(name)
+    from diffusion_gym.agents.cli import parse_train
+
+    parse_train(["--env", "DiffusionDenoise-v0", "--out", "none"])
+
+
+def load_pipeline(folder):
+    """Load the model of a pipeline, which `load_model` then shares with all programs that are started."""
+    from diffusion_gym.models import load_model
+
+    model = load_model(str(folder), "cpu", "float32")
+    gc.freeze()  # a collection in a program would copy the pages of all objects that it has from here
+    return model
 
 
 def run_function(function, *arguments):

@@ -10,10 +10,11 @@ from functools import partial
 
 from benchmark_suites import write_suite
 from diffusion_gym.agents.algorithms import AGENTS
-from run_folders import ITERATIONS, carrying_arguments, metrics_lines
+from run_folders import carrying_arguments, metrics_lines
 from tests.chaos.folders import benchmark_difference, difference, half_written, newest_checkpoint
-from tests.chaos.programs import Program, end_all, run_function
+from tests.chaos.programs import Program, end_all, load_pipeline, run_function
 
+ITERATIONS, SAMPLES = 4, 4  # of a training, which is as short as it can be: there are hundreds of them
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -39,7 +40,7 @@ class Place:
         self.folder, self.pipeline, self.port = folder, folder / "pipeline", _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         run_function(write_pipeline, self.pipeline)
-        self._whole = {}
+        self._whole, self._model = {}, load_pipeline(self.pipeline)
 
     @contextmanager
     def trial(self):
@@ -78,8 +79,16 @@ def write_pipeline(folder):
 
 
 def train_arguments(pipeline, agent, out, *more):
-    rhythm = ("--checkpoint-every", 1, "--pictures-every", 3)
-    return [*carrying_arguments(pipeline, agent, out), *rhythm, *more]
+    short = {
+        "--env.num-inference-steps": 2,
+        "--total-reward-queries": ITERATIONS * SAMPLES,
+        "--samples-per-iteration": SAMPLES,
+        "--rollout-batch": SAMPLES,
+        "--checkpoint-every": 1,
+        "--pictures-every": 2,
+    }
+    words = (part for pair in short.items() for part in pair)
+    return [*carrying_arguments(pipeline, agent, out, batch_size=SAMPLES // 2), *words, *more]
 
 
 def go_on(place, agent, out, *more):

@@ -1,5 +1,7 @@
 """A suite on a tiny pipeline, and hand-made records, for the tests of the benchmark."""
 
+import json
+import math
 from pathlib import Path
 
 from diffusion_gym.agents.benchmark.records import FORMAT
@@ -76,3 +78,16 @@ def write_record(folder: Path, agent: str, task: str, seed: int, base: float, af
         "total_seconds": 1.0,
     }
     write_json(folder / "records" / f"{task}--{agent}--seed-{seed}.json", record)
+
+
+def suite_text(content):
+    """A suite as TOML."""
+
+    def value(part):
+        if isinstance(part, dict):
+            return "{ " + ", ".join(f"{json.dumps(key)} = {value(own)}" for key, own in part.items()) + " }"
+        if isinstance(part, list):
+            return f"[{', '.join(map(value, part))}]"
+        return "nan" if isinstance(part, float) and math.isnan(part) else json.dumps(part)
+
+    return "".join(f"{json.dumps(key)} = {value(part)}\n" for key, part in content.items())

@@ -2,10 +2,13 @@
 
 import contextlib
 import copy
+import functools
 import io
+import os
 import re
 import signal
 import threading
+from collections import Counter
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -15,17 +18,35 @@ from diffusion_gym.agents.cli import main
 HANGS_AFTER = 60  # seconds
 
 
+TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # what `python -m tests.fuzz` multiplies the examples with
+TRIED = Counter()  # inputs so far, by the name of the test
+
+
 def bounded(examples):
-    """Settings of a fuzz test: so many examples, always the same ones, however slow the machine."""
+    """Decorates a fuzz test: so many examples, always the same ones, however slow the machine."""
     unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(
-        max_examples=examples,
+    chosen = settings(
+        max_examples=examples * TIMES,
         derandomize=True,
         deadline=None,
         database=None,
         phases=[Phase.generate],  # a failure is shown as it was drawn: to make it small takes minutes
         suppress_health_check=unhealthy,
     )
+
+    def decorated(test):
+        inner = test.hypothesis.inner_test
+        name = inner.__qualname__.partition(".")[0]
+
+        @functools.wraps(inner)
+        def counted(*arguments, **keywords):
+            TRIED[name] += 1
+            return inner(*arguments, **keywords)
+
+        test.hypothesis.inner_test = counted
+        return chosen(test)
+
+    return decorated
 
 
 class Stopped(Exception):

@@ -4,6 +4,8 @@ import json
 from dataclasses import fields
 
 from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.training.runs import write_config
+from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
 
 CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
 BENCHMARK_CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb"}
@@ -27,7 +29,15 @@ CARRYING_OPTIONS = {
     "value_batch_size": 12,
     "value_updates": 1,
     "percentile": 0.5,
+    "behaviour_growth": 0.1,
 }
+
+DIFFERENTIABLE = "diffusion_gym.testing.brightness:Brightness"
+
+
+def reward_for(agent, other):
+    """The reward `other`, or one with a gradient for the agent that follows it."""
+    return DIFFERENTIABLE if agent == "reward_gradient" else other
 
 
 def carrying_arguments(pipeline, agent, out, **options):
@@ -37,7 +47,7 @@ def carrying_arguments(pipeline, agent, out, **options):
     chosen = {
         "--env": "DiffusionDenoise-v0",
         "--env.model": pipeline,
-        "--env.reward": "Compressibility",
+        "--env.reward": reward_for(agent, "Compressibility"),
         "--env.num-inference-steps": 3,
         "--env.guidance-scale": 2.0,
         "--agent": agent,
@@ -71,3 +81,10 @@ def metrics_rows(folder):
 
 def file_names(folder):
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def made_here(folder, **env_options):
+    """A run folder as this user's training leaves it, without a checkpoint."""
+    settings = starting_point("DiffusionDenoise-Shapes-Color-v0", "ddpo_is", None, None)
+    write_config(RunSettings(**{**vars(settings), "out": folder, "env_options": EnvOptions(**env_options)}))
+    return folder

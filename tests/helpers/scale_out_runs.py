@@ -68,6 +68,21 @@ OPTIONS = {
     "dpok": {"updates": 3, "batch-size": 7, "value-updates": 2, "value-batch-size": 9, "replay-iterations": 2},
     "rwr": {"updates": 4, "batch-size": 5, "inverse-temperature": 50.0},
     "rwr_sparse": {"updates": 4, "batch-size": 3, "percentile": 0.5},
+    "nft": {"inner-epochs": 2, "batch-size": 5, "behaviour-growth": 0.1},
+    "awm": {"batch-size": 4, "normalization": "group", "group-size": 2, "behaviour-growth": 0.1},
+    "dgpo": {"batch-size": 4, "group-size": 2, "behaviour-growth": 0.1},
+    "online_dpo": {"batch-size": 4, "group-size": 2, "kl-weight": 0.1},
+    "reward_gradient": {"batch-size": 5, "truncation": 2},
+}
+
+# Samples that each iteration does without: in two iterations rewards failed, in groups in all three; a pair lacks both.
+_IN_GROUPS = [3, 2, 2]
+DROPPED = {
+    "ddpo_iskl": _IN_GROUPS,
+    "awm": _IN_GROUPS,
+    "dgpo": _IN_GROUPS,
+    "online_dpo": [2 * failed for failed in _IN_GROUPS],
+    "reward_gradient": [0, 0, 0],
 }
 
 

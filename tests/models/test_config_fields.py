@@ -9,7 +9,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusion_gym import SamplerConfig
 from diffusion_gym.models import load_model
 from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING
-from diffusion_gym.models.schedulers import _FLOW, _FLOW_SOLVERS, _VARIANCE_PRESERVING
+from diffusion_gym.models.schedulers import FLOW, FLOW_SOLVERS, PRESERVING
 from diffusion_gym.storage import read_json, write_json
 
 REFUSED = [
@@ -44,6 +44,18 @@ REFUSED = [
 ]
 
 
+NUMBERS = [
+    ("scheduler", {"num_train_timesteps": "1000"}),
+    ("scheduler", {"num_train_timesteps": 0}),
+    ("scheduler", {"beta_start": None}),
+    ("scheduler", {"beta_end": "0.02"}),
+    ("scheduler", {"trained_betas": 0.02}),
+    ("scheduler", {"steps_offset": -1}),
+    ("vae", {"scaling_factor": None}),
+    ("vae", {"scaling_factor": 0}),
+]
+
+
 @pytest.mark.parametrize(
     "family, kind, part, change", REFUSED, ids=[f"{each[0]}-{each[2]}-{next(iter(each[3]))}" for each in REFUSED]
 )
@@ -53,6 +65,17 @@ def test_a_field_that_is_not_followed_is_refused(folder, family, kind, part, cha
     with pytest.raises(ValueError, match=f"has {name}=") as caught:
         load_model(str(path), "cpu", "float32")
     assert repr(value) in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("part, change", NUMBERS, ids=[f"{next(iter(each[1]))}" for each in NUMBERS])
+def test_a_field_of_another_type_is_refused(folder, part, change):
+    path = folder("sd", diffusers.DDIMScheduler(), **{part: change})
+    ((name, value),) = change.items()
+    with pytest.raises(
+        ValueError, match=rf"model='{path}': .*config.json, {name}: .*; write what the model was"
+    ) as caught:
+        load_model(str(path), "cpu", "float32")
+    assert repr(value) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +109,9 @@ def test_a_scheduler_of_another_kind_of_model_is_refused(folder, family, kind):
 def test_the_fields_of_all_schedulers_of_diffusers_are_known():
     """A new field of a scheduler class is entered in the table, as followed or as refused."""
     offered = {kind.name for kind in KarrasDiffusionSchedulers}  # what the pipelines' own annotation allows
-    assert offered - {"EDMEulerScheduler"} <= set(_VARIANCE_PRESERVING)
-    plain = [kind for kind in _VARIANCE_PRESERVING if kind != "DPMSolverSDEScheduler"]  # which needs torchsde
-    for kinds, known in ((plain, VARIANCE_PRESERVING), (_FLOW, FLOW_SCHEDULER), (_FLOW_SOLVERS, FLOW_SOLVER)):
+    assert offered - {"EDMEulerScheduler"} <= set(PRESERVING)
+    plain = [kind for kind in PRESERVING if kind != "DPMSolverSDEScheduler"]  # which needs torchsde
+    for kinds, known in ((plain, VARIANCE_PRESERVING), (FLOW, FLOW_SCHEDULER), (FLOW_SOLVERS, FLOW_SOLVER)):
         for kind in kinds:
             fields = set(inspect.signature(getattr(diffusers, kind)).parameters)
             assert fields <= set(known), (kind, fields - set(known))

@@ -72,6 +72,8 @@ def test_weights_that_are_missing_unknown_or_misshapen_are_named(size, part, cop
     for message, weights in changed.items():
         save_tensors(path, weights, {"format": "pt"})
         refused(folder, f": {part}/ holds not the weights of [A-Za-z0-9]+: it {message}")
+    save_tensors(path, {**tensors, name: tensors[name] / 0}, {"format": "pt"})
+    refused(folder, f": {part}/ holds NaN or infinite numbers at '.*', as float32; take files that are whole")
     path.write_bytes(path.read_bytes()[:-1])
     refused(folder, f": {part}/ cannot be loaded as ")
 

@@ -20,7 +20,7 @@ from diffusion_gym.agents.rollout import denoise
 from diffusion_gym.models import load_model
 from diffusion_gym.models.latent import LatentModel
 from diffusion_gym.models.pixel import PixelModel
-from diffusion_gym.models.schedulers import _FLOW_SOLVERS, _VARIANCE_PRESERVING
+from diffusion_gym.models.schedulers import FLOW_SOLVERS, PRESERVING
 from diffusion_gym.models.sd3 import SD3Model
 from diffusion_gym.models.sdxl import SDXLModel
 from diffusion_gym.storage import read_json, write_json
@@ -35,7 +35,7 @@ MODELS = {
     "DDIMPipeline": PixelModel,
 }
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULERS = [kind for kind in _VARIANCE_PRESERVING if kind != "DPMSolverSDEScheduler"]  # which needs torchsde
+SCHEDULERS = [kind for kind in PRESERVING if kind != "DPMSolverSDEScheduler"]  # which needs torchsde
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 SPACINGS = ["leading", "linspace", "trailing"]
 FLOWS = {
@@ -190,7 +190,7 @@ def test_another_solver_of_a_flow_gives_way_to_euler(folder, kind):
     check(path, pipe)
 
 
-@pytest.mark.parametrize("kind", _FLOW_SOLVERS)
+@pytest.mark.parametrize("kind", FLOW_SOLVERS)
 def test_a_multistep_solver_of_a_flow_gives_way_to_euler_with_its_shift(folder, kind):
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
     path = folder("sd3", getattr(diffusers, kind)(**options))

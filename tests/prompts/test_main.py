@@ -10,6 +10,7 @@ import pytest
 from diffusion_gym.prompts import PROMPTS, make_prompts
 from diffusion_gym.prompts.__main__ import __file__ as MAIN
 from diffusion_gym.prompts.__main__ import prompt_table
+from pages import run_page
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")
 
@@ -53,10 +54,6 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     drawbench = {"A red car.": {"category": "Colors"}, "Two cats.": {"category": "Counting"}}
     Path("data_meta.json").write_text(json.dumps(drawbench))
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 3
-    names = {}
-    for block in blocks:
-        exec(block, names)
+    run_page("prompts.md")
     assert make_prompts("drawbench.jsonl").metadata == drawbench
     assert make_prompts("activities.txt").prompts[-1] == "an ant riding a bike"

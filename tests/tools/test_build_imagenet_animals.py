@@ -31,16 +31,6 @@ def test_another_order_of_classes_is_refused(tmp_path, names):
     assert not (tmp_path / "names.txt").exists()
 
 
-def test_another_file_is_refused(tmp_path):
-    (tmp_path / "timm.whl").write_text("no zip file")
-    with pytest.raises(ValueError, match=r"timm\.whl' is no wheel of timm 1\.0 .*; get it with pip download"):
-        build(tmp_path / "timm.whl", tmp_path / "names.txt")
-    with zipfile.ZipFile(tmp_path / "empty.whl", "w"):
-        pass
-    with pytest.raises(ValueError, match=r"empty\.whl' is no wheel of timm"):
-        build(tmp_path / "empty.whl", tmp_path / "names.txt")
-
-
 def test_the_list_is_a_resource_of_the_package():
     text = (files("diffusion_gym.prompts") / "data" / "imagenet_animals.txt").read_text(encoding="utf-8")
     assert text.count("\n") == 398 and text.endswith("puffer\n")

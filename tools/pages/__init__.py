@@ -1,1 +1,1 @@
-"""The tables of README.md and docs/ that are made of records, between markers; `python -m tools.pages` writes all."""
+"""The parts of README.md and docs/ that are made of records and registries; `python -m tools.pages` writes all."""

@@ -28,7 +28,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 KEPT: Final = ROOT / "docs" / "results"
 # The marked parts that each page has of each suite; a part's name begins with its suite.
 PAGES: Final = {
-    "README.md": ("shapes-v1 scores", "libraries costs"),
+    "README.md": ("shapes-v1 scores",),
+    "docs/leaderboard.md": ("shapes-v1 scores", "shapes-v1 costs", "libraries scores", "libraries costs"),
+    "docs/bring-your-own.md": ("libraries costs",),
     "docs/benchmark.md": ("shapes-v1 scores", "shapes-v1 verdicts", "shapes-v1 costs", "shapes-v1 hours"),
     "docs/agents.md": ("shapes-v1 scores", "shapes-v1 costs"),
     "docs/libraries.md": ("libraries scores", "libraries verdicts", "libraries costs"),

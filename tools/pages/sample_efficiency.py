@@ -1,4 +1,4 @@
-"""The tables of docs/sample-efficiency.md and the README's lines, from the records in `docs/results/shapes-fast/`.
+"""The tables of docs/sample-efficiency.md, from the records in `docs/results/shapes-fast/`.
 
     python -m tools.pages.sample_efficiency runs/paper-style runs/fast    # take their records over
     python -m tools.pages                                                 # write the tables
@@ -24,7 +24,7 @@ from diffusion_gym.storage import read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KEPT: Final = ROOT / "docs" / "results" / "shapes-fast"
-PAGES: Final = {"README.md": ("queries",), "docs/sample-efficiency.md": ("comparison", "ablation")}
+PAGES: Final = {"docs/sample-efficiency.md": ("queries", "comparison", "ablation")}
 SUITE: Final = "shapes-fast"
 FAST: Final = "fast"
 PAPER: Final = "paper-style"

@@ -49,14 +49,14 @@ def _learning(benchmark: Benchmark, figures: Figures, name: str, task: str, agen
 
 def trade_offs(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figure]]:
     """Frontier, over-optimisation, diversity and generalisation, where the records have both measures."""
-    found: dict[str, list[Figure]] = {}
+    charts: dict[str, list[Figure]] = {}
     for name, pair in _PAIRS.items():
         for task in benchmark.tasks:
             measures = {*benchmark.measures(task)}
             if {*pair} <= measures and not (name == "diversity-all" and "vendi" in measures):
                 drawn = _figure(benchmark, figures, f"{name}--{task}", task, benchmark.agents_of(task), pair)
-                found.setdefault(name, []).append(drawn)
-    return found
+                charts.setdefault(name, []).append(drawn)
+    return charts
 
 
 def _figure(
@@ -73,8 +73,8 @@ def _figure(
     x, y = pair
     curves = []
     for agent in agents:
-        found = benchmark.curve(agent, task, y)
-        values, ends = [entry.value for entry in found], [(entry.low, entry.high) for entry in found]
+        estimates = benchmark.curve(agent, task, y)
+        values, ends = [entry.value for entry in estimates], [(entry.low, entry.high) for entry in estimates]
         style = benchmark.style(agent) | {"band": ends if band else (), "smooth": False}
         curves.append(Curve(agent, benchmark.means(agent, task, x), values, **style))
     probe = benchmark.results.suite.tasks[task].probe
@@ -97,22 +97,22 @@ def ablation(benchmark: Benchmark, figures: Figures) -> dict[tuple[str, str], li
 
 def cfg_pairs(benchmark: Benchmark) -> list[tuple[str, str]]:
     """Pairs of agents whose settings differ in `cfg_training` alone: the one that has it comes first."""
-    found = {agent: _without_cfg(benchmark, agent) for agent in sorted(benchmark.agents)}
+    variants = {agent: _without_cfg(benchmark, agent) for agent in sorted(benchmark.agents)}
     return [
         (first, second)
-        for first, (trained, settings) in found.items()
-        for second, (other, others) in found.items()
+        for first, (trained, settings) in variants.items()
+        for second, (other, others) in variants.items()
         if trained is True and other is False and settings and settings == others
     ]
 
 
 def _without_cfg(benchmark: Benchmark, agent: str) -> tuple[Any, Mapping[str, Any]]:
     """An agent's `cfg_training`, and its other settings by task: those of the first seed."""
-    trained, found = None, {}
+    trained, settings_of = None, {}
     for task in benchmark.results.tasks_of(agent):
         record = benchmark.records(agent, task)[0]
         settings = dict(record.get("settings", {}))
         options = dict(settings.get("agent_options", {}))
         trained = options.pop("cfg_training", None)
-        found[task] = {**settings, "trained": record.get("trained"), "seed": None, "agent_options": options}
-    return trained, found
+        settings_of[task] = {**settings, "trained": record.get("trained"), "seed": None, "agent_options": options}
+    return trained, settings_of

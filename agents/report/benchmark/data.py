@@ -78,11 +78,11 @@ class Benchmark:
             FileNotFoundError: the folder holds no benchmark.
             ValueError: no run has the seed, or a file is truncated.
         """
-        found = cls(Results.read(folder), seed)
-        seeds = sorted({own for _, _, own in found.results.records})
+        benchmark = cls(Results.read(folder), seed)
+        seeds = sorted({run_seed for _, _, run_seed in benchmark.results.records})
         if seed is not None and seed not in seeds:
             raise ValueError(f"seed={seed!r} is of no finished run; choose one of {seeds}")
-        return found
+        return benchmark
 
     @property
     def folder(self) -> Path:
@@ -134,7 +134,7 @@ class Benchmark:
 
     def means(self, agent: str, task: str, measure: str) -> list[float]:
         """At each measurement, the mean over seeds; NaN where no record has the measure."""
-        return [found.value for found in self.curve(agent, task, measure)]
+        return [estimate.value for estimate in self.curve(agent, task, measure)]
 
     def shown_seed(self, agent: str, task: str) -> int:
         """The seed whose pictures are shown: the one asked for, or the agent's first on the task."""
@@ -147,8 +147,8 @@ class Benchmark:
         queries: Sequence[int] = [
             point["reward_queries"] for point in self.results.records[agent, task, seed]["points"]
         ]
-        found = [Samples(folder / f"{count:08d}.safetensors", count) for count in queries]
-        return [entry for entry in found if entry.path.is_file()]
+        measurements = [Samples(folder / f"{count:08d}.safetensors", count) for count in queries]
+        return [entry for entry in measurements if entry.path.is_file()]
 
 
 def _estimate(values: Any) -> Estimate:

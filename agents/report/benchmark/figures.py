@@ -73,7 +73,7 @@ def file_name(name: str) -> str:
     Raises:
         ValueError: it could name a file elsewhere.
     """
-    found = agent_name(name)
-    for part in found.split("--"):
+    text = agent_name(name)
+    for part in text.split("--"):
         check_name("figure", part)
-    return found
+    return text

@@ -63,10 +63,10 @@ def every_record(benchmark: Benchmark) -> list[Record]:
 
 def _suite_option(benchmark: Benchmark) -> str:
     """The suite's name where the package has the same, else the file in the folder."""
-    kept = next(benchmark.folder.glob("*.toml"))
-    if kept.stem in suites() and suite_file(kept.stem).read_bytes() == kept.read_bytes():
-        return kept.stem
-    return str(kept)
+    suite = next(benchmark.folder.glob("*.toml"))
+    if suite.stem in suites() and suite_file(suite.stem).read_bytes() == suite.read_bytes():
+        return suite.stem
+    return str(suite)
 
 
 def _budget(benchmark: Benchmark) -> int:
@@ -74,10 +74,10 @@ def _budget(benchmark: Benchmark) -> int:
     return max((budget for budget in asked if budget), default=benchmark.results.suite.budget)
 
 
-def _values(found: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Each name with its value, or with all of them where runs differ."""
     values: dict[str, dict[str, None]] = {}
-    for entry in found:
+    for entry in entries:
         for name, value in entry.items():
             values.setdefault(name, {})[str(value)] = None
     return {name: ", ".join(different) for name, different in values.items()}

@@ -23,11 +23,11 @@ _ROLL_WIDTH: Final = 900  # pixels at most, or a benchmark of large pictures wou
 
 def pictures(benchmark: Benchmark, figures: Figures) -> dict[str, list[dict[str, Any]]]:
     """For each task and agent the pictures of one seed; empty where the run folders are not there."""
-    found = {
+    pictures = {
         task: [_agent(benchmark, figures, task, agent) for agent in benchmark.agents_of(task)]
         for task in benchmark.tasks
     }
-    return {task: kept for task, shown in found.items() if (kept := [part for part in shown if part])}
+    return {task: rows for task, shown in pictures.items() if (rows := [part for part in shown if part])}
 
 
 def _agent(benchmark: Benchmark, figures: Figures, task: str, agent: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _roll(images: torch.Tensor, above: Iterable[object], rewards: Iterable[float
 
 
 def _tensor(entry: Samples, name: str) -> torch.Tensor:
-    found = entry.tensor(name)
-    if found is None:
+    tensor = entry.tensor(name)
+    if tensor is None:
         raise ValueError(f"{entry.path} lacks {name}; run the cell again")
-    return found
+    return tensor

@@ -22,14 +22,14 @@ def distributions(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figu
     """
     shown: dict[str, list[Figure]] = {}
     for task in benchmark.tasks:
-        found = {agent: _rewards(benchmark, agent, task) for agent in benchmark.agents_of(task)}
-        found = {agent: rows for agent, rows in found.items() if len(rows)}
-        every = np.concatenate([rows[:, 2] for rows in found.values()]) if found else np.empty(0)
+        rewards = {agent: _rewards(benchmark, agent, task) for agent in benchmark.agents_of(task)}
+        rewards = {agent: rows for agent, rows in rewards.items() if len(rows)}
+        every = np.concatenate([rows[:, 2] for rows in rewards.values()]) if rewards else np.empty(0)
         if len(np.unique(every)) > 2:
             low, high = _limits(every[:, None])[:, 0]
             shown[task] = [
                 _density(benchmark, figures, task, agent, rows, (float(low), float(high)))
-                for agent, rows in found.items()
+                for agent, rows in rewards.items()
             ]
     return shown
 
@@ -47,11 +47,11 @@ def _rewards(benchmark: Benchmark, agent: str, task: str) -> Array:
 
 
 def _density(
-    benchmark: Benchmark, figures: Figures, task: str, agent: str, found: Array, limits: tuple[float, float]
+    benchmark: Benchmark, figures: Figures, task: str, agent: str, rewards: Array, limits: tuple[float, float]
 ) -> Figure:
     x, y = (benchmark.means(agent, task, key) for key in ("reward_queries", "reward"))
-    chart = density_chart(agent, found[:, 1:], Curve(agent, x, y, **benchmark.style(agent)), limits)
-    rows = [{"seed": int(seed), "reward_queries": int(count), "reward": reward} for seed, count, reward in found]
+    chart = density_chart(agent, rewards[:, 1:], Curve(agent, x, y, **benchmark.style(agent)), limits)
+    rows = [{"seed": int(seed), "reward_queries": int(count), "reward": reward} for seed, count, reward in rewards]
     return figures.chart(f"spread--{task}--{agent}", chart, rows)
 
 
@@ -60,7 +60,7 @@ def maps(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figure]]:
     shown: dict[str, list[Figure]] = {}
     for task in benchmark.tasks:
         features = {agent: _features(benchmark, agent, task) for agent in benchmark.agents_of(task)}
-        known = {agent: found for agent, found in features.items() if found is not None}
+        known = {agent: vectors for agent, vectors in features.items() if vectors is not None}
         if not known:
             continue
         center, axes = principal_axes(next(iter(known.values()))[0])

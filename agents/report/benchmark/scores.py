@@ -36,11 +36,11 @@ def better(benchmark: Benchmark) -> dict[tuple[str, ...], list[str]]:
             pair = entry["first"], entry["second"]
             winner, other = pair if entry["verdict"] == "better" else pair[::-1]
             beaten[winner].append(other)
-    found: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for agent, others in beaten.items():
         if others:
-            found.setdefault(tuple(others), []).append(agent)
-    return found
+            groups.setdefault(tuple(others), []).append(agent)
+    return groups
 
 
 def scores(benchmark: Benchmark, figures: Figures) -> list[Figure]:
@@ -62,9 +62,9 @@ def _profiles(benchmark: Benchmark, figures: Figures) -> Figure:
     thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), _THRESHOLDS)
     curves = []
     for agent, parts in scored.items():
-        found = performance_profile(parts, thresholds)
-        band = [(entry.low, entry.high) for entry in found]
-        values = [entry.value for entry in found]
+        profile = performance_profile(parts, thresholds)
+        band = [(entry.low, entry.high) for entry in profile]
+        values = [entry.value for entry in profile]
         style = benchmark.style(agent)
         curves.append(Curve(agent, thresholds.tolist(), values, **style, band=band, smooth=False, dots=False))
     label = "share of runs above it, 95 % bands"
@@ -80,9 +80,9 @@ def comparisons(benchmark: Benchmark, figures: Figures) -> dict[str, Any]:
     matrix: dict[str, dict[str, tuple[float, bool]]] = {agent: {} for agent in benchmark.agents}
     flat, rows = [], []
     for entry in benchmark.summary["comparisons"]:
-        found, both = entry["probability"], (entry["first"], entry["second"])
-        clear = number_or_nan(found["low"]) > 0.5 or number_or_nan(found["high"]) < 0.5
-        for (first, second), value in ((both, found["value"]), (both[::-1], 1 - found["value"])):
+        comparison, both = entry["probability"], (entry["first"], entry["second"])
+        clear = number_or_nan(comparison["low"]) > 0.5 or number_or_nan(comparison["high"]) < 0.5
+        for (first, second), value in ((both, comparison["value"]), (both[::-1], 1 - comparison["value"])):
             matrix[first][second] = value, clear
             rows.append({"first": first, "second": second, "probability": value})
         ends = {f"{key}_{end}": entry[key][end] for key in ("difference", "probability") for end in entry[key]}
@@ -113,7 +113,7 @@ def shares(benchmark: Benchmark, figures: Figures) -> list[Figure]:
     drawn = []
     for task in benchmark.tasks:
         measures = benchmark.measures(task)
-        classes = {name: found[1] for name in measures if (found := _CLASS.fullmatch(name))}
+        classes = {name: match[1] for name in measures if (match := _CLASS.fullmatch(name))}
         if classes:
             drawn.append(_shares(benchmark, figures, task, "classes", "mean probability of each class", classes))
         if "success" in measures:
@@ -126,10 +126,10 @@ def _shares(
     benchmark: Benchmark, figures: Figures, task: str, name: str, label: str, categories: dict[str, str]
 ) -> Figure:
     """The categories are measures and their names; that of "", the last one, is what the others leave."""
-    agents, named, found = benchmark.agents_of(task), list(categories.values()), []
+    agents, named, shares = benchmark.agents_of(task), list(categories.values()), []
     for model, agent, point in [("pretrained model", agents[0], 0), *((agent, agent, -1) for agent in agents)]:
         values = [benchmark.means(agent, task, measure)[point] for measure in categories if measure]
-        found.append((model, [*values, 1 - sum(values)] if "" in categories else values))
-    rows = [{"model": model, **dict(zip(named, values, strict=True))} for model, values in found]
-    chart = share_chart(task, label, named, found, strong_first="" in categories)
+        shares.append((model, [*values, 1 - sum(values)] if "" in categories else values))
+    rows = [{"model": model, **dict(zip(named, values, strict=True))} for model, values in shares]
+    chart = share_chart(task, label, named, shares, strong_first="" in categories)
     return figures.chart(f"{name}--{task}", chart, rows)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import DDPOIS
-from diffusion_gym.agents.benchmark.cells import run_cell
+from diffusion_gym.agents.benchmark.cells import Cell, run_cell
 from diffusion_gym.agents.benchmark.measures import Evaluator
 from diffusion_gym.agents.benchmark.records import FORMAT
 from diffusion_gym.agents.training.runs import evaluate_run
@@ -22,8 +23,22 @@ from diffusion_gym.testing.random_ddpm import write_random_ddpm
 STEPS, SAMPLES = 3, 4
 
 
-def test_the_record_of_a_training(cell):
-    found = run_cell(cell())
+@pytest.fixture(scope="module")
+def whole(tiny_suite, tmp_path_factory):
+    """A cell that has run, and its record."""
+    done = Cell(str(tiny_suite), "size", "ddpo_is", 0, str(tmp_path_factory.mktemp("whole") / "out"))
+    return done, run_cell(done)
+
+
+@pytest.fixture
+def trained(whole, cell):
+    """The record of `cell()`, which has run."""
+    shutil.copytree(whole[0].out, cell().out)
+    return whole[1]
+
+
+def test_the_record_of_a_training(cell, trained):
+    found = trained
     assert read_json(cell().record) == found and "error" not in found
     expected = {"format": FORMAT, "suite": "tiny", "task": "size", "agent": "ddpo_is", "trained": "ddpo_is", "seed": 0}
     assert {key: found[key] for key in expected} == expected and found["threads"] == 1
@@ -40,9 +55,8 @@ def test_the_record_of_a_training(cell):
     assert str(cell().folder.parent.parent) not in json.dumps(found)  # nothing of the machine's folders
 
 
-def test_what_the_report_shows(cell):
-    points = run_cell(cell())["points"]
-    for point in points:
+def test_what_the_report_shows(cell, trained):
+    for point in trained["points"]:
         path = cell().folder / "points" / f"{point['reward_queries']:08d}.safetensors"
         stored, prompts = load_tensors(path), json.loads(tensors_metadata(path)["prompts"])
         assert stored["images"].shape == (SAMPLES, 8, 8, 3) and stored["images"].dtype == torch.uint8
@@ -51,36 +65,35 @@ def test_what_the_report_shows(cell):
         assert len(prompts) == SAMPLES and stored["rewards"].mean() == pytest.approx(point["reward"], rel=1e-6)
 
 
-def test_the_run_folder_is_one_of_train(cell):
+def test_the_run_folder_is_one_of_train(cell, trained):
     """`diffusion-gym eval` reads it."""
-    run_cell(cell())
     result = evaluate_run(cell().folder, 4, 0)
     assert result["reward_queries"] == 8 and result["kl_to_base"] > 0
 
 
-def test_agents_of_a_seed_begin_from_the_same_point(cell):
-    first, second = (run_cell(cell(agent))["points"][0] for agent in ("ddpo_is", "rwr"))
+def test_agents_of_a_seed_begin_from_the_same_point(cell, whole):
+    first, second = whole[1]["points"][0], run_cell(cell("rwr"))["points"][0]
     assert {k: v for k, v in first.items() if "seconds" not in k} == {
         k: v for k, v in second.items() if "seconds" not in k
     }
     assert run_cell(cell("ddpo_is", 1))["points"][0]["reward"] != first["reward"]
 
 
-def test_a_variant_of_the_suite(cell):
+def test_a_variant_of_the_suite(cell, whole):
     found = run_cell(cell("frozen_null"))
     assert found["agent"] == "frozen_null" and found["trained"] == "ddpo_is"
     assert found["settings"]["agent_options"]["cfg_training"] is False
-    assert found["points"][-1]["kl"] != run_cell(cell())["points"][-1]["kl"]
+    assert found["points"][-1]["kl"] != whole[1]["points"][-1]["kl"]
 
 
-def test_an_agent_of_the_users_own(cell, tmp_path, monkeypatch):
+def test_an_agent_of_the_users_own(cell, whole, tmp_path, monkeypatch):
     (tmp_path / "bench_agent.py").write_text(
         "from diffusion_gym.agents.algorithms import DDPOIS\n\n\nclass Mine(DDPOIS):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     found = run_cell(cell("bench_agent:Mine"))
     assert found["agent"] == "bench_agent:Mine" and found["points"][-1]["reward_queries"] == 8
-    assert found["points"][-1]["kl"] == run_cell(cell())["points"][-1]["kl"]
+    assert found["points"][-1]["kl"] == whole[1]["points"][-1]["kl"]
     assert cell("bench_agent:Mine").record.name == "size--bench_agent.Mine--seed-0.json"
 
 
@@ -115,7 +128,7 @@ def killed(cell, owner, name, call):
     ],
 )
 def test_a_killed_cell_goes_on_to_the_same_record(
-    cell, tmp_path, without_clocks, monkeypatch, owner, name, call, measured
+    cell, whole, without_clocks, monkeypatch, owner, name, call, measured
 ):
     killed(cell(), owner, name, call)
     assert not cell().record.exists()
@@ -127,26 +140,24 @@ def test_a_killed_cell_goes_on_to_the_same_record(
     found = run_cell(cell())
     assert len(sampled) == 2 - max(0, len(before) - 1)  # what was measured is not trained again
     assert found["points"][: len(before)] == before
-    assert without_clocks(found) == without_clocks(run_cell(replace(cell(), out=str(tmp_path / "whole"))))
+    assert without_clocks(found) == without_clocks(whole[1])
 
 
-def test_a_training_that_cannot_go_on_begins_anew(cell, tmp_path, without_clocks):
-    whole = run_cell(cell())
+def test_a_training_that_cannot_go_on_begins_anew(cell, trained, without_clocks):
     for path in (cell().folder / "checkpoints").iterdir():
         path.unlink()
-    (cell().folder / "points.json").write_text(json.dumps(whole["points"][:2]))
-    assert without_clocks(run_cell(cell())) == without_clocks(whole)
+    (cell().folder / "points.json").write_text(json.dumps(trained["points"][:2]))
+    assert without_clocks(run_cell(cell())) == without_clocks(trained)
 
 
-def test_finished(cell):
-    assert not cell().finished()
-    run_cell(cell())
-    assert cell().finished() and replace(cell(), threads=2).finished() and not cell("rwr").finished()
+def test_finished(cell, whole):
+    done, _ = whole
+    assert not cell().finished() and done.finished() and replace(done, threads=2).finished()
+    assert not replace(done, agent="rwr").finished()
 
 
 @pytest.mark.parametrize("stored", ["record", "run folder"])
-def test_other_settings_in_the_same_folder_are_refused(cell, stored):
-    run_cell(cell())
+def test_other_settings_in_the_same_folder_are_refused(cell, trained, stored):
     if stored == "run folder":
         cell().record.unlink()
     with pytest.raises(ValueError, match=r"is of other settings \(total_reward_queries=12, there 8\); remove it or"):

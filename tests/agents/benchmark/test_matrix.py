@@ -102,7 +102,7 @@ def test_a_process_ends_with_its_parent(cell):
 
 
 def test_ray_that_is_missing_is_told(monkeypatch):
-    monkeypatch.setattr("diffusion_gym.agents.benchmark.contenders.find_spec", lambda name: None)
+    monkeypatch.setattr("diffusion_gym.agents.benchmark.library_agents.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"engine='ray' needs ray; pip install 'diffusion-denoise-gym\[ray\]'"):
         run_ray([], None, 0, print)
 

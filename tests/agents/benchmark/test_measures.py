@@ -10,7 +10,7 @@ from diffusion_gym.agents.algorithms import NoUsableReward
 from diffusion_gym.agents.benchmark.diversity import by_prompt, centred, model_features
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.rollout import collect_many
-from diffusion_gym.agents.training import evaluation
+from diffusion_gym.agents.training import evaluation, sampling
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.rewards import RewardOutput
 
@@ -37,7 +37,7 @@ def test_the_measures(envs, make_policy, monkeypatch):
         return images[:, 0].mean((1, 2))
 
     found = Evaluator(env, held_out, 8, SEED, probe).measure(policy)
-    monkeypatch.setattr(evaluation, "_EVALUATION", 3)  # the noise of the benchmark, not of `eval`
+    monkeypatch.setattr(evaluation, "EVALUATION", sampling.BENCHMARK)  # the noise of the benchmark, not of `eval`
     expected = evaluation.compare(env, policy, 8, SEED, kl_samples=8)
     unseen = evaluation.compare(held_out, policy, 8, SEED)
     assert found.values["reward"] == pytest.approx(expected.summary()["reward_mean"], rel=1e-6)
@@ -58,7 +58,7 @@ def test_the_pretrained_model_is_at_no_distance(envs, make_policy, monkeypatch):
     env, held_out = envs
     policy = make_policy(env, scale=0.0)
     found = Evaluator(env, held_out, 4, SEED).measure(policy)
-    monkeypatch.setattr(evaluation, "_EVALUATION", 3)
+    monkeypatch.setattr(evaluation, "EVALUATION", sampling.BENCHMARK)
     base = evaluation.compare(env, policy, 4, SEED)
     assert found.values["kl"] == 0 and "probe" not in found.values
     assert found.values["reward"] == pytest.approx(base.summary()["base_reward_mean"], rel=1e-6)

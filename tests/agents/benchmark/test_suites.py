@@ -8,7 +8,7 @@ import pytest
 
 from benchmark_suites import write_suite
 from diffusion_gym.agents.algorithms import AGENTS
-from diffusion_gym.agents.benchmark.contenders import LIBRARY_AGENTS, config_of
+from diffusion_gym.agents.benchmark.library_agents import LIBRARY_AGENTS, config_of
 from diffusion_gym.agents.benchmark.matrix import cells_of
 from diffusion_gym.agents.benchmark.suites import Suite, Task, suites
 from diffusion_gym.envs.registration import environment_ids
@@ -168,7 +168,7 @@ def test_agents_on_different_environments_are_refused(tmp_path, tiny_pipeline):
 
 
 def test_a_library_that_is_missing_is_told(monkeypatch):
-    monkeypatch.setattr("diffusion_gym.agents.benchmark.contenders.find_spec", lambda name: None)
+    monkeypatch.setattr("diffusion_gym.agents.benchmark.library_agents.find_spec", lambda name: None)
     expected = "agent='sb3/a2c' needs stable_baselines3; pip install 'diffusion-denoise-gym[sb3]'"
     with pytest.raises(ValueError, match=re.escape(expected)):
         config_of("sb3/a2c")

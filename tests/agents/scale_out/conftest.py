@@ -13,6 +13,7 @@ import torch
 
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.training import runs
+from run_folders import reward_for
 from scale_out_runs import BATCH, ITERATIONS, OPTIONS, REWARDS_MODULE, SAMPLES, codes
 
 
@@ -39,7 +40,7 @@ def arguments(tiny_pipeline):
             "agent": agent,
             "preset": "ddpo-paper",
             "env.model": tiny_pipeline,
-            "env.reward": reward,
+            "env.reward": reward_for(agent, reward),
             "env.num-inference-steps": 3,
             "env.guidance-scale": 2.0,
             "out": out,

@@ -1,6 +1,7 @@
 """Training through `accelerate launch` and `torchrun`, as a user does, in gloo on the CPU."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,11 +32,11 @@ def launch(rewards_folder):
             *("--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"),
         ]
 
-    def start(arguments, count, launcher="accelerate", machine=None, port=None):
+    def start(arguments, count, launcher="accelerate", machine=None, port=None, module="diffusion_gym.agents.cli"):
         env = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
         env |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         line = [sys.executable, "-m", *command(count, port or free_port(), launcher, machine)]
-        line += ["-m", "diffusion_gym.agents.cli", *arguments]
+        line += ["-m", module, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(line, cwd=rewards_folder, env=env, **pipes)
         started.append(process)
@@ -60,6 +61,27 @@ def ended(process, seconds=600):
     return process.returncode, output
 
 
+PROBE = """
+import torch
+from diffusion_gym.agents.processes import Processes
+
+processes = Processes.launched()
+with processes.leaving():
+    number = torch.tensor([1.0 + processes.index])
+    processes.sum_([number])
+    print(f"rank {processes.index} sum {number.item()}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_a_launcher_starts_processes_that_find_each_other(launch, rewards_folder, launcher):
+    (rewards_folder / "probe.py").write_text(PROBE)
+    code, output = ended(launch([], 2, launcher, module="probe"))
+    assert code == 0, output
+    assert sorted(re.findall(r"rank (\d) sum ([\d.]+)", output)) == [("0", "3.0"), ("1", "3.0")]
+
+
+@pytest.mark.slow
 def test_accelerate_launch_equals_one_process(launch, arguments, alone, tmp_path):
     code, output = ended(launch(arguments(tmp_path / "run"), 2))
     assert code == 0, output

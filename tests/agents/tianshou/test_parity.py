@@ -10,6 +10,7 @@ from tianshou.utils.torch_utils import policy_within_training_step
 
 from diffusion_gym.agents.advantages import PromptStatistics
 from diffusion_gym.agents.algorithms import DDPOIS, DDPOSF
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.tianshou import AdamWFactory, GuidedActor, GuidedPolicy, TrajectoryCollector, ddpo_is, ddpo_sf
 
 T, N = 3, 6
@@ -183,7 +184,7 @@ def test_second_epoch(world, monkeypatch):
     algorithm = ddpo_is(
         env,
         GuidedPolicy(GuidedActor(policy)),
-        optim=AdamWFactory(1e-3, epsilon=1e-2),
+        optim=AdamWFactory(OptimizerOptions(1e-3, adam_epsilon=1e-2)),
         eps_clip=clip,
         **shared,
     )

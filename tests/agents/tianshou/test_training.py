@@ -1,8 +1,6 @@
 """Tianshou's trainer and logger, files, the page."""
 
-import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from tianshou.utils import TensorboardLogger
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch.utils.tensorboard import SummaryWriter
 
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.tianshou import (
     AdamWFactory,
     GuidedPolicy,
@@ -27,8 +26,8 @@ from diffusion_gym.agents.tianshou import (
     save,
 )
 from diffusion_gym.storage import load_tensors, save_tensors
+from pages import run_page
 
-ROOT = Path(__file__).parents[3]
 T = 3
 
 
@@ -112,7 +111,11 @@ def test_tianshous_own_ppo_takes_the_policy(make, trained):
     env = make(2)
     policy = GuidedPolicy.from_env(env)
     algorithm = PPO(
-        policy=policy, critic=ZeroCritic(policy.denoising.device), optim=AdamWFactory(1e-3), gamma=1.0, gae_lambda=1.0
+        policy=policy,
+        critic=ZeroCritic(policy.denoising.device),
+        optim=AdamWFactory(OptimizerOptions(1e-3)),
+        gamma=1.0,
+        gae_lambda=1.0,
     )
     trained(algorithm, Collector(algorithm, TianshouVectorEnv(env), VectorReplayBuffer(2 * T, 2)), 2)
 
@@ -134,19 +137,10 @@ def test_training_on_a_gpu(make, exact_end_pipeline, tmp_path, build, trained):
 
 def test_the_page_runs(tmp_path, monkeypatch):
     """Every block of docs/tianshou.md in order, with fewer environments and steps."""
-    page = (ROOT / "docs" / "tianshou.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
-    scope = {}
-    for block in blocks:
-        for large, small in (("=64", "=4"), ("64 * T", "4 * T"), ("32 * T", "2 * T"), ("T = 10", "T = 3")):
-            block = block.replace(large, small)
-        exec(block, scope)
+    scope = run_page("tianshou.md", {"=64": "=4", "64 * T": "4 * T", "32 * T": "2 * T", "T = 10": "T = 3"})
     assert len(scope["stats"].returns) == 4 and list((tmp_path / "logs").iterdir())
     assert (tmp_path / "run.safetensors").exists() and (tmp_path / "model").is_dir()
-    for target in re.findall(r"\]\(([^)#]+)", page):
-        assert target.startswith("http") or (ROOT / "docs" / target).exists(), target
 
 
 @pytest.mark.parametrize(

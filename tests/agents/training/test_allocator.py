@@ -9,13 +9,14 @@ import pytest
 from diffusion_gym.agents.training import allocator, threads
 
 PASSES = """
-import resource
-import torch
-from diffusion_gym.agents.training.allocator import keep_freed_memory
+import resource, runpy, sys
+import numpy as np
+
+keep_freed_memory = runpy.run_path(sys.argv[1])["keep_freed_memory"]  # without the package, which imports torch
 
 def passes():
     for _ in range(8):
-        blocks = [torch.ones(2**20) for _ in range(16)]  # 4 MB each
+        blocks = [np.ones(2**20, np.float32) for _ in range(16)]  # 4 MB each
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
@@ -27,10 +28,9 @@ ON_GLIBC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glib
 
 def passes(**environment):
     """Whether memory is kept, and the page faults of 8 passes over 64 MB, in a process of its own."""
-    own = {name: value for name, value in os.environ.items() if name not in allocator._SAID}
-    done = subprocess.run(
-        [sys.executable, "-c", PASSES], capture_output=True, text=True, check=True, env={**own, **environment}
-    )
+    silent = {name: value for name, value in os.environ.items() if name not in allocator._SAID}
+    command = [sys.executable, "-c", PASSES, allocator.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**silent, **environment})
     kept, faults = map(int, done.stdout.split())
     return bool(kept), faults
 

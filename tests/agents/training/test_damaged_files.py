@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark_suites import write_suite
+from benchmark_suites import suite_text, write_suite
 from command_line import failure, train_arguments
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
@@ -20,7 +20,7 @@ from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.training import trust
 from diffusion_gym.agents.training.checkpoint import _State
 from diffusion_gym.agents.training.folders import _taken
-from diffusion_gym.agents.training.records import append_record, drop_records_after, read_development, read_metrics
+from diffusion_gym.agents.training.records import read_development, read_metrics
 from diffusion_gym.agents.training.run_files import FORMAT, OLD_FORMAT, read_evaluation
 from diffusion_gym.agents.training.runs import load_settings, read_settings
 from diffusion_gym.agents.training.settings import ADDED, starting_point
@@ -166,19 +166,6 @@ def test_small_files(run, damage):
 
 
 # --- each field, by the readers --------------------------------------------------------------------------------------
-
-
-def suite_text(content):
-    """A suite as TOML."""
-
-    def value(part):
-        if isinstance(part, dict):
-            return "{ " + ", ".join(f"{json.dumps(key)} = {value(own)}" for key, own in part.items()) + " }"
-        if isinstance(part, list):
-            return f"[{', '.join(map(value, part))}]"
-        return "nan" if isinstance(part, float) and math.isnan(part) else json.dumps(part)
-
-    return "".join(f"{json.dumps(key)} = {value(part)}\n" for key, part in content.items())
 
 
 def read_suite(path):
@@ -380,43 +367,3 @@ def test_a_record_of_an_older_format_goes_on_only_as_what_it_was(bench, capsys):
     del record["settings"]["development_every"]
     write_json(bench / RECORD, {**record, "format": "diffusion-gym-benchmark-1"})
     assert "development_every=None, there 0" in failure(again, capsys)
-
-
-# --- lines of records ------------------------------------------------------------------------------------------------
-
-
-def line(iteration):
-    return {"iteration": iteration, "reward_queries": 8 * iteration, "reward_mean": 0.5, "seconds": 1.0, "own": [1]}
-
-
-NO_RECORDS = [b"{oops", b"[]", b"3", b"{}", b'{"iteration": "2"}', b'{"iteration": true}', b"", b"\x80\xff"]
-
-
-@pytest.mark.parametrize("bad", NO_RECORDS)
-def test_one_bad_line_is_named_and_those_before_and_after_it_are_kept(tmp_path, bad):
-    path = tmp_path / "metrics.jsonl"
-    for iteration in (1, 3, 4):
-        append_record(path, line(iteration))
-    first, *others = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(first + bad + b"\n" + b"".join(others))
-    words = r"metrics\.jsonl: all but line 2 is read .*line 2, is no record of an iteration"
-    with pytest.warns(UserWarning, match=words) as told:
-        assert read_metrics(path) == [line(1), line(3), line(4)]
-    assert len(told) == 1
-    with pytest.warns(UserWarning):
-        drop_records_after(path, 3)
-    assert path.read_bytes() == first + bad + b"\n" + others[0]
-    with pytest.warns(UserWarning):
-        drop_records_after(path, 1)  # what came after the last record that is kept is done again
-    assert path.read_bytes() == first
-
-
-def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    append_record(path, line(1))
-    path.write_bytes(path.read_bytes() + b'{"iterat')
-    assert read_metrics(path) == [line(1)]
-    drop_records_after(path, 1)
-    append_record(path, line(2))
-    assert read_metrics(path) == [line(1), line(2)]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -20,14 +21,10 @@ from diffusion_gym.agents.training import runs
 from diffusion_gym.agents.training.checkpoint import Progress
 from diffusion_gym.agents.training.denoised_path import denoised_path
 from diffusion_gym.agents.training.development import DevelopmentSet, Evaluation, Samples
-from diffusion_gym.agents.training.evaluation import compare
-from diffusion_gym.agents.training.pictures import compared_sheet, sheet_pairs
-from diffusion_gym.agents.training.run_files import OLD_FORMAT
 from diffusion_gym.agents.training.schedule import Schedule
-from diffusion_gym.agents.training.settings import RunSettings, starting_point
+from diffusion_gym.agents.training.settings import starting_point
 from diffusion_gym.agents.training.tracking import Tracker
 from diffusion_gym.agents.training.trainer import Trainer
-from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.rewards import RewardError
 from run_folders import file_names, metrics_rows
 from trainer_runs import BATCH, SAMPLES, Snapshot, brightness, raising, when
@@ -36,27 +33,43 @@ STEPS, NOISES = 3, 6
 NO_TRACKER = Tracker()
 
 
+def development_set(make_env, folder, seed=0, num_envs=3, samples=NOISES, paths=4, **keywords):
+    env = make_env(num_envs, num_inference_steps=STEPS, autoreset_mode="Disabled", **keywords)
+    return DevelopmentSet(env, folder, seed, samples, paths)
+
+
+def followed_trainer(make_env, make_agent, out, iterations, *, reward=brightness, every=1, followed=True, **schedule):
+    env = make_env(BATCH, num_inference_steps=STEPS, autoreset_mode="Disabled")
+    agent = make_agent(env, scale=0.02, batch_size=4)
+    schedule = {"checkpoint_every": 1, "pictures_every": 0, "development_every": every, **schedule}
+    trainer = Trainer(env, agent, out, Schedule(iterations * SAMPLES, SAMPLES, **schedule))
+    trainer.progress, trainer.track = False, "none"
+    trainer.development = development_set(make_env, out, reward=reward) if followed else None
+    return trainer
+
+
 @pytest.fixture
 def make_set(make_env, tmp_path):
-    def make(folder="set", seed=0, num_envs=3, samples=NOISES, paths=4, **keywords):
-        env = make_env(num_envs, num_inference_steps=STEPS, autoreset_mode="Disabled", **keywords)
-        return DevelopmentSet(env, tmp_path / folder, seed, samples, paths)
+    def make(folder="set", *given, **keywords):
+        return development_set(make_env, tmp_path / folder, *given, **keywords)
 
     return make
 
 
 @pytest.fixture
-def make_trainer(make_env, make_agent, make_set, tmp_path):
-    def make(iterations=4, folder="run", *, reward=brightness, every=1, followed=True, **schedule):
-        env = make_env(BATCH, num_inference_steps=STEPS, autoreset_mode="Disabled")
-        agent = make_agent(env, scale=0.02, batch_size=4)
-        schedule = {"checkpoint_every": 1, "pictures_every": 0, "development_every": every, **schedule}
-        trainer = Trainer(env, agent, tmp_path / folder, Schedule(iterations * SAMPLES, SAMPLES, **schedule))
-        trainer.progress, trainer.track = False, "none"
-        trainer.development = make_set(folder, reward=reward) if followed else None
-        return trainer
+def make_trainer(make_env, make_agent, tmp_path):
+    def make(iterations=4, folder="run", **keywords):
+        return followed_trainer(make_env, make_agent, tmp_path / folder, iterations, **keywords)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(make_env, make_agent, tmp_path_factory):
+    """An uninterrupted run of three iterations."""
+    trainer = followed_trainer(make_env, make_agent, tmp_path_factory.mktemp("whole") / "run", 3)
+    trainer.run()
+    return trainer
 
 
 def records(trainer):
@@ -153,25 +166,6 @@ def test_the_noises_depend_on_the_seed_alone(make_set, make_policy):
     assert len(torch.unique(first.current.images.flatten(1), dim=0)) == NOISES
 
 
-def test_no_noise_is_one_of_training_grids_or_eval(make_trainer, make_env, monkeypatch):
-    seeds, genuine = [], DenoisingVectorEnv.reset
-    monkeypatch.setattr(
-        DenoisingVectorEnv,
-        "reset",
-        lambda self, *, seed=None, options=None: (seeds.append(seed), genuine(self, seed=seed, options=options))[1],
-    )
-    trainer = make_trainer(2)
-    trainer.pictures_env = make_env(BATCH, num_inference_steps=STEPS)
-    trainer.development.evaluate(trainer.agent.policy)
-    own, seeds[:] = set(seeds), []
-    assert len(own) == 2  # batches, the same of both models
-    trainer.development = None
-    trainer.run()
-    compare(trainer.env, trainer.agent.policy, BATCH, 0)
-    assert len(set(seeds)) == 4 + 1 + 1
-    assert not own & set(seeds)
-
-
 def test_nothing_changes_where_nothing_is_learned(make_trainer):
     trainer = make_trainer(3)
     object.__setattr__(trainer.agent.optimizer.options, "learning_rate", 0.0)  # which no user may
@@ -193,30 +187,28 @@ def test_what_a_training_writes(make_trainer):
     assert len({row["reward_mean"] for row in rows}) == 3
 
 
-def test_it_does_not_change_the_training(make_trainer):
-    followed, alone = make_trainer(3), make_trainer(3, "alone", followed=False)
-    followed.run()
+def test_it_does_not_change_the_training(make_trainer, whole):
+    alone = make_trainer(3, "alone", followed=False)
     alone.run()
-    first, second = Snapshot.of(followed), Snapshot.of(alone)
+    first, second = Snapshot.of(whole), Snapshot.of(alone)
     assert first.rows == second.rows and first.state == second.state
     assert all(torch.equal(value, second.tensors[key]) for key, value in first.tensors.items())
 
 
-def test_a_resumed_run_has_the_rows_of_the_uninterrupted_one(make_trainer):
-    whole, killed = make_trainer(4, "whole"), make_trainer(3, checkpoint_every=2)
-    whole.run()
-    killed.run()
-    (killed.out / "checkpoints" / "iteration-000003.safetensors").unlink()  # as if killed before it was written
-    rows = (killed.out / "development.jsonl").read_text().splitlines(keepends=True)
+def test_a_resumed_run_has_the_rows_of_the_uninterrupted_one(make_trainer, whole, tmp_path):
+    killed = tmp_path / "run"
+    shutil.copytree(whole.out, killed)
+    (killed / "checkpoints" / "iteration-000003.safetensors").unlink()  # as if killed before it was written
+    rows = (killed / "development.jsonl").read_text().splitlines(keepends=True)
     assert len(rows) == 3
-    (killed.out / "development.jsonl").write_text(rows[0] + rows[2])  # nor was the second evaluation
+    (killed / "development.jsonl").write_text(rows[0] + rows[2])  # nor was the second evaluation
     calls = []
 
     def counted(images, prompts, metadata):
         calls.append(len(images))
         return brightness(images, prompts, metadata)
 
-    resumed = make_trainer(4, reward=counted)
+    resumed = make_trainer(3, reward=counted)
     resumed.development.go_back(2)
     assert [row["iteration"] for row in records(resumed)] == [1]
     assert "development-000003.png" not in file_names(resumed.out / "images")
@@ -225,7 +217,7 @@ def test_a_resumed_run_has_the_rows_of_the_uninterrupted_one(make_trainer):
     for name in file_names(whole.out / "images"):
         assert (resumed.out / "images" / name).read_bytes() == (whole.out / "images" / name).read_bytes()
     evaluation = NOISES + 4 * (STEPS + 1)
-    assert sum(calls) == 3 * evaluation  # iterations 2 to 4; the pretrained model was not sampled again
+    assert sum(calls) == 2 * evaluation  # iterations 2 and 3; the pretrained model was not sampled again
 
 
 def test_other_prompts_than_those_of_the_stored_pictures_are_refused(make_set, make_policy):
@@ -238,9 +230,7 @@ def test_other_prompts_than_those_of_the_stored_pictures_are_refused(make_set, m
         make_set(paths=2).evaluate(policy)
 
 
-def test_a_reward_that_fails_leaves_a_checkpoint_and_the_row_to_the_resumed_run(make_trainer):
-    whole = make_trainer(3, "whole", checkpoint_every=10)
-    whole.run()
+def test_a_reward_that_fails_leaves_a_checkpoint_and_the_row_to_the_resumed_run(make_trainer, whole):
     calls_of_one = 2 + 2 * (STEPS + 1)
     failing = when(2 * calls_of_one + 2, raising(ConnectionError("server gone")))  # originals and one evaluation pass
     trainer = make_trainer(3, reward=failing, checkpoint_every=10)
@@ -254,10 +244,8 @@ def test_a_reward_that_fails_leaves_a_checkpoint_and_the_row_to_the_resumed_run(
 
 
 @pytest.mark.parametrize("call", [1, 3, 2 + 2 * (STEPS + 1) + 1], ids=["original", "its path", "current"])
-def test_a_signal_ends_an_evaluation_at_its_next_batch(make_trainer, capsys, call):
+def test_a_signal_ends_an_evaluation_at_its_next_batch(make_trainer, whole, capsys, call):
     """Nothing of it is written, and the resumed run catches up on it."""
-    whole = make_trainer(3, "whole", checkpoint_every=10)
-    whole.run()
     calls, terminate = [], when(call, lambda images: os.kill(os.getpid(), signal.SIGTERM))
 
     def counted(*given):
@@ -338,16 +326,6 @@ def test_a_run_has_a_set_of_any_size_in_its_main_process(tiny_pipeline, tmp_path
     assert runs._development(replace(settings, development_every=0), Processes()) is None
 
 
-def test_a_run_folder_from_before_these_options_is_read(tmp_path):
-    settings = replace(starting_point("DiffusionDenoise-Shapes-Color-v0", "ddpo_is", None, None), out=tmp_path)
-    stored = settings.to_json()
-    old = {key: value for key, value in stored.items() if not key.startswith("development") and key != "track"}
-    assert len(old) == len(stored) - 4
-    found = RunSettings.from_json(old, tmp_path, file_format=OLD_FORMAT)
-    assert found == replace(settings, development_every=0)  # such a run had no development set
-    assert RunSettings.from_json({**stored, "development_every": 7}, tmp_path).development_every == 7
-
-
 def test_the_command_line(tiny_pipeline, tmp_path, capsys):
     out = tmp_path / "run"
     options = {
@@ -388,25 +366,6 @@ def test_the_command_line(tiny_pipeline, tmp_path, capsys):
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("side", "shown"), [(32, 96), (64, 64), (512, 128)])
-def test_the_sheet_has_every_pair(side, shown):
-    colors = (255, 0, 0), (0, 0, 255)
-    red, blue = (torch.tensor(color, dtype=torch.uint8).expand(5, side, side, 3) for color in colors)
-    prompts = ["a red circle", "x" * 200, "", "两颗星 ☆", "line\nbreak"]
-    image = compared_sheet(red, blue, [0.0, 1, 2, 3, math.nan], [1.0, 0, 2, 4, 1], prompts)
-    for pair in sheet_pairs(image, red[0], 5):
-        assert [part.getcolors() for part in pair] == [[(shown * shown, color)] for color in colors]
-    with pytest.raises(ValueError, match="is no sheet of 9 pairs"):
-        sheet_pairs(image, red[0], 9)
-    sheet = np.asarray(image)
-    for color in colors:
-        assert (sheet == color).all(-1).sum() == 5 * shown * shown
-    rows, columns = (np.unique(where) for where in np.nonzero((sheet == (255, 0, 0)).all(-1)))
-    assert len(rows) == 2 * shown and len(columns) == 4 * shown  # four pairs beside each other, the fifth below
-    ink = (sheet != 255).any(-1)
-    assert not ink[:, :8].any() and not ink[:, -2:].any()  # the long prompt is cut off
-
-
 def test_the_table_is_that_of_the_thesis(make_set, make_policy):
     followed = make_set(paths=2)
     found = followed.evaluate(make_policy(followed.env, scale=0.3))
@@ -421,11 +380,8 @@ def test_the_table_is_that_of_the_thesis(make_set, make_policy):
     assert not np.array_equal(rows[0][-1], rows[1][-1])  # each has its own curve
 
 
-def test_the_report_of_a_run_without_a_set_has_no_section(tmp_path):
-    assert development(tmp_path) is None
-
-
 def test_the_report_survives_rewards_that_failed(tmp_path):
+    assert development(tmp_path) is None  # a run without a set
     row = {"iteration": 1, "reward_queries": 8, "reward_mean": None, "base_reward_mean": None, "improved": None}
     row |= {"difference_mean": None, "reward_path": [], "base_reward_path": []}
     (tmp_path / "development.jsonl").write_text(json.dumps(row) + "\n")

@@ -13,7 +13,7 @@ from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.training.export import export_policy
 from diffusion_gym.models.initial import begin_from
-from diffusion_gym.storage import load_tensors, save_tensors
+from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
 from diffusion_gym.testing.random_xl_sd3 import write_random_sd3
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -176,6 +176,33 @@ def test_adapters_that_do_not_fit_change_nothing(env, adapted, trainable, change
     policy = DenoisingPolicy.from_env(env, trainable, 2)
     before = output(policy.unet)
     with pytest.raises(ValueError, match=f"init_from='{folder}' .*{message}"):
+        policy.begin_from(folder)
+    assert torch.equal(output(policy.unet), before)
+
+
+@pytest.mark.parametrize("name, value", [("beta_end", 0.02), ("beta_schedule", "linear"), ("num_train_timesteps", 500)])
+def test_a_pipeline_of_other_noise_is_refused(env, exact_end_pipeline, tmp_path, name, value):
+    other = shutil.copytree(exact_end_pipeline, tmp_path / "other")
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    policy = DenoisingPolicy.from_env(env, "full")
+    policy.begin_from(other)
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), name: value}))
+    with pytest.raises(
+        ValueError, match=rf"has {name}={value!r} in its scheduler and the model .*; use a pipeline with"
+    ):
+        policy.begin_from(other)
+
+
+@pytest.mark.parametrize("how", ["diffusers", "peft"])
+def test_adapters_that_are_not_finite_are_refused(env, adapted, how):
+    folder, _ = adapted(how)
+    (file,) = folder.glob("*.safetensors")
+    tensors, metadata = load_tensors(file), tensors_metadata(file)
+    name = min(name for name in tensors if "lora_A" in name)
+    save_tensors(file, {**tensors, name: tensors[name] * torch.nan}, metadata)
+    policy = DenoisingPolicy.from_env(env, "lora", 2)
+    before = output(policy.unet)
+    with pytest.raises(ValueError, match=f"init_from='{folder}' holds NaN or infinite numbers at layer"):
         policy.begin_from(folder)
     assert torch.equal(output(policy.unet), before)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import AGENTS
-from diffusion_gym.storage import load_tensors, tensors_metadata
+from diffusion_gym.storage import is_unfinished, load_tensors, tensors_metadata
 from run_folders import ITERATIONS, SAMPLES, carrying_arguments, metrics_lines, metrics_rows
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def checkpoints(out):
 
 
 def unfinished(out):
-    return [path for path in out.rglob(".*") if path.is_file()]
+    return [path for path in out.rglob(".*") if is_unfinished(path)]
 
 
 def assert_equals(out, whole):
@@ -88,7 +88,7 @@ def assert_equals(out, whole):
             for folder in (out, whole)
         )
         assert contents == others
-    assert unfinished(out) == []
+    assert [path.name for path in out.rglob(".*")] == [".seal.json"]
 
 
 @pytest.fixture(scope="module")

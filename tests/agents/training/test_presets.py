@@ -356,13 +356,6 @@ def test_the_text_names_every_preset_and_source_and_fits(width):
                 assert name.split("-")[-1] in block
 
 
-def test_right_edges_of_a_table_are_aligned():
-    lines = presets_text(["dpok"], 120).splitlines()
-    rows = [line for line in lines[2 : lines.index("")] if not line.startswith("--")]
-    assert len(rows) > 20
-    assert len({len(row) for row in rows}) == 1  # the last column ends at one edge
-
-
 def test_json_holds_what_the_presets_set(capsys):
     main(["presets", "--json"])
     told = json.loads(capsys.readouterr().out)

@@ -7,24 +7,24 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from benchmark_suites import write_suite
+from benchmark_suites import suite_text, write_suite
 from diffusion_gym.agents.algorithms import AGENTS, agent_class
 from diffusion_gym.agents.benchmark import command as bench_command
 from diffusion_gym.agents.benchmark.suites import Suite, Task, suite_file, suites
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.training import trust
 from diffusion_gym.agents.training.run_files import FORMAT
-from diffusion_gym.agents.training.runs import load_settings, read_settings, write_config
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, make_env, starting_point
+from diffusion_gym.agents.training.runs import load_settings, read_settings
+from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
 from diffusion_gym.envs import vector
 from diffusion_gym.models import load_model
 from diffusion_gym.rewards import make_reward
 from diffusion_gym.storage import write_json
+from run_folders import made_here
 
 ENV = "DiffusionDenoise-Shapes-Color-v0"
 MODULE, URL, FILE = "module_of_a_stranger", "http://127.0.0.1:9", "secrets_of_this_user.txt"
@@ -177,30 +177,17 @@ def test_no_option_of_a_suites_file_is_followed(part, name, place, capsys, monke
     for value in (HARMFUL[kind] for kind in kinds):
         if name in ("reward_kwargs", "env_options", "probe_kwargs"):
             value = {"reward" if name == "env_options" else "cache": value}
-        suite = {
-            "": {"description": "of a stranger", "budget": 6400, "evaluations": 1, "samples": 4},
-            "tasks.size": {"env": ENV, "ceiling": 1.0},
-            "tasks.size.env_options": {},
-            "overrides": {},
-            "agents.other": {"agent": "ddpo_is"},
-        }
-        suite[part][name] = value
-        nested = {name for name in suite if name and name.rpartition(".")[2] in suite.get(name.rpartition(".")[0], {})}
-        lines = [
-            f"{f'[{table}]' if table else ''}\n" + "".join(f"{key} = {toml(own)}\n" for key, own in values.items())
-            for table, values in suite.items()
-            if table not in nested
-        ]
-        (place / "stranger" / "suite.toml").write_text("".join(lines))
+        suite = {"description": "of a stranger", "budget": 6400, "evaluations": 1, "samples": 4, "overrides": {}}
+        suite |= {"agents": {"other": {"agent": "ddpo_is"}}}
+        suite |= {"tasks": {"size": {"env": ENV, "ceiling": 1.0, "env_options": {}}}}
+        table = suite
+        for key in filter(None, part.split(".")):
+            table = table[key]
+        table[name] = value
+        (place / "stranger" / "suite.toml").write_text(suite_text(suite))
         with watched() as touched:
             refusal(capsys, "bench", "--suite", "stranger/suite.toml", "--out", "out", "--seeds", "1")
         assert not touched and not (place / "imported").exists() and not (place / "out").exists()
-
-
-def toml(value):
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(own)}" for key, own in value.items()) + " }"
-    return json.dumps(value)
 
 
 @pytest.mark.parametrize("suite", suites())
@@ -210,10 +197,8 @@ def test_what_comes_with_the_package_names_nothing(suite):
 
 def test_every_field_with_a_default_names_nothing():
     for entry in fields(EnvOptions):
-        assert (
-            entry.default is not MISSING
-            and trust.run_claims(with_option("env_options", entry.name, entry.default)) == []
-        )
+        assert entry.default is not MISSING
+        assert trust.run_claims(with_option("env_options", entry.name, entry.default)) == []
 
 
 @pytest.mark.parametrize(
@@ -236,15 +221,8 @@ def test_what_is_registered_needs_no_trust(part, name, value, tmp_path):
     assert load_settings(tmp_path).token_to == ()
 
 
-def made(folder, **env_options):
-    """A run folder as this user's training leaves it, without a checkpoint."""
-    settings = starting_point(ENV, "ddpo_is", None, None)
-    write_config(RunSettings(**{**vars(settings), "out": folder, "env_options": EnvOptions(**env_options)}))
-    return folder
-
-
 def test_a_folder_made_here_needs_no_trust_and_a_changed_or_copied_one_does(place, monkeypatch):
-    folder = made(place / "mine", reward=f"{MODULE}:score")
+    folder = made_here(place / "mine", reward=f"{MODULE}:score")
     assert load_settings(folder).token_to is None
     (place / "moved").mkdir()
     assert load_settings(folder.rename(place / "moved" / "mine")).env_options.reward == f"{MODULE}:score"
@@ -274,13 +252,13 @@ def test_a_folder_made_here_needs_no_trust_and_a_changed_or_copied_one_does(plac
     "seal", ["{}", "[]", "", '{"hmac": "0", "token_to": null}', '{"hmac": 1}', '{"hmac": "\\u00e4"}']
 )
 def test_a_seal_that_somebody_else_wrote_is_none(seal, tmp_path):
-    made(tmp_path)
+    made_here(tmp_path)
     (tmp_path / ".seal.json").write_text(seal)
     assert trust.seal_of(tmp_path) is None
 
 
 def test_addresses_cannot_be_added_to_a_seal(tmp_path):
-    made(tmp_path)
+    made_here(tmp_path)
     trust.write_seal(tmp_path, trust.Seal(()))
     stored = json.loads((tmp_path / ".seal.json").read_text())
     for token_to in (None, ["http://127.0.0.1:9"]):
@@ -349,60 +327,6 @@ def test_the_settings_of_wandb_in_a_folder_count(place, capsys):
     assert "wandb/settings" in refusal(capsys, "train", "--resume", "--out", "stranger", "--track", "wandb")
 
 
-class _Server(BaseHTTPRequestHandler):
-    seen: list[str | None] = []
-
-    def do_GET(self):
-        self.seen.append(self.headers.get("Authorization"))
-        body = json.dumps({"name": "Color", "max_batch": 8, "max_bytes": 10**6, "data": [{"id": "a"}]}).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server():
-    """The address of a reward server, and the `Authorization` headers that it has got."""
-    with HTTPServer(("127.0.0.1", 0), _Server) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        _Server.seen.clear()
-        yield f"http://127.0.0.1:{served.server_port}", _Server.seen
-        served.shutdown()
-
-
-@pytest.mark.parametrize("form", ["{}", "{}=1,Count=0"])
-def test_a_token_goes_only_where_the_user_says(form, server, tmp_path, monkeypatch):
-    url, seen = server
-    monkeypatch.setenv("DIFFUSION_GYM_REWARD_TOKEN", "secret")
-    folder = made(tmp_path / "mine", reward=form.format(url))
-    make_env(load_settings(folder), 1)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another machine"))
-    settings = load_settings(folder, trust=True)
-    with pytest.warns(UserWarning, match=f"DIFFUSION_GYM_REWARD_TOKEN is not sent to '{url}'.*--token-to {url}"):
-        make_env(settings, 1)
-    for allowed in ((url,), ("http://127.0.0.1:1", url + "/")):
-        make_env(RunSettings(**{**vars(settings), "token_to": allowed}), 1)
-    make_reward(url)  # what Python code names is the user's own
-    assert seen == ["Bearer secret", None, *3 * ["Bearer secret"]]
-    with pytest.raises(ValueError, match="token_to='judge' must be an address"):
-        make_env(RunSettings(**{**vars(settings), "token_to": ("judge",)}), 1)
-
-
-def test_the_key_of_a_vlm_stays_too(server, monkeypatch):
-    from diffusion_gym.rewards.tokens import tokens_only_to
-    from diffusion_gym.rewards.vlm import make_vlm
-
-    url, seen = server
-    monkeypatch.setenv("DIFFUSION_GYM_VLM_API_KEY", "secret")
-    with tokens_only_to([]), pytest.warns(UserWarning, match="VLM_API_KEY is not sent"):
-        make_vlm(url)
-    make_vlm(url)
-    assert seen == [None, "Bearer secret"]
-
-
 def test_a_benchmark_is_trusted_once(tiny_pipeline, place, capsys, monkeypatch):
     ran = []
     monkeypatch.setattr(bench_command, "run_local", lambda cells, *others: ran.extend(cells))
@@ -460,23 +384,12 @@ def test_the_key_is_one_for_all_and_for_this_user_alone(tmp_path, monkeypatch):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"short")
     with pytest.raises(ValueError, match="holds no key of diffusion-gym; remove it"):
-        trust.seal_of(made(tmp_path / "run"))
+        trust.seal_of(made_here(tmp_path / "run"))
 
 
 def test_where_no_key_can_be_kept_a_run_begins_with_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="set XDG_DATA_HOME"):
-        made(tmp_path / "run")
+        made_here(tmp_path / "run")
     assert not Path(tmp_path / "run" / ".seal.json").exists()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {**settings_json(), "env_options": [["reward", f"{MODULE}:score"]]}, {**settings_json(), "agent": 3}],
-)
-def test_settings_of_another_shape_are_refused(settings, place, capsys):
-    write_run(place / "stranger", settings)
-    with watched() as touched:
-        refusal(capsys, "eval", "stranger")
-    assert not touched

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from diffusion_gym.agents.cli import main
+from forked import Forked
+
 STEERED = '''
     import os
     import signal
@@ -50,28 +53,29 @@ class Server:
     Attributes:
         folder: where it runs: files there steer it.
         url: its address, the same after a restart.
+
+    It is a fork of this process or, where `fresh`, one whose memory is its own.
     """
 
-    def __init__(self, folder, *options, reward="served:steered", token=None):
+    def __init__(self, folder, *options, reward="served:steered", token=None, fresh=False):
         self.folder, self._options, self._reward, self._token = folder, options, reward, token
+        self._fresh = fresh
         (folder / "served.py").write_text(textwrap.dedent(STEERED))
         self._start("0")
 
     def _start(self, port):
-        command = [sys.executable, "-m", "diffusion_gym.agents.cli", "serve-reward", self._reward, "--port", port]
+        command = ["serve-reward", self._reward, "--port", port, *self._options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment.pop("DIFFUSION_GYM_REWARD_TOKEN", None)
         if self._token is not None:
             environment["DIFFUSION_GYM_REWARD_TOKEN"] = self._token
         with (self.folder / "stderr").open("a") as errors:
-            self.process = subprocess.Popen(
-                [*command, *self._options],
-                cwd=self.folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            if self._fresh:
+                program = [sys.executable, "-m", "diffusion_gym.agents.cli", *command]
+                pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+                self.process = subprocess.Popen(program, cwd=self.folder, env=environment, **pipes)
+            else:
+                self.process = Forked(lambda: main(command), self.folder, environment, errors)
         line = self.process.stdout.readline()  # comes when it listens
         assert " at http://" in line, line + (self.folder / "stderr").read_text()
         self.url = line.split(" at ")[1].split(";")[0]

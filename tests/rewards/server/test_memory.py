@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 @pytest.fixture(scope="module")
 def server(start_server):
     options = ["--max-memory", MAX_MEMORY, "--max-bytes", MAX_MEMORY // 16, "--max-queue", 64]
-    return start_server(*options)
+    return start_server(*options, fresh=True)
 
 
 def picture(noise):

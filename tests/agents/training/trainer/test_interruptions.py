@@ -86,6 +86,31 @@ def test_pictures_of_a_resumed_run(make_trainer):
         assert (resumed.out / "images" / name).read_bytes() == (whole.out / "images" / name).read_bytes()
 
 
+def images(trainer):
+    return {path.name: path.read_bytes() for path in (trainer.out / "images").iterdir()}
+
+
+@pytest.mark.parametrize("left", [(), ("iteration-000003.png", "iteration-000004.png", "iteration-best.png")])
+def test_pictures_after_a_signal(make_trainer, left):
+    """A signal leaves no grid that is not due, and what is there of iterations that are repeated is removed first."""
+    options = {"pictures": True, "pictures_every": 2, "checkpoint_every": 2}
+    whole = make_trainer(4, "whole", **options)
+    whole.run()
+    part = make_trainer(4, reward=when(5, interrupt), **options)
+    assert part.run().iteration == 3
+    for name in left:
+        (part.out / "images" / name).write_bytes(b"another picture")
+    resumed = make_trainer(4, init=5, **options)
+    if left:  # as if the checkpoint of the third iteration had not been written
+        part.checkpoints.paths()[-1].unlink()
+    resumed.run(resume=True)
+    found, expected = (
+        {path.name: path.read_bytes() for path in (trainer.out / "images").iterdir()} for trainer in (resumed, whole)
+    )
+    assert found.pop("iteration-best.png", None) == (b"another picture" if left else None)
+    assert found == expected
+
+
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 

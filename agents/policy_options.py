@@ -1,0 +1,46 @@
+"""Options of a policy: what of it trains, and how its network computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffusion_gym.agents.finite import Options, require, require_choice
+
+Trainable = Literal["lora", "full"]
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class PolicyOptions(Options):
+    """What of a policy trains, and how its network computes; the defaults are those of the DDPO paper, table F.6."""
+
+    trainable: Trainable = "lora"
+    """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
+    lora_rank: int = 4
+    """Rank of the adapters."""
+    lora_alpha: float | None = None
+    """What an adapter adds is alpha / rank times its product; by default alpha is the rank."""
+    lora_targets: tuple[str, ...] | None = None
+    """The linear layers that get adapters, by the ends of their names; by default those of the model's family."""
+    cfg_training: bool = True
+    """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
+    mixed_precision: Precision = "no"
+    """Compute the UNet in bf16 or fp16; latents, step maths and weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self, "trainable", Trainable)
+        require_choice(self, "mixed_precision", Precision)
+        require(self, "at least 1", "lora_rank")
+        if self.lora_alpha is not None:
+            require(self, "larger than 0", "lora_alpha")
+        if self.lora_targets is not None and not self.lora_targets:
+            raise ValueError("lora_targets=() names no layer; name some, such as to_q, or leave it out")
+
+    @property
+    def trained_part(self) -> dict[str, Any]:
+        """The options of what trains, by which a `DenoisingPolicy` is made."""
+        return {name: getattr(self, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_targets")}

@@ -1,0 +1,22 @@
+"""The wheel in a new environment and the core tests, on each Python that is there: `nox` (`pip install nox`)."""
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=PYTHONS)
+def wheel(session: nox.Session) -> None:
+    """Build, install and try the wheel outside the clone, with the SB3 extra."""
+    session.install("build", "setuptools>=77", "tyro")
+    session.run("python", "-m", "tools.package", "build")
+    session.run("python", "-m", "tools.package", "try")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The fast tests, at the versions of constraints.txt."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
