@@ -43,9 +43,7 @@ def test_output_and_gradients_are_those_of_peft(layers):
         assert isinstance(layer, AdaptedLinear)
         ours, theirs = results(layer, layer), results(lambda x, layer=layer: Linear.forward(layer, x), layer)
         assert [value.dtype for value in ours] == [value.dtype for value in theirs]
-        exact = (
-            ours[0].dtype == torch.float32
-        )  # they sum in another order
+        exact = ours[0].dtype == torch.float32  # they sum in another order
         torch.testing.assert_close(ours, theirs, **({"rtol": 1e-4, "atol": 1e-4} if exact else ROUNDED))
         assert not torch.allclose(ours[0], layer.get_base_layer()(states(layer)))
 
