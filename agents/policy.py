@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,8 @@ class DenoisingPolicy(nn.Module):
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
         if trainable == "lora":
-            targets = given or getattr(model, "lora_targets", ATTENTION)
+            usual: Collection[str] = getattr(model, "lora_targets", ATTENTION)
+            targets = usual if given is None else given
             self.unet = with_lora(model.unet, lora_rank, lora_alpha, targets, given=given is not None)
         else:
             self.unet = full_copy(model.unet)

@@ -32,7 +32,7 @@ class _Unrewarded:
     name = "none"
 
     def __init__(self, env: str) -> None:
-        reward = gym.spec(env).kwargs.get("reward")
+        reward: Any = gym.spec(env).kwargs.get("reward")
         self.default_prompts = REWARDS.default_prompts(reward) if reward in REWARDS else None
 
     def __call__(self, images: torch.Tensor, prompts: Any, metadata: Any) -> torch.Tensor:

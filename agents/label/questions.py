@@ -83,8 +83,16 @@ class Questions:
         asked = self._pending.get(person)
         if asked is None or asked.number != number:
             return False
-        own = {"number": number, "first": asked.first, "second": asked.second, "repeats": asked.repeats}
-        self.labels.append(Answer(person=person, answer=choice, **own))
+        self.labels.append(
+            Answer(
+                person=person,
+                number=number,
+                first=asked.first,
+                second=asked.second,
+                answer=choice,
+                repeats=asked.repeats,
+            )
+        )
         del self._pending[person]
         return True
 

@@ -59,7 +59,7 @@ def load_model(
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
     options = _checked_options(model_kwargs or {})
-    shared = {name: options.pop(name) for name in _SHARED if name in options}
+    shared: dict[str, Any] = {name: options.pop(name) for name in _SHARED if name in options}
     if not isinstance(model, str | Path):
         if not hasattr(model, "step_table"):
             raise ValueError(f"model={model!r} is no name, directory, hub id or model object")

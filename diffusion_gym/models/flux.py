@@ -61,7 +61,7 @@ class FluxModel(FlowModel):
         network: Any = self.unet.config
         hidden, pooled = unpack_pooled(embeddings, network.pooled_projection_dim)
         _, height, width = self.latent_shape
-        place = {"device": self.device, "dtype": self.dtype}
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         return unet(
             hidden_states=patches,
             timestep=times,

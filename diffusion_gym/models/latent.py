@@ -130,7 +130,7 @@ class LatentModel:
             **sampler_defaults: their own defaults for `SamplerConfig`, over those of the family.
         """
         for name in names:
-            options = {"name": name, "sampler_defaults": sampler_defaults}
+            options: dict[str, Any] = {"name": name, "sampler_defaults": sampler_defaults}
             MODELS.register(name, traits=("prompt", "photo", "face"))(partial(cls, MODEL_SOURCES[name], **options))
 
     # --- what a family says of itself ------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def export_adapters(
     """
     from peft.utils import get_peft_model_state_dict
 
-    config = unet.peft_config["default"]  # type: ignore[index, union-attr]
+    config: Any = unet.peft_config["default"]  # type: ignore[index, union-attr]
     described = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
     layers = {
         f"{part}_lora_layers": renamed(get_peft_model_state_dict(unet)),

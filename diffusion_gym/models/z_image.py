@@ -39,7 +39,8 @@ class ZImageModel(FlowModel):
         return self._chats(prompts, enable_thinking=True)
 
     def _channels(self) -> int:
-        return self._equal_channels(self.unet.in_channels)
+        network: Any = self.unet
+        return self._equal_channels(network.in_channels)
 
     def _default_size(self) -> tuple[int, int]:
         return 1024, 1024  # the pipeline's own

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Schema)
 Choice = Literal["first", "second", "equal"]
 Person = Annotated[str, StringConstraints(pattern=r"^\S(?:.{0,38}\S)?$")]
 _SHARE: Final[dict[str, float]] = {"first": 1.0, "second": 0.0, "equal": 0.5}
-_PNG: Final = Annotated[str, Field(pattern=r"^\d{6,}\.png$")]
+_PNG: TypeAlias = Annotated[str, Field(pattern=r"^\d{6,}\.png$")]
 
 
 class Source(Schema):
