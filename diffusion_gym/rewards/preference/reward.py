@@ -8,6 +8,8 @@ from typing import Any, Final, Literal
 
 import torch
 
+from diffusion_gym.devices import device_called
+from diffusion_gym.images import to_float, to_uint8
 from diffusion_gym.rewards.base import RewardOutput
 from diffusion_gym.rewards.preference.bradley_terry import Posterior
 from diffusion_gym.rewards.preference.features import FeatureSource, Kind, load_features
@@ -51,7 +53,7 @@ class PreferenceReward:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of something else.
+        ValueError: the file is damaged or of something else; an unknown device, or a batch size below 1.
     """
 
     name = "Preferences"
@@ -63,7 +65,8 @@ class PreferenceReward:
             raise FileNotFoundError(
                 f"reward={str(file)!r} is no file; make it with `diffusion-gym fit-preferences LABELS`"
             )
-        self.file, self._device, self._batch = str(file), device, batch_size
+        self.file, self._batch = str(file), batch_size
+        self._device = None if device is None else device_called(device)
         self._header, self._scaling, self._posterior = _read(Path(file))
         self.accuracy = self._header.accuracy
         self._features: dict[torch.device, Features] = {}
@@ -83,11 +86,14 @@ class PreferenceReward:
                 f"reward={self.file!r} was fitted to pictures of {size[0]} x {size[1]} pixels of "
                 f"{self._header.source!r}, and these have {images.shape[2]} x {images.shape[3]}; label pictures of it"
             )
-        device = torch.device(self._device) if self._device else images.device
+        device = self._device or images.device
+        seen = to_float(to_uint8(images)).to(
+            device
+        )  # people saw 8 bits, and a saved picture scores as it did in training
         if device not in self._features:
             self._features[device] = load_features(_source(self._header), device)
         parts = [
-            self._features[device](images[start : start + self._batch].to(device), prompts[start : start + self._batch])
+            self._features[device](seen[start : start + self._batch], prompts[start : start + self._batch])
             for start in range(0, len(images), self._batch)
         ]
         scaled = self._scaling(torch.cat(parts).cpu())

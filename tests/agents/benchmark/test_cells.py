@@ -72,7 +72,7 @@ def test_the_run_folder_is_one_of_train(cell, trained):
 
 
 def test_agents_of_a_seed_begin_from_the_same_point(cell, whole):
-    first, second = whole[1]["points"][0], run_cell(cell("rwr"))["points"][0]
+    first, second = whole[1]["points"][0], run_cell(cell("ddpo_sf"))["points"][0]
     assert {k: v for k, v in first.items() if "seconds" not in k} == {
         k: v for k, v in second.items() if "seconds" not in k
     }

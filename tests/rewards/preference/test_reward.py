@@ -84,7 +84,8 @@ def test_a_file_scores_as_the_fit_that_it_holds_in_any_batch(file, fitted, monke
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     prompts = ["a red circle"] * 5
     output = evaluate(make_reward(str(file), batch_size=2), images, prompts)
-    scaled = fitted.scaling(brightness(images, prompts))
+    stored = (images * 255).round() / 255  # as its PNG has it
+    scaled = fitted.scaling(brightness(stored, prompts))
     torch.testing.assert_close(output.scores, (scaled @ fitted.posterior.weights).float())
     torch.testing.assert_close(output.info["uncertainty"], fitted.posterior.spread(scaled).float())
     both = make_reward(f"{file}=2,Compressibility=0")
@@ -100,6 +101,9 @@ def test_a_larger_picture_is_of_another_model(file):
 def test_a_file_of_something_else_is_named(file, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no file; make it with `diffusion-gym fit-preferences"):
         make_reward(str(tmp_path / "none.safetensors"))
+    for keyword, value in (("device", "tpu9"), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=f"{keyword}={value!r}"):
+            make_reward(str(file), **{keyword: value})
     with pytest.raises(TypeError, match="'batch'.*did you mean 'batch_size'"):
         make_reward(str(file), batch=3)
     tensors, (key, told) = load_tensors(file), *tensors_metadata(file).items()
