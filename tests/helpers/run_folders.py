@@ -47,6 +47,7 @@ def carrying_arguments(pipeline, agent, out, **options):
         **CARRYING_OPTIONS,
         "trainable": "lora",
         "lora_rank": 4,
+        "group_size": 2,
         "batch_size": 4,
         "replay_iterations": 2,
         **options,
