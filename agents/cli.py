@@ -27,16 +27,18 @@ _USAGE: Final = """usage: diffusion-gym COMMAND [options]
 
 Reinforcement learning on the denoising process of a diffusion model.
 
-  envs          list the environments
-  presets       list the hyperparameter presets, side by side
-  train         train an agent on an environment
-  eval          compare a run's result with the pretrained model
-  report        write a run's page: curve, pictures, tables
-  bench         compare agents on a suite of environments, seed by seed
-  download      fetch the files of a model or reward from the hub
-  push          upload what a run learned, with a model card, to the hub
-  serve-reward  serve a reward to other processes and machines
-  demo          a complete small run on the embedded model, in minutes
+  envs             list the environments
+  presets          list the hyperparameter presets, side by side
+  train            train an agent on an environment
+  eval             compare a run's result with the pretrained model
+  report           write a run's page: curve, pictures, tables
+  bench            compare agents on a suite of environments, seed by seed
+  download         fetch the files of a model or reward from the hub
+  push             upload what a run learned, with a model card, to the hub
+  label            choose between pictures on a page, to make a reward of the choices
+  fit-preferences  make the reward
+  serve-reward     serve a reward to other processes and machines
+  demo             a complete small run on the embedded model, in minutes
 
 diffusion-gym COMMAND --help explains every option; --traceback with any command shows where an error came from."""
 
@@ -323,6 +325,18 @@ def _serve_reward(args: list[str]) -> None:
     serve_reward(parsed(ServeRewardOptions, args, "serve-reward"))
 
 
+def _label(args: list[str]) -> None:
+    from diffusion_gym.agents.label.command import LabelOptions, run_label
+
+    run_label(parsed(LabelOptions, args, "label"))
+
+
+def _fit_preferences(args: list[str]) -> None:
+    from diffusion_gym.agents.label.command import FitOptions, run_fit
+
+    run_fit(parsed(FitOptions, args, "fit-preferences"))
+
+
 def _download(args: list[str]) -> None:
     from diffusion_gym.agents.downloads import DownloadOptions, run_download
 
@@ -354,6 +368,7 @@ _STOPPED: Final = {
     "folder, or begins anew where there is none yet; without a folder run the same command again",
     "eval": "stopped; the same command begins anew",
     "bench": "stopped; the same command goes on from the last measurement of each run",
+    "label": "stopped; the same command goes on, and has every answer",
     "serve-reward": "stopped",
 }
 _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
@@ -365,6 +380,8 @@ _COMMANDS: Final[dict[str, Callable[[list[str]], None]]] = {
     "bench": _bench,
     "download": _download,
     "push": _push,
+    "label": _label,
+    "fit-preferences": _fit_preferences,
     "serve-reward": _serve_reward,
     "demo": _demo,
 }

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
 from diffusion_gym.agents.processes import Processes
-from diffusion_gym.storage import optimizer_tensors, restore_optimizer
 from diffusion_gym.timing import span
 
 LearningRateSchedule = Literal["constant", "warmup_cosine"]

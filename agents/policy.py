@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
-from diffusion_gym.models import DenoisingModel, null_embedding, sampling_table
+from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +36,8 @@ class DenoisingPolicy(nn.Module):
         config: the sampler; the same object as the environment's.
         trainable: `lora`, low-rank adapters on shared weights; or `full`, a copy of all weights.
         lora_rank: rank of the adapters.
+        lora_alpha: what an adapter adds is alpha / rank times its product; the rank by default.
+        lora_targets: the linear layers that get adapters, by the ends of their names; the model's own by default.
 
     Attributes:
         unet: the network that trains; `parameters()` of the policy are its parameters.
@@ -52,11 +54,14 @@ class DenoisingPolicy(nn.Module):
         *,
         trainable: Trainable = PolicyOptions.trainable,
         lora_rank: int = PolicyOptions.lora_rank,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         from diffusion_gym.models.lora import full_copy, with_lora
 
-        PolicyOptions(trainable, lora_rank)  # checks them
+        given = None if lora_targets is None else tuple(lora_targets)
+        PolicyOptions(trainable, lora_rank, lora_alpha, given)  # checks them
         if trainable == "full" and model.dtype != torch.float32:
             kind = str(model.dtype).removeprefix("torch.")
             raise ValueError(
@@ -66,8 +71,13 @@ class DenoisingPolicy(nn.Module):
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
-        self.unet = with_lora(model.unet, lora_rank) if trainable == "lora" else full_copy(model.unet)
+        if trainable == "lora":
+            targets = given or getattr(model, "lora_targets", ATTENTION)
+            self.unet = with_lora(model.unet, lora_rank, lora_alpha, targets, given=given is not None)
+        else:
+            self.unet = full_copy(model.unet)
         self.table = sampling_table(model, config)
+        self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
@@ -82,6 +92,8 @@ class DenoisingPolicy(nn.Module):
         env: Any,
         trainable: Trainable = PolicyOptions.trainable,
         lora_rank: int = PolicyOptions.lora_rank,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] | None = None,
         **training: Any,
     ) -> DenoisingPolicy:
         """The policy of an environment's model and sampler.
@@ -90,13 +102,16 @@ class DenoisingPolicy(nn.Module):
             env: a denoising environment, single or vectorised, wrapped or not, or adapted to a library.
             trainable: `lora` or `full`.
             lora_rank: rank of the adapters.
+            lora_alpha: their alpha.
+            lora_targets: their layers.
             **training: of `set_training`.
 
         Raises:
             ValueError: `env` is no denoising environment, or an option cannot be had.
         """
         base = denoising_env(env)
-        policy = cls(base.model, base.sampler_config, trainable=trainable, lora_rank=lora_rank)
+        adapters: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "lora_targets": lora_targets}
+        policy = cls(base.model, base.sampler_config, trainable=trainable, **adapters)
         if training:
             policy.set_training(**training)
         return policy
@@ -321,11 +336,11 @@ class DenoisingPolicy(nn.Module):
         if torch.is_grad_enabled() and not self.cfg_training:
             with torch.no_grad():
                 unguided = self._predict(unet, latents, steps, null)
-            return guide(self._predict(unet, latents, steps, conditional), unguided, self.config.guidance_scale)
+            return self._guide(self._predict(unet, latents, steps, conditional), unguided, self.config.guidance_scale)
         both = torch.cat([conditional, null])
         output = self._predict(unet, torch.cat([latents, latents]), torch.cat([steps, steps]), both)
         guided, unguided = output.chunk(2)
-        return guide(guided, unguided, self.config.guidance_scale)
+        return self._guide(guided, unguided, self.config.guidance_scale)
 
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, steps: torch.Tensor, embeddings: torch.Tensor | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from diffusion_gym.agents.finite import Options, require, require_choice
 
@@ -19,6 +19,10 @@ class PolicyOptions(Options):
     """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
     lora_rank: int = 4
     """Rank of the adapters."""
+    lora_alpha: float | None = None
+    """What an adapter adds is alpha / rank times its product; by default alpha is the rank."""
+    lora_targets: tuple[str, ...] | None = None
+    """The linear layers that get adapters, by the ends of their names; by default those of the model's family."""
     cfg_training: bool = True
     """Train both branches of the guided prediction; off trains the conditional one alone (DDPO, appendix G.1)."""
     mixed_precision: Precision = "no"
@@ -31,3 +35,12 @@ class PolicyOptions(Options):
         require_choice(self, "trainable", Trainable)
         require_choice(self, "mixed_precision", Precision)
         require(self, "at least 1", "lora_rank")
+        if self.lora_alpha is not None:
+            require(self, "larger than 0", "lora_alpha")
+        if self.lora_targets is not None and not self.lora_targets:
+            raise ValueError("lora_targets=() names no layer; name some, such as to_q, or leave it out")
+
+    @property
+    def trained_part(self) -> dict[str, Any]:
+        """The options of what trains, by which a `DenoisingPolicy` is made."""
+        return {name: getattr(self, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_targets")}

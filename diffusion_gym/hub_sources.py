@@ -7,6 +7,13 @@ from typing import Final
 MODEL_SOURCES: Final[dict[str, str]] = {
     "SD14": "CompVis/stable-diffusion-v1-4",
     "SD15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SD35Medium": "stabilityai/stable-diffusion-3.5-medium",
+    "FLUX1Dev": "black-forest-labs/FLUX.1-dev",
+    "FLUX1Schnell": "black-forest-labs/FLUX.1-schnell",
+    "FLUX2Klein": "black-forest-labs/FLUX.2-klein-4B",
+    "QwenImage": "Qwen/Qwen-Image",
+    "ZImageTurbo": "Tongyi-MAI/Z-Image-Turbo",
+    "Sana": "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
     "CelebaHQ": "google/ddpm-celebahq-256",
     "Church": "google/ddpm-church-256",
     "Bedroom": "google/ddpm-bedroom-256",
@@ -42,14 +49,23 @@ NAMED_FILES: Final[dict[str, tuple[str, ...]]] = {
 # Of these `pytorch_model.bin` is read, with `weights_only=True`, where there are no safetensors.
 MAYBE_PICKLED: Final = frozenset({DEBERTA})
 
-# In 10^9 bytes, approximate: parameters times the bytes of the published type, float32 but for LLaVA (float16). The
-# parameters, from the published configs: 1,066 M for the three networks of Stable Diffusion 1.x, 113.7 M for the DDPMs,
-# 427.6 M for CLIP ViT-L/14, 986 M for PickScore, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
+# In 10^9 bytes, approximate: parameters times the bytes of the published type, float32 but for LLaVA (float16), and the
+# flow-matching transformers with their language models (2 bytes, except Sana and the network of Z-Image, as far as we
+# know). The parameters of those networks are in docs/models.md; T5's encoder has 4.8 G, Qwen2.5-VL 8.3 G, Qwen3 4.0 G,
+# Gemma 2 2.6 G. The others, from the published configs: 1,066 M for the three networks of Stable Diffusion 1.x, 113.7 M
+# for the DDPMs, 427.6 M for CLIP ViT-L/14, 986 M for PickScore, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
 # DeBERTa XL (an upper bound: it may be stored as float16), 0.45 G for ImageReward; a tokenizer's where it suffices.
 # `diffusion-gym download` asks the hub for the exact size.
 _GIGABYTES: Final[dict[str, float]] = {
     MODEL_SOURCES["SD14"]: 4.3,
     MODEL_SOURCES["SD15"]: 4.3,
+    MODEL_SOURCES["SD35Medium"]: 16.3,
+    MODEL_SOURCES["FLUX1Dev"]: 33.7,
+    MODEL_SOURCES["FLUX1Schnell"]: 33.7,
+    MODEL_SOURCES["FLUX2Klein"]: 16.0,
+    MODEL_SOURCES["QwenImage"]: 57.7,
+    MODEL_SOURCES["ZImageTurbo"]: 32.8,
+    MODEL_SOURCES["Sana"]: 18.2,
     MODEL_SOURCES["CelebaHQ"]: 0.5,
     MODEL_SOURCES["Church"]: 0.5,
     MODEL_SOURCES["Bedroom"]: 0.5,

@@ -153,6 +153,29 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def append_line(path: str | Path, text: str) -> None:
+    """Add a line at the end of a file and flush it to the disk; what a kill left of a line before it is taken away.
+
+    Raises:
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    path = Path(path)
+    new = not path.exists()
+    with path.open("ab+") as file:
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        try:
+            file.write(text.encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+    if new:
+        _sync_folder(path.parent)
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """`value` as JSON that every program reads; a number that is not finite, which JSON has not, is null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
@@ -293,36 +316,6 @@ def tensors_metadata(path: str | Path) -> dict[str, str]:
 
     with safe_open(str(path), framework="pt") as file:
         return file.metadata() or {}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors `"<parameter index>.<name>"`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, row in state.items() for name, value in row.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; learning rates and the like stay the optimiser's own.
-
-    Raises:
-        ValueError: a tensor is missing, is of no parameter, or has neither its shape nor that of a number; nothing has
-            changed then.
-    """
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        if not index.isdecimal() or int(index) >= len(parameters):
-            raise ValueError(f"the optimiser's {key!r} is of none of its {len(parameters)} parameters")
-        if value.shape not in ((), parameters[int(index)].shape):
-            wanted = tuple(parameters[int(index)].shape)
-            raise ValueError(f"the optimiser's {key!r} has shape {tuple(value.shape)}, and its parameter has {wanted}")
-        state.setdefault(int(index), {})[name] = value
-    names = {name for row in state.values() for name in row}
-    for index, row in state.items():
-        if lacking := sorted(names.difference(row)):
-            raise ValueError(f"the optimiser's '{index}.{lacking[0]}' is missing, which other parameters have")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def restore_parameters(

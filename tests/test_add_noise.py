@@ -5,8 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym import SamplerConfig
-from diffusion_gym.models.schedulers import step_table
-from diffusion_gym.models.sd3 import flow_step_table
+from diffusion_gym.models.schedulers import flow_step_table, step_table
 from diffusion_gym.scheduling import add_noise, predict_x0
 
 CONFIG = {

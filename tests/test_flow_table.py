@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym import SamplerConfig
-from diffusion_gym.models.sd3 import flow_step_table
+from diffusion_gym.models.schedulers import flow_step_table
 from diffusion_gym.scheduling import flow_table, step_gaussian
 
 SHAPE = (16, 2, 2)

@@ -9,8 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym import SamplerConfig
 from diffusion_gym.flow_samplers import FLOW_SAMPLERS
-from diffusion_gym.models.schedulers import step_table
-from diffusion_gym.models.sd3 import flow_step_table
+from diffusion_gym.models.schedulers import flow_step_table, step_table
 from diffusion_gym.scheduling import flow_table, step_gaussian
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from torch.distributions import Normal, kl_divergence
 
 from diffusion_gym import SamplerConfig
-from diffusion_gym.models.latent import step_table
+from diffusion_gym.models.schedulers import step_table
 from diffusion_gym.scheduling import gaussian_kl, gaussian_log_prob, guide, predict_x0, step_gaussian
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
 from diffusion_gym.storage import (
     joined,
     load_tensors,
-    optimizer_tensors,
     part_of,
     read_json,
     remove_unfinished,
-    restore_optimizer,
     restore_parameters,
     save_tensors,
     tensors_metadata,

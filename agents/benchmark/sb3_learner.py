@@ -66,7 +66,7 @@ class SB3Learner(LibraryLearner):
         return {"micro_batch_size": size} if size else {}  # 0 is automatic for native agents alone
 
     def _shared(self, micro_batch: dict[str, Any]) -> dict[str, Any]:
-        names = ("trainable", "lora_rank", "cfg_training", "mixed_precision", "gradient_checkpointing")
+        names = (*self.options.trained_part, "cfg_training", "mixed_precision", "gradient_checkpointing")
         return {
             "n_steps": self.settings.samples_per_iteration // self.env.num_envs * self.horizon,
             "seed": SEED_STRIDE * self.settings.seed,

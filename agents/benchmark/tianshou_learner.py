@@ -59,7 +59,7 @@ class TianshouLearner(LibraryLearner):
         return ddpo_sf(self.env, self._policy(), **self._shared())
 
     def _policy(self) -> GuidedPolicy:
-        names = ("trainable", "lora_rank", "micro_batch_size")
+        names = (*self.options.trained_part, "micro_batch_size")
         precision = ("cfg_training", "mixed_precision", "gradient_checkpointing")
         return GuidedPolicy.from_env(self.env, **self.chosen(*names, *precision))
 

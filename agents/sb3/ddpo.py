@@ -22,6 +22,7 @@ from diffusion_gym.agents.algorithms.policy_gradient import Transitions
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.optimization import Losses
+from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy, UnsavedModel
@@ -29,10 +30,8 @@ from diffusion_gym.agents.sb3.setup import FROM_ENV, Env, as_vec_env, ddpo_setti
 from diffusion_gym.storage import (
     exact_json,
     joined,
-    optimizer_tensors,
     part_of,
     read_archive,
-    restore_optimizer,
     write_archive,
 )
 

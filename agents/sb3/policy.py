@@ -147,7 +147,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
                 f"device={str(model.device)!r}"
             )
         training = asdict(self.options)
-        actor = {name: training.pop(name) for name in ("trainable", "lora_rank")}
+        actor = {name: training.pop(name) for name in self.options.trained_part}
         self.actor = DenoisingPolicy(model, self._config, **actor)
         self.actor.require_noise()
         self.actor.set_training(**training)

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from diffusion_gym.agents.identity import require_same
+from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
 from diffusion_gym.agents.tianshou.ddpo import DDPOPPO, DDPOReinforce
 from diffusion_gym.agents.tianshou.policy import denoising_policy, policy_identity
 from diffusion_gym.storage import (
     exact_json,
     joined,
     load_tensors,
-    optimizer_tensors,
     parse_json,
     part_of,
-    restore_optimizer,
     restore_parameters,
     save_tensors,
     tensors_metadata,

@@ -139,7 +139,7 @@ def build_agent(
     options = settings.agent_options
     if from_checkpoint:
         options = replace(options, init_from=None)
-    policy = DenoisingPolicy.from_env(env, trainable=options.trainable, lora_rank=options.lora_rank)
+    policy = DenoisingPolicy.from_env(env, **options.trained_part)
     return agent_class(settings.agent)(policy, options, processes)
 
 

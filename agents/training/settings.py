@@ -50,6 +50,14 @@ class EnvOptions:
     """Branch, tag or commit of a hub id."""
     variant: str | None = None
     """Such as fp16: the weight files of the model to take where there are several."""
+    height: int | None = None
+    """Height of the pictures in pixels; by default the pipeline's."""
+    width: int | None = None
+    """Width of the pictures in pixels; by default the pipeline's."""
+    negative_prompt: str | None = None
+    """What guidance pushes away from; by default the empty prompt."""
+    text_encoder_device: str | None = None
+    """Device of the text encoders, such as cpu; by default the model's. Each prompt is encoded once."""
     reward: str | None = None
     """Another reward: a name, a reward server's http://host:port, module:attribute of your own code, or a weighted sum
     such as Aesthetic=1,Compressibility=0.1."""
@@ -192,9 +200,15 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "track": "tensorboard",
         "env_options.noisy_steps": None,
         "env_options.revision": None,
+        "env_options.height": None,
+        "env_options.width": None,
+        "env_options.negative_prompt": None,
+        "env_options.text_encoder_device": None,
         "env_options.variant": None,
         "env_options.reward_kwargs": None,
         "env_options.reward_seconds": None,
+        "agent_options.lora_alpha": None,
+        "agent_options.lora_targets": None,
         "agent_options.init_from": None,
         "agent_options.renoise": False,
         "agent_options.group_size": 1,  # of reward-weighted regression

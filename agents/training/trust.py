@@ -31,7 +31,7 @@ from diffusion_gym.agents.training.settings import EnvOptions, RunSettings
 from diffusion_gym.models import MODELS
 from diffusion_gym.prompts.files import names_prompt_file
 from diffusion_gym.rewards import REWARDS
-from diffusion_gym.rewards.factory import reward_sources
+from diffusion_gym.rewards.factory import FITTED, reward_sources
 from diffusion_gym.schemas import Schema, checked, read_checked
 from diffusion_gym.storage import write_json
 
@@ -239,6 +239,8 @@ def _module(option: str, text: str) -> Iterator[Claim]:
 def _reward(option: str, text: str) -> Iterator[Claim]:
     if text.startswith(("http://", "https://")):
         yield Claim("contact", f"{text}, sending pictures and prompts", option)
+    elif text.endswith(FITTED):
+        yield Claim("read", f"{text}, and the model that it names", option)
     elif text not in REWARDS:
         yield Claim("run", f"{text}{_place(text.partition(':')[0])}", option)
 

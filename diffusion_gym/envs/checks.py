@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 import torch
 
 from diffusion_gym.devices import to_device
+from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import unknown_name
+from diffusion_gym.rewards import Reward
+from diffusion_gym.rewards.base import needed_metadata, reward_name
 
 _OPTIONS = ["prompt", "latents", "reset_mask"]
 
@@ -121,6 +125,28 @@ def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
             f"options['reset_mask']={mask!r} must be a bool array of shape ({num_envs},) with at least one True"
         )
     return array
+
+
+def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str], argument: str) -> None:
+    """Refuse prompts whose metadata lack a key that the reward needs, before a picture is made for them.
+
+    Args:
+        reward: the reward.
+        prompt_set: holds the metadata.
+        prompts: those to look at.
+        argument: where the prompts come from, for errors.
+
+    Raises:
+        ValueError: the reward, the key, the first prompt that lacks it and what to write.
+    """
+    needed = needed_metadata(reward)
+    for prompt, told in zip(prompts, prompt_set.metadata_of(prompts) if needed else (), strict=False):
+        if lacking := [key for key in needed if key not in told]:
+            raise ValueError(
+                f"reward={reward_name(reward)!r} needs {lacking[0]!r} in the metadata of each prompt, and {argument}: "
+                f"{prompt!r} has {', '.join(map(repr, told)) or 'none'}; give a .jsonl file with lines such as "
+                f'{{"prompt": {json.dumps(prompt)}, {json.dumps(lacking[0])}: ...}} (docs/prompts.md)'
+            )
 
 
 def check_latents(latents: Any, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

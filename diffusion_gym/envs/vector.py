@@ -26,6 +26,7 @@ from diffusion_gym.devices import device_called, require_memory, to_device
 from diffusion_gym.envs.checks import (
     ResetOptions,
     check_action,
+    check_metadata,
     check_num_envs,
     check_options,
     check_seeds,
@@ -34,7 +35,7 @@ from diffusion_gym.envs.checks import (
 )
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
-from diffusion_gym.models import DenoisingModel, load_model, sampling_table, torch_dtype
+from diffusion_gym.models import OPTIONS, DenoisingModel, load_model, sampling_table, torch_dtype
 from diffusion_gym.models.cut_prompts import warn_of_cut_prompts
 from diffusion_gym.prompts import PromptSet, make_prompts
 from diffusion_gym.registry import WrongKeyword, unknown_name
@@ -55,9 +56,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     Args:
         num_envs: N.
         model: a registered name, a diffusers directory, a hub id, or a model object.
-        model_kwargs: `revision` and `variant` of a directory or hub id; see `load_model`.
-        revision: the same as `model_kwargs={"revision": ...}`.
-        variant: the same as `model_kwargs={"variant": ...}`.
+        model_kwargs: `height`, `width`, `negative_prompt`, `revision`, ... of the model; see `load_model`.
         reward: a name, a reward server's URL, `module:attribute`, a weighted sum or a callable; see `make_reward`.
         reward_kwargs: keywords of a reward that is not a callable.
         strict: the same as `reward_kwargs={"strict": ...}`, of the Shapes rewards.
@@ -69,7 +68,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         autoreset_mode: `SAME_STEP` (with `final_obs` and `final_info`), `NEXT_STEP` or `DISABLED`.
         output: `torch` tensors on the device, or `numpy` arrays.
         render_mode: None or `rgb_array`, the decoded preview of x_t.
-        **sampler: the fields of `SamplerConfig`, the model's own defaults standing in.
+        **options: the fields of `SamplerConfig`, the model's own defaults standing in; and those of `model_kwargs`.
 
     Raises:
         ValueError: a value that is out of range or unknown.
@@ -83,9 +82,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         num_envs: int = 1,
         *,
         model: str | DenoisingModel = "Shapes",
-        model_kwargs: Mapping[str, str | None] | None = None,
-        revision: str | None = None,
-        variant: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
         reward: Source = "Compressibility",
         reward_kwargs: Mapping[str, Any] | None = None,
         strict: bool | None = None,
@@ -96,7 +93,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         output: Output = "torch",
         render_mode: str | None = None,
-        **sampler: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.num_envs = check_num_envs(num_envs)
@@ -105,18 +102,22 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.render_mode = named_choice("render_mode", render_mode, [None, "rgb_array"])
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         # Everything cheap is checked before weights are looked for.
-        _check_known(sampler)
+        _check_known(options)
+        of_model = merged("model_kwargs", model_kwargs, **{name: options.get(name) for name in OPTIONS})
+        sampler = {name: value for name, value in options.items() if name not in OPTIONS}
         SamplerConfig.from_options(sampler, {"num_inference_steps": _ANY})
         device_called(device)
         torch_dtype(dtype)
-        of_model = merged("model_kwargs", model_kwargs, revision=revision, variant=variant)
         made = make_reward(reward, **merged("reward_kwargs", reward_kwargs, strict=strict))
         self.reward: Reward = limited(made, reward_seconds)
         chosen = make_prompts(prompts) if prompts is not None else None
+        if chosen is not None:
+            self._check_metadata(chosen)
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
-        self.model_kwargs: dict[str, str | None] = dict(of_model)
+        self.model_kwargs: dict[str, Any] = dict(of_model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
+        self._check_metadata(self.prompt_set)
         warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
@@ -132,6 +133,9 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._worker: RewardWorker | None = None
         self._deferred: list[Future[RewardOutput]] = []
         self._forget()
+
+    def _check_metadata(self, prompts: PromptSet) -> None:
+        check_metadata(self.reward, prompts, (*prompts.prompts, *prompts.held_out), f"prompts={prompts.name!r}")
 
     def _forget(self) -> None:
         number, shape = self.num_envs, self.model.latent_shape
@@ -164,7 +168,11 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         """
         self._require_open()
         chosen = check_options(options, tuple(self._latents.shape), self.device)
-        self._seed(check_seeds(seed, self.num_envs), chosen.mask)
+        seeds = check_seeds(seed, self.num_envs)
+        if chosen.prompts is not None:
+            asked = [chosen.prompts[index] for index in np.flatnonzero(chosen.mask)]
+            check_metadata(self.reward, self.prompt_set, asked, "options['prompt']")
+        self._seed(seeds, chosen.mask)
         self._begin(chosen)
         if chosen.prompts is not None:
             warn_of_cut_prompts(self.model, list(self._prompts[chosen.mask]), "options['prompt']")
@@ -382,10 +390,10 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
 
 def _check_known(keywords: Mapping[str, Any]) -> None:
-    """Refuse a keyword that is neither the environment's nor the sampler's; both are said to be known."""
+    """Refuse a keyword that is neither the environment's, the model's nor the sampler's; all are said to be known."""
     parameters = inspect.signature(DenoisingVectorEnv.__init__).parameters.values()
     own = [entry.name for entry in parameters if entry.name != "self" and entry.kind is not entry.VAR_KEYWORD]
-    sampler = [entry.name for entry in fields(SamplerConfig)]
+    further = [*OPTIONS, *(entry.name for entry in fields(SamplerConfig))]
     for name in keywords:
-        if name not in sampler:
-            raise WrongKeyword(unknown_name("keyword argument", name, own + sampler))
+        if name not in further:
+            raise WrongKeyword(unknown_name("keyword argument", name, own + further))

@@ -14,39 +14,20 @@ import torch
 
 from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import MODELS, DenoisingModel, null_embedding, sampling_table
+from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
-# These import diffusers or peft, so they wait for their first use; those that are `random_` are run as scripts.
-_HEAVY: Final = {
-    *(
-        "checkpoint",
-        "initial",
-        "latent",
-        "lora",
-        "pixel",
-        "repeated_token",
-        "sampling",
-        "schedulers",
-        "sd3",
-        "sdxl",
-        "solvers",
-    )
-}
-_PIPELINES: Final = {
-    "StableDiffusionPipeline": "latent:LatentModel",
-    "StableDiffusionXLPipeline": "sdxl:SDXLModel",
-    "StableDiffusion3Pipeline": "sd3:SD3Model",
-    "DDPMPipeline": "pixel:PixelModel",
-    "DDIMPipeline": "pixel:PixelModel",
-}
-_OPTIONS: Final = ["revision", "variant"]
+# These import diffusers or peft, so they wait for their first use. A family imports no heavy library at its top.
+_HEAVY: Final = {"initial", "lora", "solvers"}
+_LOADED: Final = ("revision", "variant", "text_encoder_device")  # options by which weights are loaded
+_SHARED: Final = ("height", "width", "negative_prompt")  # by which models differ that share their weights
+OPTIONS: Final = (*_LOADED, *_SHARED)
 _CACHE: Final = ModelCache()
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name not in _HEAVY and not _module.name.startswith("random_"):
+    if _module.name not in _HEAVY:
         importlib.import_module(f"{__name__}.{_module.name}")
 
 
@@ -54,11 +35,12 @@ def load_model(
     model: str | Path | DenoisingModel,
     device: str | torch.device,
     dtype: str,
-    model_kwargs: Mapping[str, str | None] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> DenoisingModel:
     """The model of a name, directory or hub id.
 
-    It is the same object for the same arguments while somebody holds it and its files stay as they are.
+    It is the same object for the same arguments while somebody holds it and its files stay as they are. Models that
+    differ in size or negative prompt alone share their weights.
 
     The class of a directory or hub id is that of its `model_index.json`.
 
@@ -66,8 +48,10 @@ def load_model(
         model: a name in `MODELS`, a diffusers directory, a hub id, or a model object, which is passed through.
         device: where its weights go.
         dtype: `float32`, `bfloat16` or `float16`.
-        model_kwargs: `revision`, the branch, tag or commit of a hub id; `variant`, such as `fp16`, the weight files
-            to take where there are several.
+        model_kwargs: those of `OPTIONS`: `revision`, the branch, tag or commit of a hub id; `variant`, such as `fp16`,
+            the weight files to take where there are several; `text_encoder_device`, by default the model's; `height`
+            and `width` of its pictures in pixels, by default the pipeline's; `negative_prompt`, which guidance pushes
+            away from, by default the empty one.
 
     Raises:
         ValueError: an unknown name, device, dtype or pipeline class; an option that is unknown or not the model's; or
@@ -75,16 +59,31 @@ def load_model(
         FileNotFoundError: the model's files are not here and cannot be fetched.
     """
     options = _checked_options(model_kwargs or {})
+    shared = {name: options.pop(name) for name in _SHARED if name in options}
     if not isinstance(model, str | Path):
         if not hasattr(model, "step_table"):
             raise ValueError(f"model={model!r} is no name, directory, hub id or model object")
         if options:
             raise ValueError(f"model_kwargs={options!r} go with a name, directory or hub id, not with a model object")
-        return model
+        return _with_options(model, shared)
     place, type_ = numbered(device_called(device)), torch_dtype(dtype)
     # A relative path means another folder once the process has moved.
     key = (str(model), os.path.abspath(model), place, type_, *sorted(options.items()))
-    return _CACHE.get(key, lambda: _load(str(model), place, type_, options))
+    whole = _CACHE.get(key, lambda: _load(str(model), place, type_, options))
+    if not shared:
+        return whole
+    return _CACHE.get((*key, *sorted(shared.items())), lambda: _with_options(whole, shared))
+
+
+def _with_options(model: DenoisingModel, shared: Mapping[str, Any]) -> DenoisingModel:
+    if not shared:
+        return model
+    make = getattr(model, "with_options", None)
+    if make is None:
+        [name, value], *_ = shared.items()
+        raise ValueError(f"{name}={value!r} is no option of model={model.name!r}, which has none; leave it out")
+    made: DenoisingModel = make(**shared)
+    return made
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -99,26 +98,35 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return found
 
 
-def _checked_options(model_kwargs: Mapping[str, str | None]) -> dict[str, str]:
+def _checked_options(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in model_kwargs.items():
-        if name not in _OPTIONS:
-            raise ValueError(unknown_name("model_kwargs", name, _OPTIONS))
-        if value is not None and not (isinstance(value, str) and value):
+        if name not in OPTIONS:
+            raise ValueError(unknown_name("model_kwargs", name, list(OPTIONS)))
+        if name in _LOADED and value is not None and not (isinstance(value, str) and value):
             raise ValueError(f"model_kwargs[{name!r}]={value!r} must be a string, such as 'main' or 'fp16', or None")
+        if name == "negative_prompt" and not isinstance(value, str | None):
+            raise ValueError(f"negative_prompt={value!r} must be a string")
     return {name: value for name, value in model_kwargs.items() if value is not None}
 
 
 def _load(model: str, device: torch.device, dtype: torch.dtype, chosen: Mapping[str, Any]) -> DenoisingModel:
-    if model in MODELS:
-        loader = MODELS[model]
-        parameters = inspect.signature(loader).parameters
-        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-            if foreign := [name for name in chosen if name not in parameters]:
-                raise ValueError(f"model_kwargs={foreign[0]!r} is no option of model={model!r}; leave it out")
-        return loader(device=device, dtype=dtype, **chosen)
-    if "/" not in model and not Path(model).is_dir():
-        raise ValueError(unknown_name("model", model, MODELS.names()) + "; or pass a directory or a hub id")
-    return _model_class(model, chosen.get("revision"))(model, device=device, dtype=dtype, **chosen)
+    if model not in MODELS:
+        if "/" not in model and not Path(model).is_dir():
+            raise ValueError(unknown_name("model", model, MODELS.names()) + "; or pass a directory or a hub id")
+        loader = _model_class(model, chosen.get("revision"))
+        _refuse_foreign(model, loader, chosen)
+        found: DenoisingModel = loader(model, device=device, dtype=dtype, **chosen)
+        return found
+    _refuse_foreign(model, MODELS[model], chosen)
+    return MODELS[model](device=device, dtype=dtype, **chosen)
+
+
+def _refuse_foreign(model: str, loader: Any, chosen: Mapping[str, Any]) -> None:
+    """Refuse an option that a loader does not have."""
+    parameters = inspect.signature(loader).parameters
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        if foreign := [name for name in chosen if name not in parameters]:
+            raise ValueError(f"model_kwargs={foreign[0]!r} is no option of model={model!r}; leave it out")
 
 
 def _model_class(model: str, revision: str | None) -> Any:
@@ -135,10 +143,19 @@ def _model_class(model: str, revision: str | None) -> Any:
         raise ValueError(
             f"{path} names no pipeline in _class_name; pass a directory that diffusers' save_pretrained wrote"
         )
-    if pipeline not in _PIPELINES:
-        raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(_PIPELINES)}")
-    module, _, name = _PIPELINES[pipeline].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if pipeline not in FAMILIES:
+        raise ValueError(f"model={model!r} is a {pipeline}; use a model of {', '.join(FAMILIES)}")
+    return FAMILIES[pipeline]
 
 
-__all__ = ["MODELS", "DenoisingModel", "load_model", "null_embedding", "sampling_table", "torch_dtype"]
+__all__ = [
+    "ATTENTION",
+    "FAMILIES",
+    "MODELS",
+    "OPTIONS",
+    "DenoisingModel",
+    "load_model",
+    "null_embedding",
+    "sampling_table",
+    "torch_dtype",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from diffusion_gym.scheduling import StepTable
 
 U = TypeVar("U")
 
+ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
+
 
 class DenoisingModel(Protocol):
     """A frozen, pretrained diffusion model; the environment decodes with it, the policy trains a copy of its UNet.
@@ -23,7 +25,9 @@ class DenoisingModel(Protocol):
 
     A model that guidance pushes away from something other than the empty prompt also has a method `embed_null()`, its
     embedding `(1, L, D)`. A model whose network takes the guidance scale itself, so that one prediction is the guided
-    one, has an attribute `embeds_guidance`, which is true; its `predict` has a keyword `guidance_scale`.
+    one, has an attribute `embeds_guidance`, which is true; its `predict` has a keyword `guidance_scale`. A model whose
+    guided prediction is another than `scheduling.guide` makes has a method `guide` with the same arguments. A model
+    whose adapters are to be on other layers than `ATTENTION` has an attribute `lora_targets`.
 
     Attributes:
         name: the name or path that it was loaded by.
@@ -157,3 +161,4 @@ class ModelRegistry(Registry[ModelLoader]):
 
 
 MODELS = ModelRegistry()
+FAMILIES: Registry[Any] = Registry("pipeline")  # classes that load a directory, by the pipeline in its model_index.json

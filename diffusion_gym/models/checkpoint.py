@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import ModelMixin
 
 from diffusion_gym.models.quiet import quiet
 from diffusion_gym.pretrained import load_network
@@ -27,6 +26,7 @@ class Checkpoint:
         dtype: type of the weights.
         variant: such as `fp16`: the weight files to take where a part has them.
         name: what the user calls it, for errors.
+        text_device: where text encoders go; `device` by default.
     """
 
     folder: str
@@ -34,6 +34,7 @@ class Checkpoint:
     dtype: torch.dtype
     variant: str | None = None
     name: str = ""
+    text_device: torch.device | None = None
 
     @property
     def index(self) -> dict[str, Any]:
@@ -41,12 +42,27 @@ class Checkpoint:
         path = Path(self.folder, "model_index.json")
         return read_json(path) if path.is_file() else {}
 
+    def part(self, kind: str, part: str) -> Any:
+        """The network or tokenizer in sub-folder `part`, of a class of diffusers or transformers by its name."""
+        import diffusers
+        import transformers
+
+        found = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
+        if found is None:
+            raise ValueError(
+                f"model={self.name!r} needs {kind}, which neither diffusers {diffusers.__version__} nor transformers "
+                f"{transformers.__version__} has; install newer ones"
+            )
+        return self.tokenizer(found, part) if part.startswith("tokenizer") else self.network(found, part)
+
     def network(self, kind: Any, part: str) -> Any:
         """The network in sub-folder `part`, of a class of diffusers or transformers, frozen and in eval mode.
 
         Raises:
             ValueError: it is of another class, or its files do not hold just its weights.
         """
+        from diffusers import ModelMixin
+
         self._require(part, [kind.__name__])
         option = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
         has_variant = self.variant and any(Path(self.folder, part).glob(f"*.{self.variant}*.safetensors"))
@@ -57,9 +73,11 @@ class Checkpoint:
         }
         with quiet():
             network = load_network(kind, self.folder, argument=f"model={self.name!r}", part=part, **options)
+        device = (self.text_device or self.device) if part.startswith("text_encoder") else self.device
         # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
-        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
-        return network.to(self.device, memory_format=layout).requires_grad_(False).eval()
+        flat = device.type == "cpu" and all(weight.ndim < 5 for weight in network.parameters())
+        layout = torch.channels_last if flat else torch.preserve_format
+        return network.to(device, memory_format=layout).requires_grad_(False).eval()
 
     def tokenizer(self, kind: Any, part: str) -> Any:
         """The tokenizer in sub-folder `part`, of a class of transformers.

@@ -106,7 +106,7 @@ XL_UNET: Final[Allowed] = {**UNET, "addition_embed_type": ("text_time", None, "t
 _SCALED: Final[Allowed] = {"scaling_factor": _ABOVE_ZERO}
 VAE: Final[Allowed] = {**_SCALED, "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
 XL_VAE: Final[Allowed] = {**_SCALED, "shift_factor": (None, 0.0)}
-SD3_VAE: Final[Allowed] = {"latents_mean": (None,), "latents_std": (None,)}
+FLOW_VAE: Final[Allowed] = {"latents_mean": (None,), "latents_std": (None,)}
 TEXT_ENCODER: Final[Allowed] = {"use_attention_mask": _OFF}
 
 # --- pipelines: the options in `model_index.json` ------------------------------------------------------------------

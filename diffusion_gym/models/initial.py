@@ -11,11 +11,11 @@ from typing import Any, Final, NoReturn
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_unet_state_dict_to_peft
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import nn
 
 from diffusion_gym.models.checkpoint import Checkpoint
+from diffusion_gym.models.lora import adapters_of
 from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.schedulers import read_scheduler
 from diffusion_gym.storage import load_tensors, parse_json, read_json, tensors_metadata
@@ -58,7 +58,8 @@ def begin_from(
         path: adapters that this package, diffusers or peft exported, a folder or a safetensors file; or, for a network
             that trains as a whole, a pipeline folder, of which the network alone is read.
         network: of `with_lora` or `full_copy`.
-        rank: of its adapters; None where all weights train.
+        rank: of its adapters, which keep their alpha: for another one of the file the weights make up; None where all
+            weights train.
         prediction: what the model predicts, `epsilon` or another, which the pipeline must predict too.
         scheduler: the model's scheduler config, complete; a pipeline must have been trained with the same noise.
 
@@ -162,21 +163,21 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 def _of_adapters(path: Path, network: nn.Module, rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weights and their new values, for a network with adapters of `rank`; layers that are not named add nothing."""
-    layers: dict[str, Any] = {
-        name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)
-    }
+    layers = adapters_of(network)
     changed = []
     for name, adapter in read_adapters(path).items():
         if name not in layers:
             _refuse(
-                path, f"adapts layer {name!r}, which has no adapter here; use trainable='full', which takes any layer"
+                path,
+                f"adapts layer {name!r}, which has no adapter here; name it in lora_targets, or use trainable='full', "
+                "which takes any layer",
             )
         if len(adapter.down) != rank:
             _refuse(path, f"has rank {len(adapter.down)} at layer {name!r}, and lora_rank={rank}; make them equal")
         down, up = layers[name].lora_A["default"].weight, layers[name].lora_B["default"].weight
         _require_shape(path, name, adapter.down, down)
         _require_shape(path, name, adapter.up, up)
-        changed += [(down, adapter.down), (up, adapter.scale * adapter.up)]
+        changed += [(down, adapter.down), (up, adapter.scale / layers[name].scaling["default"] * adapter.up)]
     return changed
 
 

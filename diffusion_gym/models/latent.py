@@ -1,70 +1,41 @@
-"""Latent text-to-image models: Stable Diffusion 1.x and 2.x, and what SDXL and Stable Diffusion 3 share with them."""
+"""Latent text-to-image models: Stable Diffusion 1.x and 2.x, and what all families with an autoencoder share."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from torch.nn.functional import pad
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.hub import located
+from diffusion_gym.devices import device_called
+from diffusion_gym.hub import MODEL_SOURCES, located, located_file
 from diffusion_gym.images import to_unit
+from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
+from diffusion_gym.models.embeddings import guidance_embedding
 from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
 from diffusion_gym.models.quiet import quiet
-from diffusion_gym.models.saving import export_pipeline
+from diffusion_gym.models.saving import export_adapters, export_pipeline
 from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
 from diffusion_gym.pretrained import fingerprint
 from diffusion_gym.scheduling import StepTable
+from diffusion_gym.storage import read_json
 
 _PIXELS_A_DECODE = 2**22  # 16 pictures of 512x512: bounds the memory of the VAE
 
 
-def guidance_embedding(scale: float, width: int) -> torch.Tensor:
-    """What a network that takes the guidance scale itself is told of it, `(1, width)`: sines and cosines of w - 1.
-
-    That of diffusers' pipelines, for networks distilled as in arXiv:2210.03142 and arXiv:2310.04378.
-
-    Args:
-        scale: w.
-        width: the network's `time_cond_proj_dim`.
-    """
-    half = width // 2
-    rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    angles = (torch.tensor(scale - 1.0) * 1000.0)[None, None] * rates
-    return pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
-
-
-def pack_pooled(hidden: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-    """Text embeddings as one tensor, which the policy caches and stacks: `pooled` as further rows of `hidden`.
-
-    Args:
-        hidden: of each token, `(N, L, D)`.
-        pooled: of the prompt, `(N, P)`.
-
-    Returns:
-        `(N, L + ceil(P / D), D)`; zeros fill the last row.
-    """
-    number, _, width = hidden.shape
-    rows = -(-pooled.shape[1] // width)
-    return torch.cat([hidden, pad(pooled, (0, rows * width - pooled.shape[1])).view(number, rows, width)], dim=1)
-
-
-def unpack_pooled(packed: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`hidden` `(N, L, D)` and `pooled` `(N, width)` of what `pack_pooled` made."""
-    rows = -(-width // packed.shape[2])
-    return packed[:, :-rows], packed[:, -rows:].flatten(1)[:, :width]
-
-
+@FAMILIES.register("StableDiffusionPipeline")
 class LatentModel:
     """A Stable Diffusion directory or hub id; see `DenoisingModel` for the attributes.
+
+    A family is a subclass in a file of its own, registered in `FAMILIES` under the class of its pipeline. Diffusers'
+    pipeline is `pipe`: what it does by itself (encode prompts, pack latents), a family leaves to it.
 
     Args:
         source: a diffusers pipeline directory, or a hub id.
@@ -75,6 +46,7 @@ class LatentModel:
         default_prompts: name of its default prompt set.
         revision: branch, tag or commit of a hub id.
         variant: such as `fp16`, the weight files to take where there are several.
+        text_encoder_device: where the text encoders go; `device` by default.
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
@@ -82,15 +54,28 @@ class LatentModel:
             files do not hold its weights, or the parts do not fit each other.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    PIPELINE: ClassVar[str] = "StableDiffusionPipeline"
+    NETWORK: ClassVar[str] = "unet"  # the part that trains, called `unet` in `DenoisingModel` whatever its kind
+    PARTS: ClassVar[Mapping[str, str]] = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+    }  # besides the scheduler, by sub-folder the class of diffusers or transformers
+    OPTIONAL: ClassVar[Collection[str]] = ()  # parts that an index may name as null
     FIELDS: ClassVar[Mapping[str, Allowed]] = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
     INDEX: ClassVar[Allowed] = INDEX
     SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    lora_targets: ClassVar[Sequence[str]] = ATTENTION
 
     unet: nn.Module
     vae: Any
-    scheduler_config: Mapping[str, Any]
-    tokenizers: list[tuple[Any, int]]  # each with the number of its token ids in a row
+    tokenizer: Any
+    tokenizer_2: Any
+    tokenizer_3: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    text_encoder_3: Any
 
     def __init__(
         self,
@@ -103,83 +88,214 @@ class LatentModel:
         default_prompts: str = "imagenet-animals",
         revision: str | None = None,
         variant: str | None = None,
+        text_encoder_device: str | None = None,
     ) -> None:
-        folder = located(str(source), self._parts(str(source), revision), revision=revision, variant=variant)
+        parts = [*self._present(str(source), revision), "scheduler"]
+        folder = located(str(source), parts, revision=revision, variant=variant)
         self.files = folder, fingerprint(folder)
         self.name = name or str(source)
         self.device, self.dtype = device, dtype
-        self.sampler_defaults: Mapping[str, Any] = {**self.SAMPLER_DEFAULTS, **(sampler_defaults or {})}
+        self.text_device = device if text_encoder_device is None else device_called(text_encoder_device)
         self.default_prompts = default_prompts
+        self.negative_prompt = ""
         with quiet():
-            checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
-            check_index(self.name, checkpoint.index, self.INDEX)
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name, self.text_device)
+            self.index = checkpoint.index
+            check_index(self.name, self.index, self.INDEX)
             check_parts(self.name, folder, self.FIELDS)
-            scheduler = self._scheduler(read_scheduler(self.name, folder, "scheduler", checkpoint.index))
-            self._load(checkpoint)
+            scheduler = self._scheduler(read_scheduler(self.name, folder, "scheduler", self.index))
+            self.parts = {part: checkpoint.part(kind, part) for part, kind in self.PARTS.items() if part in parts}
+            for part in self.PARTS:
+                setattr(self, part, self.parts.setdefault(part, None))
+            self.unet = self.parts[self.NETWORK]
+            self._prepare()
             self.tokenizer_files = checkpoint.tokenizer_files()
             # The constructor corrects outdated configs, of the scheduler and of the network, in place.
-            self.scheduler_config = stated(self._pipeline(self.unet, scheduler).scheduler)
-        self._describe()
+            self.pipe = self._pipeline(self.unet, scheduler)
+            self.scheduler_config: Mapping[str, Any] = stated(self.pipe.scheduler)
+        self.tokenizers: list[tuple[Any, int]] = self._tokenizers()
+        self.prompt_length = sum(length for _, length in self.tokenizers)
+        self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
+        self.num_train_timesteps: int = self.scheduler_config["num_train_timesteps"]
+        self.channels, self.scale = self._channels(), self._scale()
+        self._set_size(*self._default_size())
+        self.sampler_defaults: Mapping[str, Any] = {**self._sampler_defaults(), **(sampler_defaults or {})}
 
-    def _parts(self, source: str, revision: str | None) -> Sequence[str]:
-        """The sub-folders that the pipeline needs."""
-        return self.PARTS
+    @classmethod
+    def register(cls, *names: str, **sampler_defaults: Any) -> None:
+        """Enter models of the family in `MODELS`, whose hub ids are in `MODEL_SOURCES`.
+
+        Args:
+            *names: of the models.
+            **sampler_defaults: their own defaults for `SamplerConfig`, over those of the family.
+        """
+        for name in names:
+            options = {"name": name, "sampler_defaults": sampler_defaults}
+            MODELS.register(name, traits=("prompt", "photo", "face"))(partial(cls, MODEL_SOURCES[name], **options))
+
+    # --- what a family says of itself ------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Correct the parts before the pipeline is made of them."""
 
     def _scheduler(self, config: Mapping[str, Any]) -> Any:
         """The scheduler of our sampler, in the place of the folder's own."""
         return ddim_scheduler(self.name, config)
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        self.unet = checkpoint.network(UNet2DConditionModel, "unet")
-        self.vae = checkpoint.network(AutoencoderKL, "vae")
-        self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
-        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
-        self.tokenizers = [(self.tokenizer, token_limit(self.tokenizer, self.text_encoder, self.name))]
+    def _pipeline_options(self) -> dict[str, Any]:
+        """Keywords of the pipeline's constructor besides the parts."""
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
-    def _describe(self) -> None:
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """The tokenizers, each with the number of its token ids in a row."""
+        return [(self.tokenizer, token_limit(self.tokenizer, self.text_encoder, self.name))]
+
+    def _channels(self) -> int:
+        """Channels of a latent."""
         unet: Any = self.unet.config
-        vae, (height, width) = self.vae.config, sides(unet.sample_size, self.name)
-        if not unet.in_channels == unet.out_channels == vae.latent_channels:
+        latents = self.vae.config.latent_channels
+        if not unet.in_channels == unet.out_channels == latents:
             raise ValueError(
                 f"model={self.name!r}: its network has {unet.in_channels} channels in and {unet.out_channels} out, its "
-                f"autoencoder {vae.latent_channels}; use a text-to-image model, where they are equal"
+                f"autoencoder {latents}; use a text-to-image model, where they are equal"
             )
-        self.latent_shape: tuple[int, int, int] = (unet.in_channels, height, width)
-        scale = 2 ** (len(vae.block_out_channels) - 1)
-        self.image_shape: tuple[int, int, int] = (height * scale, width * scale, 3)
-        self.prompt_length = sum(length for _, length in self.tokenizers)
-        self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
-        self.num_train_timesteps = self.scheduler_config["num_train_timesteps"]
-        self._guidance_width: int | None = unet.get("time_cond_proj_dim")
-        self.embeds_guidance = self._guidance_width is not None
+        return int(latents)
+
+    def _scale(self) -> int:
+        """Pixels of a picture for one of the latents, along each side."""
+        return int(self.pipe.vae_scale_factor)
+
+    def _default_size(self) -> tuple[int, int]:
+        """Height and width of the pipeline's own pictures, in pixels."""
+        unet: Any = self.unet.config
+        height, width = sides(unet.sample_size, self.name)
+        return height * self.scale, width * self.scale
+
+    def _size_factor(self) -> tuple[int, int | None]:
+        """What height and width are multiples of, and their largest value, in pixels."""
+        return self.scale, None
+
+    def _sampler_defaults(self) -> Mapping[str, Any]:
+        return self.SAMPLER_DEFAULTS
+
+    def _encode(self, *token_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(N, L, D)` of the token ids of each tokenizer, on the text encoders' device."""
+        return self.text_encoder(*token_ids)[0]
+
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder made them, as the family's pipeline in diffusers scales them back."""
+        return latents / self.vae.config.scaling_factor
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures `(N, 3, H, W)` in [-1, 1] of latents on the autoencoder's device and in its type."""
+        return self.vae.decode(self._unscaled(latents), return_dict=False)[0]
+
+    def _lora_names(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        """From peft's names of adapters to those that the pipeline's `save_lora_weights` takes."""
+        from diffusers.utils import convert_state_dict_to_diffusers
+
+        return convert_state_dict_to_diffusers
+
+    # --- sizes and prompts -----------------------------------------------------------------------------------------
+
+    def with_options(self, *, height: int | None = None, width: int | None = None, negative_prompt: str = "") -> Self:
+        """This model for pictures of another size, or with another prompt to push away from; it shares the weights.
+
+        Args:
+            height: in pixels; this model's by default.
+            width: in pixels; this model's by default.
+            negative_prompt: what guidance pushes away from.
+
+        Raises:
+            ValueError: a size that the model cannot make.
+        """
+        other = copy.copy(self)
+        other.whole = self  # which stays in the cache of models while this one is in use
+        other.negative_prompt = negative_prompt
+        own = self.image_shape
+        other._set_size(own[0] if height is None else height, own[1] if width is None else width)
+        return other
+
+    whole: LatentModel | None = None
+
+    def _set_size(self, height: int, width: int) -> None:
+        factor, largest = self._size_factor()
+        for name, side in (("height", height), ("width", width)):
+            if not isinstance(side, int) or isinstance(side, bool) or side < factor or side % factor:
+                below = max(factor, int(side) // factor * factor) if isinstance(side, int | float) else factor
+                raise ValueError(
+                    f"{name}={side!r} is no size of model={self.name!r}; use a multiple of {factor} pixels, such as "
+                    f"{below} or {below + factor}"
+                )
+            if largest is not None and side > largest:
+                raise ValueError(
+                    f"{name}={side!r} is larger than model={self.name!r} has positions for; use at most {largest}"
+                )
+        self.latent_shape: tuple[int, int, int] = (self.channels, height // self.scale, width // self.scale)
+        self.image_shape: tuple[int, int, int] = (height, width, 3)
+
+    def _present(self, source: str, revision: str | None) -> Sequence[str]:
+        """The parts that the pipeline has."""
+        if not self.OPTIONAL:
+            return list(self.PARTS)
+        index = read_json(located_file(source, "model_index.json", argument="model", revision=revision))
+        return [
+            part for part in self.PARTS if part not in self.OPTIONAL or (index.get(part) or (None, None))[1] is not None
+        ]
+
+    @cached_property
+    def _guidance_width(self) -> int | None:
+        unet: Any = self.unet.config
+        return unet.get("time_cond_proj_dim")
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale."""
+        return self._guidance_width is not None
+
+    # --- what `DenoisingModel` asks for ----------------------------------------------------------------------------
 
     def step_table(self, config: SamplerConfig) -> StepTable:
-        """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table`."""
+        """Coefficients of the T steps of `config`, float64 on the CPU; see `step_table`.
+
+        Raises:
+            ValueError: a negative prompt without guidance, which has no effect.
+        """
+        self._check_guidance(config)
         return step_table(self.scheduler_config, config)
+
+    def _check_guidance(self, config: SamplerConfig) -> None:
+        """Refuse guidance that would have no effect."""
+        if self.negative_prompt and (config.guidance_scale == 1 or self.embeds_guidance):
+            raise ValueError(
+                f"negative_prompt={self.negative_prompt!r} has no effect on model={self.name!r} at "
+                f"guidance_scale={config.guidance_scale!r}, where one prediction is all there is; leave it out"
+                + ("" if self.embeds_guidance else ", or use a larger guidance_scale")
+            )
 
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token ids: int64 `(N, L)` on the CPU, padded and cut; those of several tokenizers side by side."""
         parts = [
             tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+                self._written(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             ).input_ids
             for tokenizer, length in self.tokenizers
         ]
         return torch.cat(parts, dim=1)
 
-    def token_ids(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The token ids of each tokenizer, on the model's device, from rows of `tokenize`."""
-        return tokens.to(self.device).split([length for _, length in self.tokenizers], dim=1)
+    def _written(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts as the tokenizers are given them."""
+        return list(prompts)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the text encoder for tokens `(N, L)`: `(N, L, D)`."""
-        return self.text_encoder(tokens.to(self.device))[0]
+        """What the text encoders make of tokens `(N, L)`, `(N, L, D)` on the model's device."""
+        lengths = [length for _, length in self.tokenizers]
+        return self._encode(*tokens.to(self.text_device).split(lengths, dim=1)).to(self.device)
 
-    @torch.no_grad()
     def embed_null(self) -> torch.Tensor:
-        """Embedding `(1, L, D)` that guidance pushes away from: that of the empty prompt."""
-        return self.embed(self.tokenize([""]))
+        """Embedding `(1, L, D)` that guidance pushes away from: that of the negative prompt, which is empty."""
+        return self.embed(self.tokenize([self.negative_prompt]))
 
     def guidance_condition(self, guidance_scale: float, number: int) -> torch.Tensor | None:
         """What the network is told of the guidance scale, `(number, width)`; None where it is not told."""
@@ -206,33 +322,29 @@ class LatentModel:
             return_dict=False,
         )[0]
 
-    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the autoencoder made them, as the family's pipeline in diffusers scales them back."""
-        return latents / self.vae.config.scaling_factor
-
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1], with their gradient."""
-        scaled = self._unscaled(latents.to(self.device, self.vae.dtype))
         count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
-        parts = [self.vae.decode(part, return_dict=False)[0].float() for part in scaled.split(count)]
-        return to_unit(torch.cat(parts))
+        parts = latents.to(self.device, self.vae.dtype).split(count)
+        return to_unit(torch.cat([self._decode(part).float() for part in parts]))
 
-    def _pipeline(self, unet: nn.Module, scheduler: Any) -> Any:
-        """Diffusers' pipeline of the model's parts with `unet`."""
-        from diffusers import StableDiffusionPipeline
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents of pictures `(N, 3, H, W)` in [0, 1], float32 `(N, C, H, W)`: the mean that the autoencoder gives."""
+        pixels = images.to(self.device, self.vae.dtype) * 2 - 1
+        count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
+        raw = torch.cat([self.vae.encode(part).latent_dist.mean.float() for part in pixels.split(count)])
+        shift = self._unscaled(torch.zeros_like(raw[:1]))  # the scaling of each family is affine
+        return (raw - shift) / (self._unscaled(torch.ones_like(raw[:1])) - shift)
+
+    def _pipeline(self, network: nn.Module, scheduler: Any) -> Any:
+        """Diffusers' pipeline of the model's parts with `network` as the one that trains."""
+        import diffusers
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that a config is outdated, and is corrected
-            return StableDiffusionPipeline(
-                vae=self.vae,
-                text_encoder=self.text_encoder,
-                tokenizer=self.tokenizer,
-                unet=unet,
-                scheduler=scheduler,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
+            parts = {**self.parts, self.NETWORK: network, "scheduler": scheduler}
+            return getattr(diffusers, self.PIPELINE)(**parts, **self._pipeline_options())
 
     def save_pipeline(self, folder: str, unet: nn.Module) -> None:
         """Write a directory of the model's pipeline class with `unet` in it, in the dtype of its weights.
@@ -245,6 +357,7 @@ class LatentModel:
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""
-        from diffusion_gym.models.lora import save_lora
+        export_adapters(folder, type(self.pipe), self.NETWORK, unet, self._lora_names())
 
-        save_lora(folder, unet)
+
+LatentModel.register("SD14", "SD15")

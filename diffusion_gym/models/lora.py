@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,25 +14,30 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from diffusion_gym.models.quiet import quiet
-from diffusion_gym.models.saving import export_adapters
-
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
+from diffusion_gym.models.base import ATTENTION
+from diffusion_gym.registry import unknown_name
 
 
 class _WholeProduct(torch.autograd.Function):
-    """(W + B A) x + b for a frozen W: one product of the output's size forward and one backward, as without adapters.
+    """(W + s B A) x + b for a frozen W: one product of the output's size forward and one backward, as without adapters.
 
-    PyTorch's own gradients of the same formula would hold one for the whole of W + B A, which nothing needs.
+    PyTorch's own gradients of the same formula would hold one for the whole of W + s B A, which nothing needs.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]  # torch types it as variadic
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, down: torch.Tensor, up: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
     ) -> torch.Tensor:
-        """From `(..., D)` to `(..., D')`; `down` is A `(r, D)` and `up` is B `(D', r)`."""
+        """From `(..., D)` to `(..., D')`; `down` is A `(r, D)`, `up` is B `(D', r)` and `scale` is s."""
         ctx.save_for_backward(x, weight, down, up)
-        return functional.linear(x, torch.addmm(weight, up, down), bias)
+        ctx.scale = scale
+        return functional.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -40,52 +45,72 @@ class _WholeProduct(torch.autograd.Function):
         """The gradients of x, A and B for the output's."""
         x, weight, down, up = ctx.saved_tensors
         rows, out = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        for_x = (out @ torch.addmm(weight, up, down)).view(x.shape) if ctx.needs_input_grad[0] else None
-        return for_x, None, None, (out @ up).T @ rows, out.T @ (rows @ down.T)
+        whole = torch.addmm(weight, up, down, alpha=ctx.scale) if ctx.needs_input_grad[0] else None
+        for_x = None if whole is None else (out @ whole).view(x.shape)
+        return for_x, None, None, ctx.scale * (out @ up).T @ rows, ctx.scale * out.T @ (rows @ down.T), None
 
 
 class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's linear layer with an adapter, W x + B (A x), computed with fewer passes over its output.
+    """peft's linear layer with an adapter, W x + s B (A x), computed with fewer passes over its output.
 
-    In float32 it is (W + B A) x, in rollouts and in training alike, so that adapters cost rollouts little while the
+    In float32 it is (W + s B A) x, in rollouts and in training alike, so that adapters cost rollouts little while the
     importance ratio of a fresh one stays 1. In half precision the sum would round what an adapter adds away.
 
-    It is for a single adapter with alpha = rank, whose scaling is 1, and without dropout.
+    It is for a single adapter without dropout; s is alpha / rank.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """From `(..., D)` to `(..., D')` in the dtype of the base layer's output."""
         if self.disable_adapters or self.merged:
             return self.base_layer(x)
-        down, up = self.lora_A["default"], self.lora_B["default"]
+        down, up, scale = self.lora_A["default"], self.lora_B["default"], self.scaling["default"]
         types = {x.dtype, self.base_layer.weight.dtype, down.weight.dtype}
         if types == {torch.float32} and not _autocasts(x.device.type):
-            return _WholeProduct.apply(x, self.base_layer.weight, self.base_layer.bias, down.weight, up.weight)
+            return _WholeProduct.apply(x, self.base_layer.weight, self.base_layer.bias, down.weight, up.weight, scale)
         base: torch.Tensor = self.base_layer(x)
         low = down(x.to(down.weight.dtype))
         if low.dtype != base.dtype:
-            return (base + up(low)).to(base.dtype)
+            return (base + scale * up(low)).to(base.dtype)
         rows, low_rows = base.reshape(-1, base.shape[-1]), low.reshape(-1, low.shape[-1])
-        return torch.addmm(rows, low_rows, up.weight.T).view(base.shape)
+        return torch.addmm(rows, low_rows, up.weight.T, alpha=scale).view(base.shape)
 
 
 def _autocasts(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def with_lora(unet: nn.Module, rank: int) -> nn.Module:
+def with_lora(
+    unet: nn.Module, rank: int, alpha: float | None = None, targets: Collection[str] = ATTENTION, *, given: bool = False
+) -> nn.Module:
     """A UNet that shares `unet`'s weights and adds trainable adapters of `rank`; `unet` stays as it was.
 
+    Args:
+        unet: the network.
+        rank: r.
+        alpha: what an adapter adds is alpha / r times its product; r by default.
+        targets: the linear layers that get one, by the ends of their names.
+        given: whether `targets` are the user's, so that each must be there.
+
     Raises:
-        ValueError: a rank that no layer can have.
+        ValueError: a rank that no layer can have; or a target that no linear layer is called.
     """
-    adapted = [m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and name.endswith(TARGETS)]
-    most = max((min(layer.weight.shape) for layer in adapted), default=rank)
+    linear = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)}
+    adapted = {name: layer for name, layer in linear.items() if any(_ends(name, target) for target in targets)}
+    for target in targets if given else ():
+        if not any(_ends(name, target) for name in linear):
+            ends = sorted({_end(name) for name in linear})
+            raise ValueError(unknown_name("lora_targets", target, ends))
+    most = max((min(layer.weight.shape) for layer in adapted.values()), default=rank)
     if rank > most:
         raise ValueError(f"lora_rank={rank!r} is above {most}, the largest rank of a layer here; give at most that")
     weights: list[torch.Tensor] = [*unet.parameters(), *unet.buffers()]
     shared = copy.deepcopy(unet, {id(tensor): tensor for tensor in weights})
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        init_lora_weights="gaussian",
+        target_modules=sorted(adapted),
+    )
     config._register_custom_module({nn.Linear: AdaptedLinear})
     inject_adapter_in_model(config, shared)
     for name, parameter in shared.named_parameters():
@@ -93,6 +118,21 @@ def with_lora(unet: nn.Module, rank: int) -> nn.Module:
             parameter.requires_grad_(True)
             parameter.data = parameter.data.float()  # adapters train in float32 whatever the base's dtype
     return shared.eval()
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _end(name: str) -> str:
+    """The name by which one targets a layer: its last part that is no number, with what follows."""
+    *before, last = name.split(".")
+    return f"{before[-1]}.{last}" if last.isdigit() and before else last
+
+
+def adapters_of(network: nn.Module) -> dict[str, Any]:
+    """The layers with adapters, by name."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
 def full_copy(unet: nn.Module) -> nn.Module:
@@ -104,17 +144,7 @@ def full_copy(unet: nn.Module) -> nn.Module:
 def merged(unet: nn.Module) -> nn.Module:
     """A copy of `unet` without adapters, what they add being part of its weights; `unet` stays as it was."""
     plain = copy.deepcopy(unet)
-    layers = {name: layer for name, layer in plain.named_modules() if isinstance(layer, BaseTunerLayer)}
-    for name, layer in layers.items():
+    for name, layer in adapters_of(plain).items():
         layer.merge()
         plain.set_submodule(name, layer.get_base_layer())
     return plain.requires_grad_(False)
-
-
-def save_lora(folder: str | Path, unet: nn.Module) -> None:
-    """Write the adapters so that diffusers' `pipe.load_lora_weights(folder)` reads them."""
-    with quiet():
-        from diffusers import StableDiffusionPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers
-
-    export_adapters(folder, StableDiffusionPipeline, "unet", unet, convert_state_dict_to_diffusers)

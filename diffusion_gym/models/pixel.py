@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import nn
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.hub import located
 from diffusion_gym.images import to_unit
+from diffusion_gym.models.base import FAMILIES
 from diffusion_gym.models.checkpoint import Checkpoint, sides
 from diffusion_gym.models.fields import PLAIN_INDEX, check_index
 from diffusion_gym.models.quiet import quiet
@@ -24,6 +24,8 @@ from diffusion_gym.scheduling import StepTable
 _PARTS = ("unet", "scheduler")
 
 
+@FAMILIES.register("DDPMPipeline")
+@FAMILIES.register("DDIMPipeline")
 class PixelModel:
     """A `DDPMPipeline` or `DDIMPipeline` directory or hub id; see `DenoisingModel` for the attributes.
 
@@ -72,7 +74,7 @@ class PixelModel:
         with quiet():
             checkpoint = Checkpoint(folder, device, dtype, variant, self.name)
             self.scheduler_config = self._scheduler(checkpoint, scheduler_part)
-            self.unet: nn.Module = checkpoint.network(UNet2DModel, unet_part)
+            self.unet: nn.Module = checkpoint.part("UNet2DModel", unet_part)
         self._describe()
 
     def _scheduler(self, checkpoint: Checkpoint, part: str) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class PixelModel:
         It is a `DDIMPipeline` where the scheduler is a `DDIMScheduler`, else a `DDPMPipeline`.
         """
         with quiet():
-            from diffusers import DDIMPipeline, DDPMPipeline
+            from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
             ddim = self.scheduler_config.get("_class_name") == "DDIMScheduler"
             pipeline, scheduler = (DDIMPipeline, DDIMScheduler) if ddim else (DDPMPipeline, DDPMScheduler)

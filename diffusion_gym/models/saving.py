@@ -52,6 +52,8 @@ def export_adapters(
 ) -> None:
     """Write the adapters of `unet` so that `load_lora_weights` of a class of diffusers' pipelines reads them.
 
+    The file says their alpha: without it diffusers takes the rank, and says nothing.
+
     Args:
         folder: where to.
         pipeline: the class.
@@ -61,7 +63,12 @@ def export_adapters(
     """
     from peft.utils import get_peft_model_state_dict
 
-    layers = {f"{part}_lora_layers": renamed(get_peft_model_state_dict(unet))}
+    config = unet.peft_config["default"]  # type: ignore[index, union-attr]
+    described = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    layers = {
+        f"{part}_lora_layers": renamed(get_peft_model_state_dict(unet)),
+        f"{part}_lora_adapter_metadata": described,
+    }
 
     def write(place: Path) -> None:
         with quiet():

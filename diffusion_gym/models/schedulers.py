@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import diffusers
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.flow_samplers import FLOW_SAMPLERS
 from diffusion_gym.models.fields import FLOW_SCHEDULER, FLOW_SOLVER, VARIANCE_PRESERVING, check_fields, read_config
-from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, windowed
+from diffusion_gym.scheduling import NoiseSchedule, StepTable, ddim_table, ddpm_table, flow_table, windowed
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 # The schedulers of x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; DDIM is exact for the model of any of them.
 PRESERVING: Final = (
@@ -44,6 +47,8 @@ def read_scheduler(model: str, folder: str, part: str, index: Mapping[str, Any])
     Raises:
         ValueError: there is no such config, or it holds no JSON object.
     """
+    import diffusers
+
     config = read_config(model, Path(folder, part, "scheduler_config.json"))
     named = (index.get("scheduler") or (None, None))[1] or config.get("_class_name")
     kind = getattr(diffusers, named, None) if isinstance(named, str) else None
@@ -65,6 +70,8 @@ def ddim_scheduler(model: str, config: Mapping[str, Any], *, clamps: bool = Fals
     Raises:
         ValueError: the scheduler is of another kind; or a field of it has a value that DDIM cannot honour.
     """
+    from diffusers import DDIMScheduler
+
     if (kind := config.get("_class_name")) not in PRESERVING or "beta_schedule" not in config:
         raise ValueError(
             f"model={model!r}: its scheduler, {kind}, has no betas; use a model with a scheduler such as "
@@ -87,6 +94,8 @@ def flow_scheduler(model: str, config: Mapping[str, Any]) -> FlowMatchEulerDiscr
     Raises:
         ValueError: the scheduler is of another kind; or a field of it has a value that the sampler cannot honour.
     """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     kind = config.get("_class_name")
     if kind in FLOW:
         check_fields(model, "scheduler_config.json", config, FLOW_SCHEDULER, complete=True)
@@ -127,6 +136,8 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     Raises:
         ValueError: a sampler of flow matching; T is larger than the schedule; or a step's mean is infinite.
     """
+    from diffusers import DDIMScheduler, DDPMScheduler
+
     if config.sampler in FLOW_SAMPLERS:
         raise ValueError(
             f"sampler={config.sampler!r} is a sampler of flow-matching models, and the noise of this one preserves the "
@@ -156,3 +167,58 @@ def step_table(scheduler_config: Mapping[str, Any], config: SamplerConfig) -> St
     if config.noisy_steps is None:
         return noisy
     return windowed(noisy, ddim_table(schedule, timesteps, previous, eta=0.0), config.noisy_steps)
+
+
+def flow_step_table(
+    scheduler_config: Mapping[str, Any],
+    config: SamplerConfig,
+    tokens: int,
+    *,
+    even: bool = False,
+    shift: float | None = None,
+) -> StepTable:
+    """Step table of a flow-matching scheduler config, float64; `eta` of the sampler is the noise level, `ddim` its SDE.
+
+    Args:
+        scheduler_config: of diffusers' `FlowMatchEulerDiscreteScheduler`.
+        config: the sampler.
+        tokens: patches of a latent, by which a scheduler with dynamic shifting moves its timesteps.
+        even: before they are shifted the times are 1, 1 - 1/T, ..., 1/T, as most pipelines give them; else the
+            scheduler's own.
+        shift: of a pipeline whose dynamic shift is not linear in the number of patches.
+
+    Raises:
+        ValueError: an ancestral sampler, or more steps than the schedule keeps apart.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    sampler = "flow_sde" if config.sampler == "ddim" else config.sampler
+    if sampler not in FLOW_SAMPLERS:
+        raise ValueError(
+            f"sampler={config.sampler!r} is no sampler of a flow-matching model; use one of {', '.join(FLOW_SAMPLERS)}"
+        )
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    total, steps = scheduler.config.num_train_timesteps, config.num_inference_steps
+    if steps > total:
+        raise ValueError(f"num_inference_steps={steps} is larger than the model's schedule; use at most {total}")
+    scheduler.set_timesteps(steps, **flow_timestep_arguments(scheduler.config, steps, tokens, even=even, shift=shift))
+    make = partial(flow_table, scheduler.sigmas.double(), num_train_timesteps=total, sampler=sampler)
+    noisy = make(noise_level=config.eta, sigma_min=config.sigma_min)
+    return noisy if config.noisy_steps is None else windowed(noisy, make(noise_level=0.0), config.noisy_steps)
+
+
+def flow_timestep_arguments(
+    config: Any, steps: int, tokens: int, *, even: bool = False, shift: float | None = None
+) -> dict[str, Any]:
+    """What a pipeline tells the scheduler of `config` besides the number of steps; arguments as `flow_step_table`."""
+    told: dict[str, Any] = {"sigmas": np.linspace(1.0, 1 / steps, steps)} if even else {}
+    if config["use_dynamic_shifting"]:
+        told["mu"] = _linear_shift(config, tokens) if shift is None else shift
+    return told
+
+
+def _linear_shift(config: Any, tokens: int) -> float:
+    """Dynamic shift of the timesteps, linear in the number of patches, as in diffusers' pipelines."""
+    low, shortest = config["base_shift"], config["base_image_seq_len"]
+    slope = (config["max_shift"] - low) / (config["max_image_seq_len"] - shortest)
+    return float(low + slope * (tokens - shortest))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusion_gym.models.checkpoint import Checkpoint, token_limit
+from diffusion_gym.models.base import FAMILIES
+from diffusion_gym.models.checkpoint import token_limit
+from diffusion_gym.models.embeddings import pack_pooled, unpack_pooled
 from diffusion_gym.models.fields import XL_INDEX, XL_UNET, XL_VAE, Allowed
-from diffusion_gym.models.latent import LatentModel, pack_pooled, unpack_pooled
-from diffusion_gym.models.quiet import quiet
-from diffusion_gym.models.saving import export_adapters
+from diffusion_gym.models.latent import LatentModel
 
 
+@FAMILIES.register("StableDiffusionXLPipeline")
 class SDXLModel(LatentModel):
     """A `StableDiffusionXLPipeline` directory or hub id; arguments and errors as `LatentModel`.
 
@@ -26,38 +24,22 @@ class SDXLModel(LatentModel):
     the picture's own, the crop begins at (0, 0).
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = (
-        "unet",
-        "vae",
-        "text_encoder",
-        "text_encoder_2",
-        "tokenizer",
-        "tokenizer_2",
-        "scheduler",
-    )
+    PIPELINE: ClassVar[str] = "StableDiffusionXLPipeline"
+    PARTS: ClassVar[Mapping[str, str]] = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "CLIPTokenizer",
+    }
     FIELDS: ClassVar[Mapping[str, Allowed]] = {"unet": XL_UNET, "vae": XL_VAE}
     INDEX: ClassVar[Allowed] = XL_INDEX
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        self.unet = checkpoint.network(UNet2DConditionModel, "unet")
-        self.vae = checkpoint.network(AutoencoderKL, "vae")
+    def _prepare(self) -> None:
         if self.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.float()  # it overflows in float16; diffusers' pipeline upcasts it to decode
-        self.text_encoder = checkpoint.network(CLIPTextModel, "text_encoder")
-        self.text_encoder_2 = checkpoint.network(CLIPTextModelWithProjection, "text_encoder_2")
-        self.tokenizer = checkpoint.tokenizer(CLIPTokenizer, "tokenizer")
-        self.tokenizer_2 = checkpoint.tokenizer(CLIPTokenizer, "tokenizer_2")
-        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
-        self.tokenizers = [(each, token_limit(each, encoder, self.name)) for each, encoder in pairs]
-        self.zeros_for_empty_prompt = bool(checkpoint.index.get("force_zeros_for_empty_prompt", True))
-
-    def _describe(self) -> None:
-        super()._describe()
-        size = self.image_shape[:2]
-        self._time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device)
-        self._check_condition()
-
-    def _check_condition(self) -> None:
+        self.zeros_for_empty_prompt = bool(self.index.get("force_zeros_for_empty_prompt", True))
         unet: Any = self.unet.config
         pooled, width = self.text_encoder_2.config.projection_dim, unet.projection_class_embeddings_input_dim
         if unet.addition_embed_type == "text_time" and pooled + 6 * unet.addition_time_embed_dim != width:
@@ -67,19 +49,28 @@ class SDXLModel(LatentModel):
                 "an aesthetic score, is no text-to-image model: use the base model"
             )
 
-    @torch.no_grad()
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _pipeline_options(self) -> dict[str, Any]:
+        return {"force_zeros_for_empty_prompt": self.zeros_for_empty_prompt, "add_watermarker": False}
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        return [(each, token_limit(each, encoder, self.name)) for each, encoder in pairs]
+
+    def _set_size(self, height: int, width: int) -> None:
+        super()._set_size(height, width)
+        self._time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device)
+
+    def _encode(self, *token_ids: torch.Tensor) -> torch.Tensor:
         """The last but one hidden states of both encoders `(N, L, D)`, packed with the pooled output of the second."""
-        first, second = self.token_ids(tokens)
+        first, second = token_ids
         one = self.text_encoder(first, output_hidden_states=True)
         two = self.text_encoder_2(second, output_hidden_states=True)
         return pack_pooled(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds)
 
-    @torch.no_grad()
     def embed_null(self) -> torch.Tensor:
         """Embedding that guidance pushes away from: zeros where the pipeline says `force_zeros_for_empty_prompt`."""
         null = super().embed_null()
-        return torch.zeros_like(null) if self.zeros_for_empty_prompt else null
+        return torch.zeros_like(null) if self.zeros_for_empty_prompt and not self.negative_prompt else null
 
     def predict(
         self,
@@ -112,25 +103,5 @@ class SDXLModel(LatentModel):
         mean, std = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
         return latents * std / vae.scaling_factor + mean
 
-    def _pipeline(self, unet: nn.Module, scheduler: Any) -> Any:
-        """Diffusers' pipeline of the model's parts with `unet`."""
-        from diffusers import StableDiffusionXLPipeline
-
-        return StableDiffusionXLPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer_2,
-            unet=unet,
-            scheduler=scheduler,
-            force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
-            add_watermarker=False,
-        )
-
-    def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
-        """Write the adapters of `unet` so that `StableDiffusionXLPipeline.load_lora_weights` reads them."""
-        with quiet():
-            from diffusers import StableDiffusionXLPipeline
-
-        export_adapters(folder, StableDiffusionXLPipeline, "unet", unet)
+    def _lora_names(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        return dict

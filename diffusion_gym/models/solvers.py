@@ -60,9 +60,7 @@ class Solver:
         self.steps, flow = steps, "beta_schedule" not in stated
         classes = [*FLOW, *FLOW_SOLVERS] if flow else [kind for kind in PRESERVING if kind not in _UNSEEDED]
         if name not in (known := [*_ALIASES, *classes]):
-            raise ValueError(
-                f"{unknown_name('rollout_scheduler', name, known)} for {'a flow' if flow else 'this model'}"
-            )
+            raise ValueError(unknown_name("rollout_scheduler", name, known))
         if not 1 <= steps <= stated["num_train_timesteps"]:
             raise ValueError(f"rollout_steps={steps!r} must be 1 to {stated['num_train_timesteps']}")
         kind = getattr(diffusers, _ALIASES[name][flow] if name in _ALIASES else name)

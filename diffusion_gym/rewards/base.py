@@ -51,6 +51,8 @@ class Reward(Protocol):
     - `cancel()`: called from another thread, maybe several times, when nobody wants its answer any more; a call that
       waits should end.
     - `default_prompts`: the prompt set to use with it; None for the model's.
+    - `needs_metadata`: keys that the metadata of every prompt must have, such as `("text",)`; an environment refuses
+      prompts without them before anything runs.
     """
 
     def __call__(
@@ -110,6 +112,18 @@ REWARDS = RewardRegistry()
 def reward_name(reward: object) -> str:
     """What errors and metrics call a reward: its `name`, else that of its function or class."""
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
+
+
+def needed_metadata(reward: object) -> tuple[str, ...]:
+    """The keys that `reward` needs in the metadata of every prompt, its `needs_metadata`.
+
+    Raises:
+        ValueError: `needs_metadata` is no list of strings.
+    """
+    keys = getattr(reward, "needs_metadata", ())
+    if not isinstance(keys, list | tuple | set | frozenset) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"reward={reward_name(reward)!r} has needs_metadata={keys!r}; write a tuple of strings")
+    return tuple(sorted(keys) if isinstance(keys, set | frozenset) else keys)
 
 
 def _where(error: BaseException) -> str:

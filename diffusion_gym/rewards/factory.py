@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from diffusion_gym.registry import WrongKeyword, imported, unknown_name
-from diffusion_gym.rewards.base import REWARDS, Reward, reward_name
+from diffusion_gym.rewards.base import REWARDS, Reward, needed_metadata, reward_name
+from diffusion_gym.rewards.preference.reward import PreferenceReward
 from diffusion_gym.rewards.remote import RemoteReward
 from diffusion_gym.rewards.weighted import WeightedSum, ZScores
 
+FITTED: Final = ".safetensors"  # ends the name of a file that `diffusion-gym fit-preferences` wrote
 Source = str | Reward | Callable[..., Any] | Mapping[Any, float]
 
 
@@ -22,6 +24,7 @@ def make_reward(reward: Source, **kwargs: Any) -> Reward:
         reward: one of
 
             - a name in `REWARDS`;
+            - `"labels.safetensors"`, a file that was fitted to people's choices (`PreferenceReward`);
             - `"http://host:port"`, a reward server (`RemoteReward`);
             - `"module:attribute"`: a class is built with the keywords; any other callable is the reward itself, and
               gets the keywords at each call;
@@ -64,8 +67,11 @@ def _named(name: str, kwargs: dict[str, Any]) -> Reward:
     if name in REWARDS:
         _check_keywords(name, REWARDS[name], kwargs)
         return REWARDS[name](**kwargs)
-    if "=" in name:
+    if "=" in name and not name.endswith(FITTED):
         return _sum(_weights(name), kwargs)
+    if name.endswith(FITTED):
+        _check_keywords(name, partial(PreferenceReward, name), kwargs)
+        return PreferenceReward(name, **kwargs)
     if name.startswith(("http://", "https://")):
         hint = "; the reward's own keywords go with `diffusion-gym serve-reward` at the server"
         _check_keywords(name, partial(RemoteReward, name), kwargs, hint)
@@ -84,7 +90,7 @@ def reward_sources(reward: object) -> Iterator[str]:
     if isinstance(reward, Mapping):
         for part in reward:
             yield from reward_sources(part)
-    elif isinstance(reward, str) and reward not in REWARDS and "=" in reward:
+    elif isinstance(reward, str) and reward not in REWARDS and "=" in reward and not reward.endswith(FITTED):
         yield from reward_sources(_weights(reward))
     elif isinstance(reward, str):
         yield reward
@@ -198,5 +204,5 @@ def _bound(name: str, function: Callable[..., Any], kwargs: dict[str, Any]) -> R
         raise WrongKeyword(f"reward={name!r} called with reward_kwargs={kwargs!r}: {error}") from None
     _check_switches(name, signature.parameters.values(), kwargs)
     bound: Any = partial(function, **kwargs)
-    bound.name = reward_name(function)
+    bound.name, bound.needs_metadata = reward_name(function), needed_metadata(function)
     return bound

@@ -37,6 +37,7 @@ class RemoteReward:
     Attributes:
         name: the reward's name, as the server says.
         default_prompts: the prompt set of the reward of that name, where there is one here.
+        needs_metadata: the keys that the server's reward needs of every prompt.
 
     Raises:
         ValueError: an argument out of range.
@@ -59,6 +60,7 @@ class RemoteReward:
         health = self._health()
         self.name, self.max_batch, self.max_bytes = health.name, health.max_batch, health.max_bytes
         self.max_unpacked = math.inf if health.max_unpacked is None else health.max_unpacked
+        self.needs_metadata = tuple(health.needs_metadata)
         self.default_prompts = REWARDS.default_prompts(self.name) if self.name in REWARDS else None
 
     def __call__(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, reward_name
+from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, needed_metadata, reward_name
 from diffusion_gym.rewards.worker import RewardWorker
 
 _POLL: Final = 0.1  # seconds; an answer is not delayed by it
@@ -35,6 +35,7 @@ class TimeLimited:
             raise ValueError(f"reward_seconds={seconds!r} must be a finite number above 0; leave it out for no limit")
         self.reward, self.seconds, self.name = reward, seconds, reward_name(reward)
         self.background = bool(getattr(reward, "background", False))
+        self.needs_metadata = needed_metadata(reward)
         self.default_prompts: str | None = getattr(reward, "default_prompts", None)
         self._worker: RewardWorker | None = None
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveFloat, Strict
 
 from diffusion_gym.registry import unknown_name
-from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate
+from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate, needed_metadata
 from diffusion_gym.schemas import checked
 from diffusion_gym.storage import read_json, write_json
 
@@ -35,6 +35,7 @@ class WeightedSum:
 
     Attributes:
         background: whether a part is evaluated in the background; see `Reward`.
+        needs_metadata: what the parts need, together.
 
     Raises:
         ValueError: no parts, a weight that is no finite number, or means and deviations that do not fit the parts.
@@ -53,6 +54,7 @@ class WeightedSum:
         self.weights = {name: _finite("weight", name, weight) for name, (_, weight) in rewards.items()}
         self.name = ",".join(f"{name}={weight:g}" for name, weight in self.weights.items())
         self.background = any(getattr(reward, "background", False) for reward in self.rewards.values())
+        self.needs_metadata = tuple(dict.fromkeys(k for part in self.rewards.values() for k in needed_metadata(part)))
         self.default_prompts = default_prompts
         self._unwritten: Path | None = None
         self._statistics: dict[str, tuple[float, float]] = {}

@@ -14,6 +14,7 @@ import torch
 
 from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_pipeline
+from diffusion_gym.testing.random_parts import JOINT_WIDTH, autoencoder, clip_config, t5_encoder, t5_tokenizer
 
 
 def write_random_sdxl(
@@ -45,9 +46,9 @@ def write_random_sdxl(
         tokenizer, tokenizer_2 = _tokenizers(folder)
         torch.manual_seed(seed)
         pipeline = StableDiffusionXLPipeline(
-            vae=_autoencoder(4, exact, scaling_factor=0.13025, force_upcast=True).to(dtype),
-            text_encoder=CLIPTextModel(_clip_config(tokenizer, widths[0])).to(dtype),
-            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, widths[1])).to(dtype),
+            vae=autoencoder(4, exact, scaling_factor=0.13025, force_upcast=True).to(dtype),
+            text_encoder=CLIPTextModel(clip_config(tokenizer, widths[0])).to(dtype),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer_2, widths[1])).to(dtype),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
             unet=_unet(sum(widths), widths[1], exact).to(dtype),
@@ -81,17 +82,17 @@ def write_random_sd3(
         from transformers import CLIPTextModelWithProjection
 
         tokenizer, tokenizer_2 = _tokenizers(folder)
-        tokenizer_3 = _t5_tokenizer(folder / "tokenizer_3") if t5 else None
+        tokenizer_3 = t5_tokenizer(folder / "tokenizer_3") if t5 else None
         torch.manual_seed(seed)
         pipeline = StableDiffusion3Pipeline(
             transformer=_transformer(sum(widths), exact).to(dtype),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_autoencoder(16, exact, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False).to(dtype),
-            text_encoder=CLIPTextModelWithProjection(_clip_config(tokenizer, widths[0])).to(dtype),
+            vae=autoencoder(16, exact, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False).to(dtype),
+            text_encoder=CLIPTextModelWithProjection(clip_config(tokenizer, widths[0])).to(dtype),
             tokenizer=tokenizer,
-            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, widths[1])).to(dtype),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer_2, widths[1])).to(dtype),
             tokenizer_2=tokenizer_2,
-            text_encoder_3=_t5_encoder(tokenizer_3).to(dtype) if t5 else None,
+            text_encoder_3=t5_encoder(tokenizer_3).to(dtype) if t5 else None,
             tokenizer_3=tokenizer_3,
         )
     export_pipeline(folder, pipeline)
@@ -108,30 +109,12 @@ _SDXL_SCHEDULER = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
-_JOINT_WIDTH = 48  # of SD3's text embeddings: at least the two CLIP widths together
 
 
 def _tokenizers(folder: Path) -> tuple[Any, Any]:
     from diffusion_gym.testing.tokenizer import write_tokenizer
 
     return write_tokenizer(folder / "tokenizer"), write_tokenizer(folder / "tokenizer_2")
-
-
-def _clip_config(tokenizer: Any, width: int) -> Any:
-    from transformers import CLIPTextConfig
-
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def _unet(cross_attention_dim: int, pooled_width: int, exact: bool) -> Any:
@@ -177,7 +160,7 @@ def _transformer(pooled_width: int, exact: bool) -> Any:
         "attention_head_dim": 8,
         "num_attention_heads": 2,
         "caption_projection_dim": 16,
-        "joint_attention_dim": _JOINT_WIDTH,
+        "joint_attention_dim": JOINT_WIDTH,
         "pos_embed_max_size": 4,
         "dual_attention_layers": (0,),
     }
@@ -194,56 +177,4 @@ def _transformer(pooled_width: int, exact: bool) -> Any:
         }
     return SD3Transformer2DModel(
         **sizes, patch_size=2, in_channels=16, out_channels=16, pooled_projection_dim=pooled_width, qk_norm="rms_norm"
-    )
-
-
-def _autoencoder(latent_channels: int, exact: bool, **config: Any) -> Any:
-    from diffusers import AutoencoderKL
-
-    widths = (128, 256, 512, 512) if exact else (8, 8)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=widths,
-        latent_channels=latent_channels,
-        layers_per_block=2 if exact else 1,
-        norm_num_groups=32 if exact else 4,
-        sample_size=512 if exact else 8,
-        mid_block_add_attention=exact,
-        **config,
-    )
-
-
-def _t5_tokenizer(folder: Path) -> Any:
-    """A fast tokenizer whose pieces are letters and words, without sentencepiece's own files."""
-    import string
-
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import T5TokenizerFast
-
-    from diffusion_gym.shapes.captions import words
-
-    pieces = ["▁", *string.ascii_lowercase, *("▁" + word for word in words())]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in dict.fromkeys(pieces))]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 1)])
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return T5TokenizerFast.from_pretrained(folder, extra_ids=0, model_max_length=512)
-
-
-def _t5_encoder(tokenizer: Any) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=_JOINT_WIDTH,
-            d_kv=8,
-            d_ff=32,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )
     )

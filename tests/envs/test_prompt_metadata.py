@@ -1,5 +1,7 @@
 """What a prompt set says of a prompt besides its text, on its way through the environments to the reward."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -71,6 +73,60 @@ def test_a_prompt_that_is_given_has_the_metadata_of_the_set(make_env):
     for _ in range(4):
         _, rewards, *_ = env.step(zeros(env))
     assert rewards.tolist() == [1, 0]
+
+
+def needy(images, prompts, metadata, scale=1.0):
+    return [scale * len(entry["text"]) for entry in metadata]
+
+
+needy.needs_metadata = ("text",)
+SIGNS = [{"prompt": "a sign", "text": "CAT"}, {"prompt": "a shop", "text": "A7", "held_out": "new"}]
+
+
+@pytest.mark.parametrize(
+    ("reward", "keywords"),
+    [
+        (needy, {}),
+        ({needy: 1.0, "Compressibility": 0.1}, {}),
+        (needy, {"reward_seconds": 60.0}),
+        (f"{__name__}:needy", {"reward_kwargs": {"scale": 2.0}}),
+    ],
+    ids=["function", "sum", "limited", "bound"],
+)
+def test_prompts_without_what_the_reward_needs_are_refused_before_the_model_is_loaded(
+    reward, keywords, tiny_pipeline, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[needy.__module__])
+    for prompts, who in (
+        (["a cat"], "'a cat' has none"),
+        ([{"prompt": "a cat", "txt": "CAT"}], "'a cat' has 'txt'"),
+        ([*SIGNS, {"prompt": "a hat", "held_out": "new"}], "'a hat' has none"),
+    ):
+        with pytest.raises(ValueError, match=f"'needy'?.* needs 'text' in the metadata of each prompt, and .*{who}"):
+            gym.make_vec("DiffusionDenoise-v0", model="/nowhere", reward=reward, prompts=prompts, **keywords)
+    env = gym.make_vec("DiffusionDenoise-v0", model=str(tiny_pipeline), reward=reward, prompts=SIGNS, **keywords)
+    assert env.unwrapped.reward is not None
+
+
+def test_a_default_prompt_set_or_a_given_prompt_without_what_the_reward_needs_is_refused(make_env):
+    with pytest.raises(ValueError, match="needs 'text'.*prompts='"):
+        make_env(2, reward=needy, prompts=None)
+    env = make_env(2, reward=needy, prompts=SIGNS)
+    before = env.reset(seed=0)[0]["latents"]
+    with pytest.raises(ValueError, match=r"options\['prompt'\]: 'a stranger' has none.*\.jsonl"):
+        env.reset(seed=1, options={"prompt": ["a sign", "a stranger"]})
+    mask = np.array([True, False])
+    env.reset(options={"prompt": ["a sign", "a stranger"], "reset_mask": mask})
+    assert torch.equal(env.reset(seed=0)[0]["latents"], before)
+
+
+@pytest.mark.parametrize("needs", ["text", ("text", 3), None, 1])
+def test_needs_that_are_no_keys_are_refused(make_env, needs):
+    class Wrong(Told):
+        needs_metadata = needs
+
+    with pytest.raises(ValueError, match="reward='told' has needs_metadata=.*; write a tuple of strings"):
+        make_env(1, reward=Wrong(), prompts=SIGNS)
 
 
 def test_a_set_without_metadata_has_none_in_its_infos(make_env):

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from diffusion_gym.agents.training.settings import EnvOptions
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.models import OPTIONS
 from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
 BAD_KEYWORDS = {
@@ -87,7 +88,7 @@ def test_they_come_before_any_weights_the_rewards_included(make_env, name, value
 
 def test_what_the_command_line_calls_env_is_a_keyword():
     known = inspect.signature(DenoisingVectorEnv.__init__).parameters.keys() | {e.name for e in fields(SamplerConfig)}
-    assert {entry.name for entry in fields(EnvOptions)} <= known
+    assert {entry.name for entry in fields(EnvOptions)} <= known | set(OPTIONS)
 
 
 def test_strict_is_the_rewards_keyword(make_env):

@@ -43,7 +43,14 @@ def reward_for(agent, other):
 def carrying_arguments(pipeline, agent, out, **options):
     """The command line of such a training by an agent, `CARRYING_OPTIONS` and `options` switched on as it has them."""
     known = {entry.name for entry in fields(AGENTS[agent].Config)}
-    carrying = {**CARRYING_OPTIONS, "trainable": "lora", "batch_size": 4, "replay_iterations": 2, **options}
+    carrying = {
+        **CARRYING_OPTIONS,
+        "trainable": "lora",
+        "lora_rank": 4,
+        "batch_size": 4,
+        "replay_iterations": 2,
+        **options,
+    }
     chosen = {
         "--env": "DiffusionDenoise-v0",
         "--env.model": pipeline,

@@ -60,8 +60,8 @@ def test_ddim_pipeline_is_a_pixel_model(tmp_path):
 
 
 def test_another_pipeline_is_refused_with_the_list(tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="is a FluxPipeline; use a model of StableDiffusionPipeline, ") as caught:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    with pytest.raises(ValueError, match="is a WanPipeline; use a model of StableDiffusionPipeline, ") as caught:
         load_model(str(tmp_path), "cpu", "float32")
     for name in ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "DDPMPipeline", "DDIMPipeline"):
         assert name in str(caught.value)

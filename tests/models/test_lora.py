@@ -19,7 +19,7 @@ class Attention(nn.Module):
 @pytest.fixture(params=["float32", "bfloat16"])
 def layers(request):
     torch.manual_seed(0)
-    tuned = with_lora(Attention().to(getattr(torch, request.param)), 3)
+    tuned = with_lora(Attention().to(getattr(torch, request.param)), 3, alpha=4.5)
     found = [tuned.to_q, tuned.to_out[0]]
     for layer in found:
         layer.lora_B["default"].weight.data.normal_()
@@ -43,7 +43,8 @@ def test_output_and_gradients_are_those_of_peft(layers):
         assert isinstance(layer, AdaptedLinear)
         ours, theirs = results(layer, layer), results(lambda x, layer=layer: Linear.forward(layer, x), layer)
         assert [value.dtype for value in ours] == [value.dtype for value in theirs]
-        torch.testing.assert_close(ours, theirs)
+        exact = ours[0].dtype == torch.float32  # they sum in another order
+        torch.testing.assert_close(ours, theirs, **({"rtol": 1e-4, "atol": 1e-4} if exact else ROUNDED))
         assert not torch.allclose(ours[0], layer.get_base_layer()(states(layer)))
 
 
@@ -88,7 +89,7 @@ def test_gradients_of_the_whole_product_are_those_of_finite_differences(bias, sh
     )
     trained = [part.requires_grad_(True) for part in (x, down, up)]
     offset = torch.randn(5, generator=make, dtype=torch.float64) if bias else None
-    assert torch.autograd.gradcheck(lambda x, down, up: _WholeProduct.apply(x, weight, offset, down, up), trained)
+    assert torch.autograd.gradcheck(lambda x, down, up: _WholeProduct.apply(x, weight, offset, down, up, 1.5), trained)
 
 
 def test_prompts_get_no_gradient(layers):

@@ -12,7 +12,7 @@ from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.rollout import denoise
 from diffusion_gym.models import load_model
-from diffusion_gym.models.latent import unpack_pooled
+from diffusion_gym.models.embeddings import unpack_pooled
 from diffusion_gym.models.sd3 import SD3Model
 from diffusion_gym.testing.random_xl_sd3 import write_random_sd3
 

@@ -118,6 +118,11 @@ def test_it_is_made_from_its_url(stub):
     assert (reward.name, reward.timeout, reward.patience) == ("Stub", 5.0, 1.0)
 
 
+def test_the_server_tells_which_metadata_its_reward_needs(stub):
+    assert RemoteReward(stub().url).needs_metadata == ()
+    assert RemoteReward(stub({**HEALTH, "needs_metadata": ["text"]}).url).needs_metadata == ("text",)
+
+
 def test_the_prompts_are_those_of_the_reward_of_that_name(stub):
     url = stub({**HEALTH, "name": "Color"}).url
     assert default_prompts(url, make_reward(url)) == REWARDS.default_prompts("Color") == "shapes-color"

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
 from diffusion_gym.storage import (
     load_tensors,
-    optimizer_tensors,
     read_json,
-    restore_optimizer,
     save_tensors,
     write_json,
 )

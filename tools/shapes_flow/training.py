@@ -11,7 +11,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from diffusion_gym.storage import load_tensors, optimizer_tensors, restore_optimizer, save_tensors, tensors_metadata
+from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
+from diffusion_gym.storage import load_tensors, save_tensors, tensors_metadata
 from tools.shapes.training import warm_cosine
 from tools.shapes_flow.data import TrainingSet
 from tools.shapes_flow.networks import embed

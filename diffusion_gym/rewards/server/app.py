@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from diffusion_gym._version import VERSION
-from diffusion_gym.rewards.base import Reward, RewardOutput, reward_name
+from diffusion_gym.rewards.base import Reward, RewardOutput, needed_metadata, reward_name
 from diffusion_gym.rewards.server.limits import FewLines, Limits, Memory, MemoryFull, Share
 from diffusion_gym.rewards.server.wire import (
     TOKEN,
@@ -78,6 +78,7 @@ class _Service:
             "version": VERSION,
             "ready": why is None,
             "authorized": self._authorized(request),
+            "needs_metadata": needed_metadata(self._reward),
             "held": self._held,
             "waiting": self.worker.waiting,
             "memory": self._memory.held,
@@ -316,7 +317,7 @@ def serve(reward: Reward, *, host: str, port: int, token: str | None = None, lim
         app = make_app(reward, token=token, limits=limits)
     except ImportError as error:
         raise ValueError(f"{_NO_SERVER} ({error})") from error
-    listening = _listen(host, port)
+    listening = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"{reward_name(reward)} at http://{shown}:{listening.getsockname()[1]}; Ctrl-C ends it", flush=True)
     config = uvicorn.Config(
@@ -347,7 +348,12 @@ def _own_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; port 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)

@@ -82,6 +82,7 @@ class Health(Schema):
     max_bytes: PositiveInt
     max_unpacked: PositiveInt | None = None
     authorized: bool = True
+    needs_metadata: list[str] = []
 
 
 class BadRequest(ValueError):

@@ -1,0 +1,181 @@
+"""The commands `label` and `fit-preferences`."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import torch
+import tyro
+
+from diffusion_gym.agents.label.pictures import add_pictures
+from diffusion_gym.agents.training.folders import holding
+from diffusion_gym.devices import device_called
+from diffusion_gym.rewards.preference.features import feature_source, load_features
+from diffusion_gym.rewards.preference.fitting import LEAST_ANSWERS, Scaling, fit_labels, picture_features
+from diffusion_gym.rewards.preference.labels import Labels
+from diffusion_gym.rewards.preference.reward import save_fitted
+
+_EXTRA: Final = "the page needs starlette and uvicorn; pip install 'diffusion-denoise-gym[serve]'"
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Choose between two pictures of a prompt on a page of this machine: keys 1, 2, 0 (equal) and u (undo)."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Run folder; its newest checkpoint makes the pictures."""
+    model: str | None = None
+    """In place of a run: a pretrained model, by name, diffusers directory or hub id."""
+    prompts: tuple[str, ...] | None = None
+    """A prompt set by name, a file (.txt, .jsonl), or prompts; by default the run's or the model's."""
+    out: Path | None = None
+    """Folder of the labels, new or begun; by default `labels` in the run's. Alone it means no new pictures."""
+    pictures: int = 128
+    """Pictures to make; a run or model that has made some for the folder, with the same seed, makes no more."""
+    group: int = 16
+    """Pictures of one prompt; `pictures` is a multiple of it."""
+    answers: int = 300
+    """Answers that each person is asked for; one may go on."""
+    seed: int = 0
+    """Seed of the pictures and the questions."""
+    features: str = "denoiser"
+    """What decides which pictures are asked about: see `fit-preferences`."""
+    device: str = "cpu"
+    """Where pictures and features are made."""
+    port: int = 8765
+    """Port of the page on 127.0.0.1; 0 takes a free one."""
+    browser: bool = True
+    """Open the page in the browser."""
+    trust: bool = False
+    """Run, contact and read what a run folder names that was not made here; docs/trust.md."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Fit a reward to the answers of a folder of labels, for `--env.reward FILE.safetensors`."""
+
+    labels: Annotated[Path, tyro.conf.Positional]
+    """The folder of the labels."""
+    out: Path | None = None
+    """The reward's file; by default `labels.safetensors` in the folder."""
+    features: str = "denoiser"
+    """What the reward sees: by `denoiser` the pictures' own pretrained network, or a CLIPModel, directory or hub id."""
+    device: str = "cpu"
+    """Where the features are made."""
+
+
+def run_label(options: LabelOptions, shown: Callable[[Labels, torch.Tensor], None] | None = None) -> None:
+    """Make pictures, and serve the page until Ctrl-C.
+
+    Args:
+        options: the options.
+        shown: stands in for the page; gets the labels and the features of their pictures.
+
+    Raises:
+        ValueError: an option is wrong, or the labels are damaged or of another model.
+        FileNotFoundError: there is no such run, or no labels to go on with.
+        FileExistsError: the folder holds other files, or another process labels in it.
+    """
+    _check(options)
+    if shown is None:
+        _require_extra()
+    folder = options.out or Path(str(options.run), "labels")
+    if options.run is None and options.model is None:
+        Labels(folder)  # before the folder is made for its lock
+    with holding(folder):
+        made = options.run is not None or options.model is not None
+        labels = add_pictures(options, folder) if made else Labels(folder)
+        source = feature_source(options.features, labels.source)
+        device = device_called(options.device)
+        found = picture_features(labels, list(labels.pictures), load_features(source, device), device)
+        if shown is not None:
+            shown(labels, Scaling.of(found)(found))
+        else:
+            _serve(labels, Scaling.of(found)(found), options)
+        print(summary(labels))
+
+
+def run_fit(options: FitOptions) -> None:
+    """Fit, write the file and say how good it is.
+
+    Raises:
+        ValueError: too few answers, or damaged labels.
+        FileNotFoundError: no labels, or a picture of theirs is missing.
+    """
+    labels, device = Labels(options.labels), device_called(options.device)
+    source, out = feature_source(options.features, labels.source), options.out or options.labels / "labels.safetensors"
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out={str(out)!r} must end in .safetensors, by which a reward is known to be such a file")
+    fitted = fit_labels(labels, load_features(source, device), device)
+    size = labels.images(list(labels.pictures)[:1]).shape[2:]
+    save_fitted(out, fitted, source, list(size))
+    low, high = fitted.interval
+    print(summary(labels))
+    print(f"held-out accuracy {fitted.accuracy:.3f} [{low:.3f}, {high:.3f}] on {fitted.choices} choices")
+    if low <= 0.5:
+        print("That is no better than guessing, as far as these answers tell: a policy would learn noise. Label more.")
+    print(f"Next: diffusion-gym train --env DiffusionDenoise-v0 --env.model {labels.source.model} --env.reward {out}")
+
+
+def summary(labels: Labels) -> str:
+    """Who answered how often, and how far they agree with themselves."""
+    lines = []
+    for person, answers in sorted(labels.answers.items()):
+        again, equal = labels.agreement([person]), sum(answer.answer == "equal" for answer in answers)
+        repeated = f"; asked again, the same answer {again.same} of {again.repeated} times" if again.repeated else ""
+        lines.append(f"{person}: {len(answers)} answers, {equal} of them equal{repeated}")
+    return "\n".join(lines) or "no answers"
+
+
+def _check(options: LabelOptions) -> None:
+    if options.run is not None and options.model is not None:
+        raise ValueError(
+            f"run={str(options.run)!r} and model={options.model!r} both name what makes the pictures; give one"
+        )
+    if options.out is None and options.run is None:
+        raise ValueError("out is missing; give --out DIR, a new folder or one of labels")
+    for name, least in (("answers", 1), ("group", 2), ("pictures", 2)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name}={getattr(options, name)!r} must be at least {least}")
+    if options.pictures % options.group:
+        raise ValueError(f"pictures={options.pictures!r} must be a multiple of group={options.group!r}")
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"port={options.port} must be 1 to 65535, or 0 for a free one")
+
+
+def _require_extra() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{_EXTRA} ({error})") from error
+
+
+def _serve(labels: Labels, features: torch.Tensor, options: LabelOptions) -> None:
+    import uvicorn
+
+    from diffusion_gym.agents.label.app import make_app
+    from diffusion_gym.agents.label.questions import Questions
+    from diffusion_gym.rewards.server.app import listen
+    from diffusion_gym.rewards.server.connections import bounded
+
+    app = make_app(Questions(labels, features, options.seed), options.answers)
+    listening = listen("127.0.0.1", options.port)
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    print(f"Labels in {labels.folder}, page at {address}; Ctrl-C ends it, every answer is stored", flush=True)
+    if options.browser:
+        webbrowser.open(address)
+    config = uvicorn.Config(
+        app, http=bounded(64, 60.0), ws="none", lifespan="off", log_level="warning", access_log=False
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn has let the running requests end by then
+        pass
+    finally:
+        listening.close()
+    print(f"Next: diffusion-gym fit-preferences {labels.folder}, from {LEAST_ANSWERS} choices on")

@@ -1,0 +1,122 @@
+"""What a fitted reward sees of a picture and its prompt: numbers that a frozen network gives of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.rewards.preference.labels import Source
+
+Kind = Literal["denoiser", "clip"]
+_STEPS: Final = 20  # of the table in which the noise level is looked up
+# Of the schedule's time. On the embedded model 300 answers predict those of other pairs best from here: 0.97 of them,
+# from 0.1 and 0.5 of the schedule 0.93 and 0.95.
+_NOISE: Final = 0.3
+_DRAWS: Final = 2  # of noise, whose features are averaged
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Which network: `denoiser`, a diffusion model by name, directory or hub id, or `clip`, a CLIPModel."""
+
+    features: Kind
+    source: str
+    revision: str | None = None
+    variant: str | None = None
+
+
+def feature_source(features: str, labelled: Source) -> FeatureSource:
+    """What `features`, `denoiser` or a CLIPModel by directory or hub id, means for pictures of a model."""
+    if features == "denoiser":
+        return FeatureSource("denoiser", labelled.model, labelled.revision, labelled.variant)
+    return FeatureSource("clip", features)
+
+
+def load_features(source: FeatureSource, device: torch.device) -> Any:
+    """The features of pictures `(n, 3, H, W)` in [0, 1] on `device` and n prompts, as a function to float32 `(n, D)`.
+
+    Raises:
+        ValueError: the model cannot be used.
+        FileNotFoundError: its files are not here and cannot be fetched.
+    """
+    if source.features == "clip":
+        return ClipFeatures(source.source)
+    from diffusion_gym.models import load_model
+
+    named = {"revision": source.revision, "variant": source.variant}
+    given = {name: value for name, value in named.items() if value is not None}
+    return DenoiserFeatures(load_model(source.source, device, "float32", given))
+
+
+class ClipFeatures:
+    """CLIP's embedding of the picture, and its product with that of the prompt, number by number.
+
+    Args:
+        clip: a `CLIPModel`, a directory or a hub id.
+    """
+
+    def __init__(self, clip: str) -> None:
+        from diffusion_gym.rewards.clip import CLIP
+
+        self._tower = CLIP(clip, "float32", argument="features")
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Float32 `(n, 2 D)`."""
+        seen = self._tower.image_embeddings(self._tower.preprocessing(images))
+        return torch.cat([seen, seen * self._tower.text_embeddings(prompts, images.device)], dim=1)
+
+
+class DenoiserFeatures:
+    """What the pretrained network makes of a picture that is noised anew, with the prompt and without.
+
+    The picture gets the noise of 0.3 of the schedule, the same for every picture; the features are the means over space
+    of the network's middle block with the prompt, and what they differ by from those with the empty prompt (diffusion
+    models' inner activations as image features: arXiv:2112.03126).
+
+    Args:
+        model: a diffusion model of prompts, with an autoencoder and a UNet.
+
+    Raises:
+        ValueError: it is another model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        if not model.prompt_length or not hasattr(model, "encode") or not hasattr(model.unet, "mid_block"):
+            raise ValueError(
+                f"features='denoiser' needs a text-to-image model with an autoencoder and a UNet, which "
+                f"{model.name!r} is not; give a CLIPModel, a directory or a hub id"
+            )
+        self._model = model
+        table = model.step_table(SamplerConfig.from_options({"num_inference_steps": _STEPS}, model.sampler_defaults))
+        step = int((table.timesteps - _NOISE * model.num_train_timesteps).abs().argmin())
+        self._timestep = table.network_timesteps[step].to(model.device)
+        self._signal, self._share = float(table.signal[step]), float(table.noise[step])
+        noise = torch.randn(_DRAWS, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+        self._noise = noise.to(model.device)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Float32 `(n, 2 D)` for a middle block of D channels."""
+        model, latents = self._model, self._model.encode(images)
+        given = model.embed(model.tokenize(prompts))
+        null = model.embed(model.tokenize([""])).expand(len(given), *given.shape[1:])
+        sums = []
+        for condition in (given, null):
+            noisy = (self._signal * latents + self._share * eps for eps in self._noise)
+            sums.append(torch.stack([self._middle(x, condition) for x in noisy]).mean(0))
+        return torch.cat([sums[0], sums[0] - sums[1]], dim=1)
+
+    def _middle(self, noisy: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        middle = self._model.unet.mid_block
+        handle = middle.register_forward_hook(lambda module, given, output: kept.append(output.float().mean((2, 3))))
+        try:
+            self._model.predict(self._model.unet, noisy, self._timestep.expand(len(noisy)), condition)
+        finally:
+            handle.remove()
+        return kept[0]
