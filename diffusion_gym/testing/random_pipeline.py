@@ -95,15 +95,13 @@ def _text_encoder(tokenizer: Any) -> Any:
 
 
 def _unet() -> Any:
-    """As few blocks as a text can steer: a step of the tests is the overhead of its modules."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=4,
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type="UNetMidBlock2D",
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
         layers_per_block=1,
         cross_attention_dim=16,
         attention_head_dim=2,
