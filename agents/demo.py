@@ -1,24 +1,26 @@
-"""The demonstration: DDPO_IS improves the embedded model in minutes, and a page shows it."""
+"""The demonstration: DDPO_IS improves an embedded model in minutes, and a page shows it."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from diffusion_gym.agents.report.run import write_report
 from diffusion_gym.agents.training import runs
 from diffusion_gym.agents.training.evaluation import EVALUATION_SEED, summary_text
 from diffusion_gym.agents.training.settings import starting_point
 
-ENVIRONMENT: Final = "DiffusionDenoise-Shapes-Location-v0"
-PRESET: Final = "shapes-demo"
+PRESETS: Final = {"Shapes": "shapes-demo", "ShapesFlow": "shapes-flow-demo"}
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Fine-tune the embedded model with DDPO_IS, compare before and after, and write a page."""
+    """Fine-tune an embedded model with DDPO_IS, compare before and after, and write a page."""
+
+    model: Literal["Shapes", "ShapesFlow"] = "Shapes"
+    """A UNet with DDIM's noise, or a flow-matching transformer with Flow-GRPO's."""
 
     out: Path | None = None
     """Run folder; by default the first free one of runs/demo-1, runs/demo-2, ..."""
@@ -35,7 +37,8 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> None:
     """Train, evaluate and report; prints the numbers and where the page is."""
     started = time.perf_counter()
-    settings = starting_point(ENVIRONMENT, "ddpo_is", PRESET, None)
+    environment, preset = f"DiffusionDenoise-{options.model}-Location-v0", PRESETS[options.model]
+    settings = starting_point(environment, "ddpo_is", preset, None)
     settings = replace(
         settings,
         out=options.out or _free_folder(),
@@ -44,7 +47,7 @@ def run_demo(options: DemoOptions) -> None:
     )
     if options.total_reward_queries is not None:
         settings = replace(settings, total_reward_queries=options.total_reward_queries)
-    print(f"DDPO_IS on {ENVIRONMENT}, preset {PRESET}, seed {settings.seed}, into {settings.out}")
+    print(f"DDPO_IS on {environment}, preset {preset}, seed {settings.seed}, into {settings.out}")
     done, loading = runs.train(settings)
     trained = time.perf_counter()
     if done.reward_queries < settings.total_reward_queries:

@@ -181,38 +181,37 @@ def run_peers(options: PartOptions) -> None:
 
 
 def run_shapes(options: PartOptions) -> None:
-    """The embedded model trained as the demonstration does, and measured."""
-    from diffusion_gym.agents.demo import ENVIRONMENT, PRESET
+    """The embedded models trained as the demonstration does, and measured."""
+    for model in _RESULTS["shapes"]:
+        if not _is_done(options.folder / f"{options.part}--{model}.json"):
+            _write(options, model, _train_and_measure(model, options))
 
-    folder = options.work / "shapes"
-    train = [
-        "train",
-        "--env",
-        ENVIRONMENT,
-        "--agent",
-        "ddpo_is",
-        "--preset",
-        PRESET,
-        "--out",
-        str(folder),
-        "--seed",
-        "0",
-    ]
-    if options.scale == "tiny":
-        train += ["--total-reward-queries", "64"]
+
+def _train_and_measure(model: str, options: PartOptions) -> dict[str, Any]:
+    from diffusion_gym.agents.demo import PRESETS
+
+    folder = options.work / model
     if (folder / "config.json").exists():
-        train = ["train", "--resume", "--out", str(folder)]
+        train = ["--resume"]
+    else:
+        train = ["--env", f"DiffusionDenoise-{model}-Location-v0", "--agent", "ddpo_is", "--preset", PRESETS[model]]
+        train += ["--seed", "0", "--env.device", options.device]
+        if options.scale == "tiny":
+            train += ["--total-reward-queries", "64"]
     command = [sys.executable, "-P", "-m", "diffusion_gym.agents.cli"]
-    subprocess.run([*command, *train, *([] if "--resume" in train else ["--env.device", options.device])], check=True)
+    subprocess.run([*command, "train", *train, "--out", str(folder)], check=True)
     samples = "256" if options.scale == "exact" else "16"
     done = subprocess.run(
         [*command, "eval", str(folder), "--json", "--samples", samples], check=True, stdout=-1, text=True
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = json.loads(done.stdout)
-    seconds, queries = sum(line["seconds"] for line in lines), lines[-1]["reward_queries"]
-    success = {key: found[key] for key in ("success", "base_success")}
-    _write(options, "demo", {"seconds": seconds, "reward_queries": queries, "samples": int(samples), **success})
+    return {
+        "seconds": sum(line["seconds"] for line in lines),
+        "reward_queries": lines[-1]["reward_queries"],
+        "samples": int(samples),
+        **{key: found[key] for key in ("success", "base_success")},
+    }
 
 
 def _write(options: PartOptions, name: str, found: Mapping[str, Any]) -> None:
@@ -231,7 +230,7 @@ PARTS: Final[dict[str, Callable[[PartOptions], None]]] = {
     "models": measure_rows,
     "shapes": run_shapes,
 }
-_RESULTS: Final = {"tests": ("tests",), "peers": ("turns",), "shapes": ("demo",)}
+_RESULTS: Final = {"tests": ("tests",), "peers": ("turns",), "shapes": ("Shapes", "ShapesFlow")}
 
 
 # Running and showing ------------------------------------------------------------------------------------------------
@@ -312,7 +311,7 @@ _TITLES: Final = {
     "full": "All weights of Stable Diffusion 1.4's shape",
     "variants": "How the network runs",
     "models": "Larger models, LoRA",
-    "shapes": "The embedded model",
+    "shapes": "The embedded models",
 }
 
 
@@ -347,8 +346,8 @@ def _tests(record: Mapping[str, Any]) -> str:
 
 def _shapes(record: Mapping[str, Any]) -> str:
     success = f"{record['base_success']:.2f} before, {record['success']:.2f} after ({record['samples']} samples)"
-    queries = f"{record['reward_queries']:,} reward queries"
-    return f"The demonstration's training, {queries}, takes {record['seconds']:.0f} s: strict success {success}."
+    training = f"The demonstration's training of {record['name']}, {record['reward_queries']:,} reward queries,"
+    return f"{training} takes {record['seconds']:.0f} s: strict success {success}."
 
 
 _HEAD: Final = (

@@ -187,6 +187,8 @@ _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
     "online_dpo": {**_SHAPES_GROUPS},
 }
 _FAST: Final[Values] = {"samples_per_iteration": 64, "rollout_batch": 64, "renoise": True}
+_EMBEDDED: Final = {"Shapes": "shapes", "ShapesFlow": "shapes-flow"}
+_FLOW: Final[Values] = {"num_inference_steps": 10, "sampler": "flow_sde", "eta": 0.7}
 _SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -214,6 +216,18 @@ PRESETS: Final[dict[str, Preset]] = {
             "ddpo_iskl": {**_SHAPES_AGENTS["ddpo_iskl"], "learning_rate": 2e-4},
         },
     ),
+    "shapes-flow": Preset(
+        "`shapes` with Flow-GRPO's noise, docs/shapes-preset.md",
+        {**_SHAPES, **_FLOW},
+        _SHAPES_AGENTS,
+        choices="Tuned with DDPO_IS alone.",
+    ),
+    "shapes-flow-demo": Preset(
+        "`shapes-flow` on four location prompts, docs/shapes-preset.md",
+        {**_SHAPES, **_SHAPES_DEMO, **_FLOW, "total_reward_queries": 3_840},
+        _SHAPES_AGENTS,
+        choices="Tuned with DDPO_IS alone.",
+    ),
     "fast": Preset(
         "the fewest reward queries on the embedded model, docs/sample-efficiency.md",
         {**_SHAPES, "num_inference_steps": 10, "total_reward_queries": 1_344},
@@ -232,8 +246,8 @@ def default_preset(env_id: str, model: str | None, agent: str) -> str:
     """The preset to begin with: that of the model's paper where it is the thesis or our own, else of the agent's."""
     parts = env_id.split("-")
     name = model or (parts[1] if len(parts) > 2 else "")
-    if name == "Shapes":
-        return "shapes"
+    if name in _EMBEDDED:
+        return _EMBEDDED[name]
     if name in ("CelebaHQ", "Church", "Bedroom"):
         named = f"thesis-{parts[2].lower()}" if len(parts) > 2 else ""
         return named if named in PRESETS else "thesis-aesthetic"

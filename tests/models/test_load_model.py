@@ -127,8 +127,8 @@ def test_revision_and_variant_are_in_the_command_that_fetches_them(offline):
         load_model("Church", "cpu", "float32", {"revision": "v2", "variant": "fp16"})
 
 
-def test_every_model_but_the_embedded_one_has_a_source():
-    assert set(MODELS) - set(MODEL_SOURCES) == {"Shapes"}
+def test_every_model_but_the_embedded_ones_has_a_source():
+    assert set(MODELS) - set(MODEL_SOURCES) == {"Shapes", "ShapesFlow"}
 
 
 def write_again(folder, seed, size="tiny"):

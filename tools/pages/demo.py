@@ -21,9 +21,9 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = {
     "README.md": ("demo result",),
     "docs/first-minutes.md": ("demo",),
-    "docs/embedded-model.md": ("model",),
+    "docs/embedded-model.md": ("model", "flow model"),
 }
-CARD = ROOT / "diffusion_gym" / "models" / "shapes" / "weights" / "README.md"
+CARDS = {"model": "shapes", "flow model": "shapes_flow"}
 
 
 def take_over(runs: list[Path]) -> None:
@@ -82,16 +82,18 @@ def _share(result: dict[str, Any], key: str) -> str:
     return f"{result[key]:.2f} ({low:.2f} to {high:.2f})"
 
 
-def model_table() -> str:
-    """The table of success rates in the model card."""
-    lines = [line for line in CARD.read_text().splitlines() if line.startswith("|")]
+def model_table(model: str) -> str:
+    """The table of success rates in the card of an embedded model."""
+    card = ROOT / "diffusion_gym" / "models" / model / "weights" / "README.md"
+    lines = [line for line in card.read_text().splitlines() if line.startswith("|")]
     start = next(index for index, line in enumerate(lines) if line.startswith("| guidance"))
     return "\n".join(lines[start:])
 
 
 def parts() -> dict[str, str]:
     """The marked parts, by name."""
-    return {"demo": demo_table(), "demo result": demo_result(), "model": model_table()}
+    tables = {name: model_table(model) for name, model in CARDS.items()}
+    return {"demo": demo_table(), "demo result": demo_result(), **tables}
 
 
 if __name__ == "__main__":

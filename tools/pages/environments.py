@@ -7,7 +7,7 @@ python -m tools.pages                 # write the cards
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
@@ -73,7 +73,8 @@ def facts_of(model: str) -> Facts | None:
 
 
 def _section(model: str, ids: list[tuple[str, str]]) -> str:
-    facts, doc = facts_of(model), (MODELS[model].__doc__ or "").strip().splitlines()[0]
+    loader: Any = MODELS[model]
+    facts, doc = facts_of(model), (getattr(loader, "func", loader).__doc__ or "").strip().splitlines()[0]
     lines = [f"### {model}", "", doc if not is_embedded(model) else "Ships in the package: [the embedded model]"]
     lines[-1] += "(embedded-model.md)." if is_embedded(model) else " Its weights are on the hub: no pictures here."
     if facts is not None:

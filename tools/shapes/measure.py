@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,28 +46,24 @@ def success_rates(
     return rates
 
 
-def rate_table(model: DenoisingModel, settings: list[tuple[float, int]], samples: int) -> str:
-    """A Markdown table of success rates, one row a pair of (guidance scale, T)."""
-    lines = ["| guidance | T | " + " | ".join(FAMILIES) + " |", "|---" * (2 + len(FAMILIES)) + "|"]
-    for guidance, steps in settings:
-        config = SamplerConfig(num_inference_steps=steps, guidance_scale=guidance)
+def rate_table(model: DenoisingModel, settings: Sequence[SamplerConfig], samples: int) -> str:
+    """A Markdown table of success rates, a row for each sampler."""
+    lines = ["| guidance | T | eta | " + " | ".join(FAMILIES) + " |", "|---" * (3 + len(FAMILIES)) + "|"]
+    for config in settings:
         rates = success_rates(model, config, samples).values()
         cells = [f"{rate:.2f} ({low:.2f} to {high:.2f})" for rate, low, high in rates]
-        lines.append(f"| {guidance:g} | {steps} | " + " | ".join(cells) + " |")
+        chosen = f"{config.guidance_scale:g} | {config.num_inference_steps} | {config.eta:g}"
+        lines.append(f"| {chosen} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write_model_card(path: Path, table: str, facts: dict[str, str]) -> None:
-    """Write `README.md` of the shipped weights: how they were made and what they reach."""
+def write_model_card(path: Path, title: str, about: str, facts: dict[str, str], table: str) -> None:
+    """Write `README.md` of the shipped weights: what they are, how they were made, and what they reach."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     path.write_text(
-        f"""# Shapes
+        f"""# {title}
 
-A text-to-image latent diffusion model in diffusers' `StableDiffusionPipeline` layout, trained from scratch on drawn
-scenes of one to four circles, squares, triangles and stars in six colors. It is made for reinforcement-learning
-experiments: a detector scores its pictures exactly, and it leaves room for improvement on purpose.
-
-Made by `python -m tools.shapes`; no outside data or weights.
+{about}
 
 | | |
 |---|---|
@@ -75,10 +71,22 @@ Made by `python -m tools.shapes`; no outside data or weights.
 
 ## Strict success
 
-Share of samples in which every fact of the caption holds, over random captions of a family; DDIM with eta 1;
-in brackets Wilson's 95 % interval. Measured by the same command.
+Share of samples in which every fact of the caption holds, over random captions of a family; in brackets Wilson's 95 %
+interval. Measured by the same command.
 
 {table}
 """,
         encoding="utf-8",
     )
+
+
+def weights_size(folder: Path) -> str:
+    """What the weights of a pipeline directory take."""
+    megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    return f"{megabytes:.1f} MB of safetensors: float16, the text encoders float32"
+
+
+def parameter_counts(networks: Mapping[str, torch.nn.Module]) -> str:
+    """How many weights each network has."""
+    counts = {name: sum(weight.numel() for weight in net.parameters()) / 1e6 for name, net in networks.items()}
+    return ", ".join(f"{name} {millions:.2f} M" for name, millions in counts.items())

@@ -24,25 +24,40 @@ STRETCH: Final = 100  # steps that one seed serves: the loop can be stopped and 
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+        start: its first step.
+        cosine: step at which the learning rate would be at its least, were this phase to go on until there.
+        shares: chance of each kind of caption.
+        time_mean: of the logit of t; above 0 the noisy end is drawn more often.
+    """
+
+    start: int
+    cosine: int
+    shares: Mapping[str, float]
+    time_mean: float
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Of the training.
 
     Attributes:
-        steps: length of the learning-rate schedule, and where the training ends.
+        steps: where the training ends.
         batch: latents a step.
         lr: peak learning rate.
         ema: decay of the moving average.
-        shares: chance of each kind of caption, from a share of the steps on.
-        time_mean: of the logit of t; above 0 the noisy end is drawn more often.
-        time_std: of the logit of t.
+        phases: from the first step on.
+        time_std: of the logit of t, the share of noise in x_t.
     """
 
     steps: int
     batch: int
     lr: float
     ema: float
-    shares: Sequence[tuple[float, Mapping[str, float]]]
-    time_mean: float
+    phases: Sequence[Phase]
     time_std: float
 
 
@@ -79,7 +94,7 @@ class Trainer:
         self.data, self.kinds_pool = data, torch.zeros(POOL, dtype=torch.int64, device=self.device)
         self.latents, self.tokens = data.latents.to(self.device), data.tokens.to(self.device)
         self.empty = data.empty.to(self.device)
-        self.rate, self.follow, self.loss = (torch.zeros((), device=self.device) for _ in range(3))
+        self.rate, self.follow, self.loss, self.time_mean = (torch.zeros((), device=self.device) for _ in range(4))
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=self.rate, weight_decay=1e-2, betas=(0.9, 0.98), fused=True, capturable=self.cuda
         )
@@ -124,23 +139,25 @@ class Trainer:
     def _stretch(self) -> None:
         """`STRETCH` steps; no result is read back by the host."""
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        self._enter_phase()
+        phase = self._enter_phase()
         self.loss.zero_()
         for _ in range(STRETCH):
-            self.rate.fill_(self.schedule.lr * warm_cosine(self.step, self.schedule.steps, 300))
+            self.rate.fill_(self.schedule.lr * warm_cosine(self.step, phase.cosine, 300))
             self.follow.fill_(1 - min(self.schedule.ema, (1 + self.step) / (10 + self.step)))
             if self.wants_graph and self.graph is None and self.step % STRETCH == 10:
                 self._record()
             self.graph.replay() if self.graph is not None else self._one()
             self.step += 1
 
-    def _enter_phase(self) -> None:
-        share = self.step / self.schedule.steps
-        phase = max(i for i, (start, _) in enumerate(self.schedule.shares) if start <= share)
-        if phase != self.phase:
-            self.phase = phase
-            generator = torch.Generator().manual_seed(self.seed + phase)
-            self.kinds_pool.copy_(self.data.pool(self.schedule.shares[phase][1], POOL, generator))
+    def _enter_phase(self) -> Phase:
+        number = max(i for i, phase in enumerate(self.schedule.phases) if phase.start <= self.step)
+        phase = self.schedule.phases[number]
+        if number != self.phase:
+            self.phase = number
+            generator = torch.Generator().manual_seed(self.seed + number)
+            self.kinds_pool.copy_(self.data.pool(phase.shares, POOL, generator))
+            self.time_mean.fill_(phase.time_mean)
+        return phase
 
     def _record(self) -> None:
         torch.cuda.synchronize()
@@ -175,7 +192,7 @@ class Trainer:
         chosen = self.kinds_pool[torch.randint(POOL, (number,), device=device)]
         x0 = self.latents[chosen].float()
         noise = torch.randn_like(x0)
-        t = torch.sigmoid(self.schedule.time_mean + self.schedule.time_std * torch.randn(number, device=device))
+        t = torch.sigmoid(self.time_mean + self.schedule.time_std * torch.randn(number, device=device))
         dropped = torch.rand(number, 1, device=device) < CAPTION_DROPOUT
         tokens = torch.where(dropped, self.empty, self.tokens[chosen])
         context, pooled = embed(self.networks, tokens)

@@ -10,6 +10,7 @@ from diffusion_gym.agents.training.presets import PRESETS, default_preset
     [
         ("DiffusionDenoise-Shapes-Color-v0", None, "ddpo_is", "shapes"),
         ("DiffusionDenoise-v0", "Shapes", "dpok", "shapes"),
+        ("DiffusionDenoise-ShapesFlow-Count", None, "ddpo_is", "shapes-flow"),
         ("DiffusionDenoise-SD14-Aesthetic", None, "ddpo_is", "ddpo-paper"),
         ("DiffusionDenoise-SD14-Aesthetic", None, "dpok", "dpok"),
         ("DiffusionDenoise-v0", "some/folder", "rwr", "ddpo-paper"),
