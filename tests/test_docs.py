@@ -78,6 +78,8 @@ def test_the_python_of_the_page_runs(name, tmp_path, monkeypatch, capsys):
         assert scope["done"] and scope["info"]["image"].shape == (32, 32, 3) and scope["action"].shape == (4, 4, 8, 8)
     elif name == "bring-your-own-algorithm.md":  # its assertions are the contract
         assert sum(block.count("assert") for block in python_blocks(name)) >= 14
+    elif name == "README.md":
+        assert scope["done"] and scope["model"].num_timesteps == 2 * 20
     elif name != "bring-your-own.md":
         (metrics,) = tmp_path.rglob("metrics.jsonl")
         assert len(metrics.read_text().splitlines()) == 2

@@ -283,23 +283,23 @@ class NativeUpdate(DDPOISKL):
         target = self.algorithm.target_kl
         return target is not None and float(means["approx_kl"]) > 1.5 * target
 
-    def _step(
-        self, items: torch.Tensor, transitions_at: Callable[[torch.Tensor], Transitions], count: int
+    def _losses_at(
+        self,
+        transitions_at: Callable[[torch.Tensor], Transitions],
+        old_means: torch.Tensor | None,
+        items: torch.Tensor,
+    ) -> Losses:
+        """The losses of some items with the value network's error, where it has a weight."""
+        rows, weight = super()._losses_at(transitions_at, old_means, items), self.algorithm.vf_coef
+        if not weight:
+            return rows
+        returns = self.algorithm.rollout_buffer.step_returns[items[:, 1], items[:, 0]]
+        observation = transitions_at(items[:, :-1]).observation
+        errors = (self.algorithm.policy.predict_values(observation).flatten() - returns) ** 2
+        return {**rows, "loss": rows["loss"] + weight * errors, "value_loss": errors.detach()}
+
+    def minimize(
+        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
     ) -> dict[str, torch.Tensor]:
-        """One step, with the value network's error; `target_kl` stops before it."""
-        policy, returns, weight = (
-            self.algorithm.policy,
-            self.algorithm.rollout_buffer.step_returns,
-            self.algorithm.vf_coef,
-        )
-
-        def losses(pairs: torch.Tensor) -> Losses:
-            batch = transitions_at(pairs)
-            rows = self.losses(batch)
-            if not weight:
-                return rows
-            samples, steps = pairs.unbind(1)
-            errors = (policy.predict_values(batch.observation).flatten() - returns[steps, samples]) ** 2
-            return {**rows, "loss": rows["loss"] + weight * errors, "value_loss": errors.detach()}
-
+        """One step, before which `target_kl` stops."""
         return self.optimizer.step(items, losses, count, unless=self.finished)

@@ -224,7 +224,7 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "shapes-flow-demo": Preset(
         "`shapes-flow` on four location prompts, docs/shapes-preset.md",
-        {**_SHAPES, **_SHAPES_DEMO, **_FLOW, "total_reward_queries": 3_840},
+        {**_SHAPES, **_SHAPES_DEMO, **_FLOW, "total_reward_queries": 2_560},
         _SHAPES_AGENTS,
         choices="Tuned with DDPO_IS alone.",
     ),

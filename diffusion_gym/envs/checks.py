@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import Reward
 from diffusion_gym.rewards.base import needed_metadata, reward_name
+from diffusion_gym.storage import json_text
 
 _OPTIONS = ["prompt", "latents", "reset_mask"]
 
@@ -145,7 +145,7 @@ def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str]
             raise ValueError(
                 f"reward={reward_name(reward)!r} needs {lacking[0]!r} in the metadata of each prompt, and {argument}: "
                 f"{prompt!r} has {', '.join(map(repr, told)) or 'none'}; give a .jsonl file with lines such as "
-                f'{{"prompt": {json.dumps(prompt)}, {json.dumps(lacking[0])}: ...}} (docs/prompts.md)'
+                f'{{"prompt": {json_text(prompt)}, {json_text(lacking[0])}: ...}} (docs/prompts.md)'
             )
 
 

@@ -116,7 +116,7 @@ A_LINE = r'; write one {"prompt": "..."} a line'
         ("a.jsonl", '{"prompt": null}', ", line 1: prompt=None: input should be a valid string"),
         ("a.jsonl", '{"prompt": ["a"]}', ", line 1: prompt=['a']: input should be a valid string"),
         ("a.jsonl", '{"prompt": " "}', ", line 1: prompt=' ': string should have at least 1 character"),
-        ("a.jsonl", '{"prompt": "\\ud800"}', ", line 1: prompt='\\ud800': input should be a valid string"),
+        ("a.jsonl", '{"prompt": "\\ud800"}', ", line 1 is not JSON (a text of it has \\ud800, half"),
         ("a.jsonl", '{"prompt": "a", "held_out": true}', ", line 1: held_out=True: input should be a valid string"),
         ("a.jsonl", '{"prompt": "a", "held_out": "x/y"}', ", line 1: held_out='x/y': string should match pattern"),
         ("a.jsonl", '{"prompt": "a", "held_out": ""}', ", line 1: held_out='': string should match pattern"),

@@ -244,9 +244,9 @@ def test_texts_count_as_memory(server):
         assert first.result()[0] == long.result()[0] == 200
 
 
-def test_an_error_that_utf8_cannot_hold_is_told_all_the_same(server):
+def test_half_a_character_is_refused(server):
     status, answer = ask(server, data=body("open \ud800"))
-    assert status == 500 and "reward='steered' raised" in answer["detail"]
+    assert status == 400 and "half of a character" in answer["detail"]
 
 
 def test_errors_name_no_folder_of_the_server(server):
