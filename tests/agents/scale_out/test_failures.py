@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from diffusion_gym.agents.algorithms import policy_gradient
+from diffusion_gym.agents.algorithms import minibatch, policy_gradient
 from diffusion_gym.agents.training import checkpoint, ending
 from scale_out_runs import SAMPLES, assert_kept, codes, files, told
 
@@ -48,7 +48,7 @@ def test_a_signal_ends_processes_whose_reward_hangs(train, alone, tmp_path, rewa
         ending._PATIENCE = 0.1
 
     results = train(2, tmp_path / "run", reward=reward, checkpoint_every=10, before=impatient)
-    assert codes(results) == expected
+    assert codes(results) == expected, results[0]["err"]
     (line,) = told(results)
     assert line.startswith(f"error: {reason}reward='reward' has not answered for ")
     assert "a checkpoint keeps iteration 1, go on with: " in line
@@ -115,7 +115,7 @@ def test_a_bug_while_sampling_in_one_process_ends_all(train, alone, tmp_path):
     """DPOK's checkpoint gathers the replay buffer: both processes must come to it."""
 
     def breaks(processes):
-        calls, genuine = [], policy_gradient.collect_many
+        calls, genuine = [], minibatch.collect_many
 
         def sample(*given, **options):
             calls.append(None)
@@ -123,7 +123,7 @@ def test_a_bug_while_sampling_in_one_process_ends_all(train, alone, tmp_path):
                 raise RuntimeError("CUDA error: an illegal memory access")
             return genuine(*given, **options)
 
-        policy_gradient.collect_many = sample
+        minibatch.collect_many = sample
 
     results = train(2, tmp_path / "run", agent="dpok", before=breaks, checkpoint_every=10)
     assert codes(results) == [2, "RuntimeError: CUDA error: an illegal memory access"]
