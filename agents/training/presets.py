@@ -187,7 +187,6 @@ _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
     "online_dpo": {**_SHAPES_GROUPS},
 }
 _FAST: Final[Values] = {"samples_per_iteration": 64, "rollout_batch": 64, "renoise": True}
-_EMBEDDED: Final = {"Shapes": "shapes", "ShapesFlow": "shapes-flow"}
 _FLOW: Final[Values] = {"num_inference_steps": 10, "sampler": "flow_sde", "eta": 0.7}
 _SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
 
@@ -246,8 +245,10 @@ def default_preset(env_id: str, model: str | None, agent: str) -> str:
     """The preset to begin with: that of the model's paper where it is the thesis or our own, else of the agent's."""
     parts = env_id.split("-")
     name = model or (parts[1] if len(parts) > 2 else "")
-    if name in _EMBEDDED:
-        return _EMBEDDED[name]
+    if name == "Shapes":
+        return "shapes"
+    if name == "ShapesFlow":
+        return "shapes-flow"
     if name in ("CelebaHQ", "Church", "Bedroom"):
         named = f"thesis-{parts[2].lower()}" if len(parts) > 2 else ""
         return named if named in PRESETS else "thesis-aesthetic"

@@ -169,7 +169,7 @@ def test_small_files(run, damage):
 
 
 def read_suite(path):
-    return cells_of(str(path), [*AGENTS, "frozen_null"], 1, Path("runs/x"))
+    return cells_of(str(path), ["ddpo_is", "dpok", "frozen_null"], 1, Path("runs/x"))
 
 
 def read_state(path):
