@@ -110,7 +110,7 @@ def test_the_divergence_from_the_reference(make, make_policy, roll, trainable):
 
 def test_adapters_are_on_every_attention_projection(make, make_policy):
     policy = make_policy(make())
-    wanted = ("to_q", "to_k", "to_v", "to_out.0")
+    wanted = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     layers = {name for name, _ in policy.model.unet.named_modules() if name.endswith(wanted)}
     assert {name.split(".lora_")[0] for name in policy.trainable_parameters()} == layers
     assert len(layers) >= 8

@@ -47,9 +47,12 @@ def toy_batch(policy, advantages, number=6, seed=0):
     signal, noise = (column[steps].view(-1, 1, 1, 1) for column in (policy.table.signal, policy.table.noise))
     observation = {"latents": add_noise(clean, eps, signal, noise), "step": steps}
     target = prediction_targets(policy.table, steps, clean, eps)
-    behaviour = policy.prediction(observation, theta=BEHAVIOUR)
+    fixed = {
+        "behaviour": policy.prediction(observation, theta=BEHAVIOUR),
+        "reference": policy.prediction(observation, theta=REFERENCE),
+    }
     advantages = torch.tensor(advantages, dtype=torch.float64)
-    return NoisedPictures(observation, clean, target, advantages, noise, {"behaviour": behaviour})
+    return NoisedPictures(observation, clean, target, advantages, noise, fixed)
 
 
 def arrays(policy, batch):
