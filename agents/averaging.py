@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,6 +46,15 @@ class WeightAverage:
             yield
         finally:
             self._put(weights)
+
+    def named(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The average by the names of the weights, for a checkpoint."""
+        return dict(zip(names, self.average, strict=True))
+
+    def load(self, stored: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
+        """Put back what `named` gave."""
+        for name, value in self.named(names).items():
+            value.copy_(stored[name])
 
     @torch.no_grad()
     def _put(self, values: Sequence[torch.Tensor]) -> None:

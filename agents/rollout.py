@@ -216,10 +216,8 @@ def collect(
 
     if isinstance(env, OneStepVectorEnv):
         x = torch.as_tensor(infos["latents"], device=policy.device)
-        if solver is None:
-            x = denoise(policy, x, tokens, generator, act)
-        else:
-            x = solver.solve(partial(_output, policy, embeddings, reference), x, generator)
+        output = partial(_output, policy, embeddings, reference)
+        x = denoise(policy, x, tokens, generator, act) if solver is None else solver.solve(output, x, generator)
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
         timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
@@ -228,7 +226,7 @@ def collect(
         latents, log_probs = (into or _storage(policy, len(prompts))).values()
         returns, infos = _episode(env, act, observation, latents, log_probs, generator)
     final = infos.get("final_info", infos)
-    components = {k: v for k, v in final["reward_components"].items() if not k.startswith("_")}
+    components = {name: part for name, part in final["reward_components"].items() if not name.startswith("_")}
     return Trajectories(
         prompts=prompts,
         tokens=tokens,
@@ -305,14 +303,8 @@ def collect_many(
         ValueError: `number`, the groups or the processes do not fit the batches; or the latents do not fit in memory.
         RewardError: the reward failed.
     """
-    if number % env.num_envs:
-        raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
-    if env.num_envs % group_size:
-        raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
     shared = processes or Processes()
-    size = (len(policy.table) + 1) * number // shared.count * math.prod(policy.model.latent_shape)
-    remedy = "lower samples_per_iteration, or the samples of an evaluation"
-    require_memory(f"number={number} trajectories", size, policy.device, remedy)
+    _check_number(env, policy, number, group_size, shared)
     parts: list[Trajectories] = []
     batches = list(_batches(env, number, seed_path, group_size, shared_noise, shared))
     whole = isinstance(env, OneStepVectorEnv) or len(batches) < 2
@@ -332,6 +324,18 @@ def collect_many(
                 outputs = [score.result() for score in scores]
             parts = [part.rewarded(output) for part, output in zip(parts, outputs, strict=True)]
     return Trajectories.join(parts, stored)
+
+
+def _check_number(
+    env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, number: int, group_size: int, processes: Processes
+) -> None:
+    if number % env.num_envs:
+        raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
+    if env.num_envs % group_size:
+        raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
+    size = (len(policy.table) + 1) * number // processes.count * math.prod(policy.model.latent_shape)
+    remedy = "lower samples_per_iteration, or the samples of an evaluation"
+    require_memory(f"number={number} trajectories", size, policy.device, remedy)
 
 
 @contextmanager

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from typing import TYPE_CHECKING, Any
+
 import torch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def to_unit(values: torch.Tensor) -> torch.Tensor:
@@ -24,3 +30,10 @@ def to_float(pictures: torch.Tensor) -> torch.Tensor:
     """Uint8 `(N, H, W, 3)` -> float32 `(N, 3, H, W)` in [0, 1] on the same device."""
     # In one step and in place: for a large batch, copies in between would take two times its memory more.
     return pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True).div_(255)
+
+
+def as_png(picture: Image.Image, **options: Any) -> bytes:
+    """A picture as the bytes of a PNG file; `options` are those of Pillow's `save`."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ def load_network(
         raise
     except Exception as error:  # many kinds, in two libraries; each means: not a folder of this network
         raise ValueError(f"{where} cannot be loaded as {kind.__name__} ({_first_line(error)})") from error
+    _require_all(where, kind, report, unused, absent)
+    _require_finite(where, network)
+    return network
+
+
+def _require_all(where: str, kind: Any, report: Mapping[str, Any], unused: str, absent: str) -> None:
+    """Refuse files that are not just a network's weights; `report` is what the library says of them."""
     shapes = [f"{name} {tuple(had)} for {tuple(needed)}" for name, had, needed in report["mismatched_keys"]]
     problems = [
         _listed("lacks", _without(absent, report["missing_keys"])),
@@ -85,6 +92,9 @@ def load_network(
             f"are of another network, or of another version of {library}: save them again there with "
             f"save_pretrained, or install the {library} that wrote them"
         )
+
+
+def _require_finite(where: str, network: Any) -> None:
     spoilt = [name for name, value in network.state_dict().items() if not bool(value.isfinite().all())]
     if spoilt:
         dtype = str(network.dtype).removeprefix("torch.")
@@ -92,7 +102,6 @@ def load_network(
             f"{where} {_listed('holds NaN or infinite numbers at', spoilt)}, as {dtype}; take files that are whole, or "
             "a dtype that holds their numbers, such as float32"
         )
-    return network
 
 
 def _without(pattern: str, names: Collection[str]) -> list[str]:

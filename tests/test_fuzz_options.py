@@ -13,8 +13,9 @@ from diffusion_gym.agents.demo import DemoOptions
 from diffusion_gym.agents.downloads import DownloadOptions
 from diffusion_gym.agents.presets_table import PresetsOptions
 from diffusion_gym.agents.training import runs
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.reward_options import ServeRewardOptions
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
+from diffusion_gym.agents.training.settings import RunSettings, starting_point
 from diffusion_gym.rewards.server.limits import Limits
 from fuzzing import WORDS, bounded, command, stop_what_is_expensive
 

@@ -30,6 +30,7 @@ PACKAGE: Final = "diffusion_gym"
 DATA: Final = (
     "py.typed",
     "models/shapes/weights/model_index.json",
+    "models/shapes_flow/weights/model_index.json",
     "agents/report/templates/",
     "agents/benchmark/suites/",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.images import as_png
 from diffusion_gym.storage import json_text, parse_json, remove_unfinished, write_bytes, write_text
 from diffusion_gym.wrappers.episodes import EpisodesVectorEnv
 from diffusion_gym.wrappers.single import SingleWrapper
@@ -103,10 +103,9 @@ class PictureRecorder:
         """
         from PIL import Image
 
-        buffer = io.BytesIO()
-        Image.fromarray(torch.as_tensor(image).cpu().numpy()).save(buffer, "PNG")
+        picture = Image.fromarray(torch.as_tensor(image).cpu().numpy())
         name = f"episode-{self._now:08d}.png"
-        write_bytes(self.folder / name, buffer.getvalue())
+        write_bytes(self.folder / name, as_png(picture))
         parts = {key: float(value) for key, value in components.items()}
         row = {"episode": self._now, "env": env, "prompt": str(prompt), "reward": float(reward)}
         line = json_text({**row, "components": parts, "file": name}) + "\n"

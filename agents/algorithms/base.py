@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from diffusion_gym.devices import to_device
 from diffusion_gym.registry import Registry, imported
 from diffusion_gym.schemas import Positive, Schema
 from diffusion_gym.storage import joined, part_of, restore_parameters
+from diffusion_gym.wrappers.one_step import OneStepVectorEnv
+
+if TYPE_CHECKING:
+    from diffusion_gym.models.solvers import Solver
 
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
@@ -83,6 +87,10 @@ class Agent(ABC):
         needs_stochastic_steps: whether the agent uses log-probabilities, which a deterministic step does not have.
         optimizer: takes the gradient steps; see `AccumulatingOptimizer.step`.
         steps: the steps of a trajectory that are trained on, int64.
+        finished_only: whether finished latents are all that it learns from.
+        group_size: samples in a row that share a prompt.
+        shared_noise: whether they begin from the same x_T.
+        solver: makes the pictures in place of the environment's sampler.
 
     Raises:
         ValueError: the sampler has no stochastic step among those to train on, so that there is no policy gradient;
@@ -92,6 +100,10 @@ class Agent(ABC):
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     State: ClassVar[type[AgentState]] = AgentState
     needs_stochastic_steps: ClassVar[bool] = True
+    finished_only: bool = False
+    group_size: int = 1
+    shared_noise: bool = False
+    solver: Solver | None = None
 
     def __init__(self, policy: DenoisingPolicy, config: AgentConfig, processes: Processes | None = None) -> None:
         if self.needs_stochastic_steps:
@@ -152,12 +164,23 @@ class Agent(ABC):
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """This process's share of an iteration's `number` trajectories, sampled with the current policy.
 
+        With a solver, or where nothing else is learned from, they are finished latents only, in the one-step view.
+
         Args:
             env: a denoising vector environment.
             number: trajectories of all processes together.
             seed_path: where the randomness comes from; see `collect_many`.
         """
-        return collect_many(env, self.policy, number, seed_path, processes=self.processes)
+        return collect_many(
+            OneStepVectorEnv(env) if self.finished_only or self.solver is not None else env,
+            self.policy,
+            number,
+            seed_path,
+            group_size=self.group_size,
+            shared_noise=self.shared_noise,
+            solver=self.solver,
+            processes=self.processes,
+        )
 
     def noise_window(self, seed_path: tuple[int, ...]) -> AbstractContextManager[None]:
         """Within this context an iteration is sampled and learned from, with its steps noisy where that is an option.
@@ -276,7 +299,7 @@ class Agent(ABC):
         stored = {"policy": {name: value.detach() for name, value in zip(names, self.parameters, strict=True)}}
         stored["optimizer"] = self.optimizer.tensors()
         if self.config.ema_decay:
-            stored["average"] = dict(zip(names, self.average.average, strict=True))
+            stored["average"] = self.average.named(names)
         return joined(stored)
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -290,8 +313,7 @@ class Agent(ABC):
             averages = part_of(tensors, "average")
             if not averages:
                 raise ValueError(f"the checkpoint holds no moving average, but ema_decay={self.config.ema_decay}")
-            for name, average in zip(self.policy.trainable_parameters(), self.average.average, strict=True):
-                average.copy_(averages[name])
+            self.average.load(averages, self.policy.trainable_parameters())
         self.optimizer.load_tensors(part_of(tensors, "optimizer"))
 
     def state(self) -> dict[str, Any]:

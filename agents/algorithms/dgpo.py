@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -92,13 +91,17 @@ class GroupPreferenceAgent(ForwardProcessAgent):
             return found
         if self.config.reference == "pretrained" and "reference" not in found:
             found["reference"] = self.evaluated(update, partial(self.predict, reference=True))
-        target, advantage = (self.evaluated(update, attrgetter(name)) for name in ("target", "advantage"))
-        now, reference = self.evaluated(update, self.predict), found[_PREDICTIONS[self.config.reference]]
-        margin = advantage * (squared_error(now, target) - squared_error(reference, target))
+        margin = self.evaluated(update, self._margin, found)
         rows, places = update.items[:, 2], update.items[:, 3]
         sums = margin.new_zeros(len(update.pairs)).index_add(0, rows, margin[places])
         sums = sums * self.config.preference_scale / self.compared
         return {**found, "margin": torch.zeros_like(margin).index_copy(0, places, sums[rows])}
+
+    def _margin(self, batch: NoisedPictures) -> torch.Tensor:
+        """A (d - d_ref), `(M,)`."""
+        reference = batch.fixed[_PREDICTIONS[self.config.reference]]
+        error = squared_error(self.predict(batch), batch.target)
+        return batch.advantage * (error - squared_error(reference, batch.target))
 
     def bounded(self, error: torch.Tensor, batch: NoisedPictures) -> Losses:
         """The errors `(M,)` as `loss`, without gradient where one must not go on, and entries for the metrics."""

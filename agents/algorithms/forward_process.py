@@ -140,9 +140,20 @@ class ForwardProcessAgent(MinibatchAgent):
         found["distance_to_behaviour"] = squared_error(prediction, batch.fixed["behaviour"]).detach()
         return found
 
-    def evaluated(self, update: NoisedUpdate, values: Callable[[NoisedPictures], torch.Tensor]) -> torch.Tensor:
-        """`values` `(M, ...)` of this process's items in micro-batches, without gradient: `(B, ...)` by place."""
-        found = self.optimizer.evaluate(update.items, lambda part: values(update.at(part)))
+    def evaluated(
+        self,
+        update: NoisedUpdate,
+        values: Callable[[NoisedPictures], torch.Tensor],
+        fixed: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """`values` `(M, ...)` of this process's items in micro-batches, without gradient: `(B, ...)` by place.
+
+        Args:
+            update: the items.
+            values: of the pictures of some of them.
+            fixed: values that are found already, `(B, ...)`, for `NoisedPictures.fixed`.
+        """
+        found = self.optimizer.evaluate(update.items, lambda part: values(_with_fixed(update, fixed or {}, part)))
         return found.new_zeros(len(update.pairs), *found.shape[1:]).index_copy(0, update.items[:, 3], found)
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
@@ -171,7 +182,7 @@ class ForwardProcessAgent(MinibatchAgent):
         started = [self.at_start(noised(*each)) if several else {} for each in drawn]
         for each, start in zip(drawn, started, strict=True):
             update = noised(*each)
-            yield update.items, partial(self._losses_at, update, {**start, **self.fixed(update)}), len(update.pairs)
+            yield update.items, self._losses_of(update, {**start, **self.fixed(update)}), len(update.pairs)
 
     def noised(
         self, trajectories: Trajectories, advantages: torch.Tensor, pairs: torch.Tensor, seed: int
@@ -198,11 +209,8 @@ class ForwardProcessAgent(MinibatchAgent):
         """Which noise each of the pairs gets, int64 `(B,)` counted from 0; by default its own."""
         return torch.arange(len(pairs))
 
-    def _losses_at(self, update: NoisedUpdate, fixed: Mapping[str, torch.Tensor], items: torch.Tensor) -> Losses:
-        """`losses` of some items with their fixed values."""
-        batch = update.at(items)
-        batch.fixed.update({name: value[items[:, 3]] for name, value in fixed.items()})
-        return self.losses(batch)
+    def _losses_of(self, update: NoisedUpdate, fixed: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], Losses]:
+        return lambda items: self.losses(_with_fixed(update, fixed, items))
 
     def minimize(
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
@@ -220,16 +228,13 @@ class ForwardProcessAgent(MinibatchAgent):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The behaviour policy too."""
-        names = self.policy.trainable_parameters().keys()
-        own = {"behaviour": dict(zip(names, self.behaviour.average, strict=True))}
-        return {**super().tensors(), **joined(own)}
+        behaviour = self.behaviour.named(self.policy.trainable_parameters())
+        return {**super().tensors(), **joined({"behaviour": behaviour})}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `tensors` gave."""
         super().load_tensors(tensors)
-        stored = part_of(tensors, "behaviour")
-        for name, average in zip(self.policy.trainable_parameters(), self.behaviour.average, strict=True):
-            average.copy_(stored[name])
+        self.behaviour.load(part_of(tensors, "behaviour"), self.policy.trainable_parameters())
 
     def state(self) -> dict[str, Any]:
         """The updates that the behaviour policy has counted too."""
@@ -239,3 +244,10 @@ class ForwardProcessAgent(MinibatchAgent):
         """Put back what `state` gave."""
         super().load_state(state)
         self.behaviour.updates = state["behaviour_updates"]
+
+
+def _with_fixed(update: NoisedUpdate, fixed: Mapping[str, torch.Tensor], items: torch.Tensor) -> NoisedPictures:
+    """The pictures of some items, with their rows of the fixed values."""
+    batch = update.at(items)
+    batch.fixed.update({name: value[items[:, 3]] for name, value in fixed.items()})
+    return batch

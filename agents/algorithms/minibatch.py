@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import AdvantageOptions, NoUsableReward, RewardNormalizer
 from diffusion_gym.agents.algorithms.base import Agent, AgentConfig, AgentState
@@ -18,10 +17,9 @@ from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.solver import RolloutOptions, solver_of
 from diffusion_gym.registry import unknown_name
-from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 # This process's items of an update, the losses of some of them, and how many items all processes have.
 Update = tuple[torch.Tensor, Callable[[torch.Tensor], Losses], int]
@@ -52,20 +50,16 @@ class MinibatchState(AgentState):
 
 
 class MinibatchAgent(Agent):
-    """Gradient steps on the losses of a subclass, over minibatches of samples with advantages.
-
-    Attributes:
-        finished_only: whether finished latents are all that it learns from.
-    """
+    """Gradient steps on the losses of a subclass, over minibatches of samples with advantages."""
 
     Config: ClassVar[type[AgentConfig]] = MinibatchConfig
     State: ClassVar[type[AgentState]] = MinibatchState
     config: MinibatchConfig
-    finished_only: bool = False
 
     def __init__(self, policy: DenoisingPolicy, config: MinibatchConfig, processes: Processes | None = None) -> None:
         super().__init__(policy, config, processes)
         self.normalizer, self.solver = RewardNormalizer(config), solver_of(policy, config)
+        self.group_size, self.shared_noise = config.group_size, config.shared_noise
 
     @abstractmethod
     def updates(
@@ -83,22 +77,6 @@ class MinibatchAgent(Agent):
             minibatches: pairs (sample, step) of each update, int64 `(B, 2)`, samples counted over all processes.
             rng: as `update`'s.
         """
-
-    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Trajectories in which each prompt is drawn for `group_size` samples; see `Agent.sample`.
-
-        With a `rollout_scheduler`, or where nothing else is learned from, they are finished latents only.
-        """
-        return collect_many(
-            OneStepVectorEnv(env) if self.finished_only or self.solver is not None else env,
-            self.policy,
-            number,
-            seed_path,
-            group_size=self.config.group_size,
-            shared_noise=self.config.shared_noise,
-            solver=self.solver,
-            processes=self.processes,
-        )
 
     def advantages(self, trajectories: Trajectories) -> np.ndarray:
         """Normalised rewards `(N,)`, clipped; see `normalized_rewards`. `(T, N)` gives each step one of its own."""

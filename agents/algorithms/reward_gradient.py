@@ -92,10 +92,7 @@ class RewardGradient(Agent):
             steps = len(self.policy.table) - begin
             noise = fresh_noise(trajectories, steps * len(samples), seed).unflatten(0, (steps, len(samples)))
             items = self.local_on_host(torch.stack([samples, torch.arange(len(samples))], 1), len(trajectories))
-            losses = partial(self.losses, trajectories, begin, noise)
-            rows.append(
-                {**self.minimize(items, losses, len(samples)), "steps_with_gradient": torch.tensor(float(steps))}
-            )
+            rows.append(self.minimize(items, partial(self.losses, trajectories, begin, noise), len(samples)))
         return {**update_metrics(rows), "samples_dropped": len(rewards) - len(order)}
 
     def begin(self, rng: np.random.Generator) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.advantages import softmax_weights, usable_counts
 from diffusion_gym.agents.algorithms.base import AGENTS, Agent, AgentConfig
@@ -19,9 +18,8 @@ from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.renoising import fresh_noise, renoised_states, squared_error
-from diffusion_gym.agents.rollout import Trajectories, collect_many
+from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.solver import RolloutOptions, solver_of
-from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,15 @@ class RegressionAgent(Agent):
     Config: ClassVar[type[AgentConfig]] = RegressionConfig
     config: RegressionConfig
     needs_stochastic_steps: ClassVar[bool] = False
+    finished_only: bool = True
 
     def __init__(self, policy: DenoisingPolicy, config: RegressionConfig, processes: Processes | None = None) -> None:
         super().__init__(policy, config, processes)
-        self.solver = solver_of(policy, config)
+        self.solver, self.group_size = solver_of(policy, config), config.group_size
 
     @abstractmethod
     def weights(self, prompts: Sequence[str], rewards: np.ndarray) -> np.ndarray:
         """Weights `(N,)`, not negative; 0 where a reward is not finite."""
-
-    def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
-        """Finished latents only, through the one-step view; see `Agent.sample`."""
-        group, view, processes = self.config.group_size, OneStepVectorEnv(env), self.processes
-        return collect_many(
-            view, self.policy, number, seed_path, group_size=group, solver=self.solver, processes=processes
-        )
 
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """`updates` gradient steps on one iteration's pictures; see `Agent.update`.

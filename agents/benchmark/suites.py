@@ -15,9 +15,10 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, ConfigDict, Field, Strict
 
 from diffusion_gym.agents.benchmark.records import AgentName, TaskName
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.presets import Preset
 from diffusion_gym.agents.training.schedule import Schedule
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, check_preset, starting_point
+from diffusion_gym.agents.training.settings import RunSettings, check_preset, starting_point
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.schemas import Positive, checked, options_schema
 

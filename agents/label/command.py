@@ -5,6 +5,7 @@ from __future__ import annotations
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,7 +19,9 @@ from diffusion_gym.rewards.preference.features import feature_source, load_featu
 from diffusion_gym.rewards.preference.fitting import LEAST_ANSWERS, Scaling, fit_labels, picture_features
 from diffusion_gym.rewards.preference.labels import Labels
 from diffusion_gym.rewards.preference.reward import save_fitted
+from diffusion_gym.rewards.server.app import check_address, listen
 
+_HOST: Final = "127.0.0.1"
 _EXTRA: Final = "the page needs starlette and uvicorn; pip install 'diffusion-denoise-gym[serve]'"
 
 
@@ -92,10 +95,7 @@ def run_label(options: LabelOptions, shown: Callable[[Labels, torch.Tensor], Non
         source = feature_source(options.features, labels.source)
         device = device_called(options.device)
         found = picture_features(labels, list(labels.pictures), load_features(source, device), device)
-        if shown is not None:
-            shown(labels, Scaling.of(found)(found))
-        else:
-            _serve(labels, Scaling.of(found)(found), options)
+        (shown or partial(_serve, options))(labels, Scaling.of(found)(found))
         print(summary(labels))
 
 
@@ -143,8 +143,7 @@ def _check(options: LabelOptions) -> None:
             raise ValueError(f"{name}={getattr(options, name)!r} must be at least {least}")
     if options.pictures % options.group:
         raise ValueError(f"pictures={options.pictures!r} must be a multiple of group={options.group!r}")
-    if not 0 <= options.port <= 65535:
-        raise ValueError(f"port={options.port} must be 1 to 65535, or 0 for a free one")
+    check_address(_HOST, options.port, None)
 
 
 def _require_extra() -> None:
@@ -155,27 +154,16 @@ def _require_extra() -> None:
         raise ValueError(f"{_EXTRA} ({error})") from error
 
 
-def _serve(labels: Labels, features: torch.Tensor, options: LabelOptions) -> None:
-    import uvicorn
-
+def _serve(options: LabelOptions, labels: Labels, features: torch.Tensor) -> None:
     from diffusion_gym.agents.label.app import make_app
     from diffusion_gym.agents.label.questions import Questions
-    from diffusion_gym.rewards.server.app import listen
-    from diffusion_gym.rewards.server.connections import bounded
+    from diffusion_gym.rewards.server.connections import run
 
     app = make_app(Questions(labels, features, options.seed), options.answers)
-    listening = listen("127.0.0.1", options.port)
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening = listen(_HOST, options.port)
+    address = f"http://{_HOST}:{listening.getsockname()[1]}"
     print(f"Labels in {labels.folder}, page at {address}; Ctrl-C ends it, every answer is stored", flush=True)
     if options.browser:
         webbrowser.open(address)
-    config = uvicorn.Config(
-        app, http=bounded(64, 60.0), ws="none", lifespan="off", log_level="warning", access_log=False
-    )
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has let the running requests end by then
-        pass
-    finally:
-        listening.close()
+    run(app, listening, 64, 60.0, lifespan="off")
     print(f"Next: diffusion-gym fit-preferences {labels.folder}, from {LEAST_ANSWERS} choices on")

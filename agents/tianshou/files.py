@@ -71,6 +71,7 @@ def _weights(algorithm: DDPOReinforce | DDPOPPO) -> dict[str, torch.nn.Parameter
     return weights
 
 
-def _optimizer(algorithm: DDPOReinforce | DDPOPPO) -> Any:
-    """Tianshou's wrapper of the optimiser, which has the two methods that storing needs."""
-    return algorithm.optim
+def _optimizer(algorithm: DDPOReinforce | DDPOPPO) -> torch.optim.Optimizer:
+    """PyTorch's optimiser within Tianshou's wrapper, which has no name for it and hides the parameters' shapes."""
+    optimizer: torch.optim.Optimizer = algorithm.optim._optim
+    return optimizer

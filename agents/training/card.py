@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from diffusion_gym import models
 from diffusion_gym.agents.training.export import LORA_WEIGHTS, Export, read_export
 from diffusion_gym.agents.training.run_files import read_config, read_evaluation
 from diffusion_gym.hub import MODEL_SOURCES
-from diffusion_gym.models.shapes import WEIGHTS
 from diffusion_gym.storage import write_bytes, write_text
 
 CARD: Final = "README.md"
@@ -65,8 +65,11 @@ def _hub_base(export: Export) -> str | None:
     return export.base if known or (export.base.count("/") == 1 and not Path(export.base).exists()) else None
 
 
-def _embedded(export: Export) -> bool:
-    return Path(export.base) == WEIGHTS
+def _embedded(export: Export) -> str | None:
+    """The module of the model that ships in the package, if that is the pretrained one; its weights are ours."""
+    base = Path(export.base)
+    ships = base.name == "weights" and base.parent.parent == Path(models.__file__).parent
+    return f"{models.__name__}.{base.parent.name}" if ships else None
 
 
 def _metadata(export: Export, settings: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
@@ -142,7 +145,7 @@ def _loading(export: Export, hub_id: str | None) -> list[str]:
     base = None
     if export.adapters and _embedded(export):
         base = "WEIGHTS"
-        lines.append("from diffusion_gym.models.shapes import WEIGHTS")
+        lines.append(f"from {_embedded(export)} import WEIGHTS")
     elif export.adapters and _hub_base(export) is None:
         base = '"PRETRAINED"'
         lines.append('# "PRETRAINED" stands for the folder of the pretrained model')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusion_gym.images import as_png
 from diffusion_gym.storage import write_bytes
 
 _LEAST_SIDE = 96  # small pictures are enlarged to this many pixels, so that a person can see them
@@ -63,9 +63,7 @@ def _spacing(height: int) -> tuple[int, int]:
 
 def png_bytes(image: Image.Image) -> bytes:
     """A picture as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return as_png(image, optimize=True)
 
 
 def save_grid(path: Path, pictures: torch.Tensor, columns: int | None = None) -> None:

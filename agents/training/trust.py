@@ -25,9 +25,10 @@ from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 from pydantic import ConfigDict, Field
 
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.reward_options import parse_keywords
 from diffusion_gym.agents.training.run_files import read_config
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings
+from diffusion_gym.agents.training.settings import RunSettings
 from diffusion_gym.models import MODELS
 from diffusion_gym.prompts.files import names_prompt_file
 from diffusion_gym.rewards import REWARDS

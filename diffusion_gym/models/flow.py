@@ -74,6 +74,10 @@ class FlowModel(LatentModel):
         """Whether the network is distilled to need no guidance, and is not told a scale either."""
         return False
 
+    def _sampler_defaults(self) -> Mapping[str, Any]:
+        few = {"guidance_scale": 1.0, "num_inference_steps": 4} if self.distilled else {}
+        return {**self.SAMPLER_DEFAULTS, **few}
+
     def _latent_channels(self) -> int:
         """Channels of a latent, by the autoencoder."""
         return int(self.vae.config.latent_channels)
@@ -172,19 +176,11 @@ class FlowModel(LatentModel):
         height, width, _ = self.image_shape
         return self.pipe._unpack_latents(patches, height, width, self.scale).view(len(patches), *self.latent_shape)
 
-    def predict(
-        self,
-        unet: nn.Module,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        embeddings: torch.Tensor | None,
-        *,
-        guidance_scale: float = 1.0,
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Velocity `(N, C, H, W)` that `unet` predicts, in the dtype of the weights; see `DenoisingModel.predict`."""
-        assert embeddings is not None
         times = timesteps.to(self.dtype) / self.num_train_timesteps
-        return self._unpacked(self._velocity(unet, self._packed(latents), times, embeddings, guidance_scale))
+        return self._unpacked(self._velocity(unet, self._packed(latents), times, embeddings, scale))
 
     def _velocity(
         self, unet: nn.Module, patches: torch.Tensor, times: torch.Tensor, embeddings: torch.Tensor, scale: float

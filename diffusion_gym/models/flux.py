@@ -31,6 +31,7 @@ class FluxModel(FlowModel):
         "tokenizer": "CLIPTokenizer",
         "tokenizer_2": "T5TokenizerFast",
     }
+    SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {**FlowModel.SAMPLER_DEFAULTS, "guidance_scale": 3.5}
 
     @property
     def embeds_guidance(self) -> bool:
@@ -42,10 +43,6 @@ class FluxModel(FlowModel):
     def distilled(self) -> bool:
         """Whether the network needs no guidance, as that of schnell."""
         return not self.embeds_guidance
-
-    def _sampler_defaults(self) -> Mapping[str, Any]:
-        own = {"guidance_scale": 3.5} if self.embeds_guidance else {"guidance_scale": 1.0, "num_inference_steps": 4}
-        return {**self.SAMPLER_DEFAULTS, **own}
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         clip = token_limit(self.tokenizer, self.text_encoder, self.name)

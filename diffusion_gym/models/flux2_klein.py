@@ -29,16 +29,13 @@ class Flux2KleinModel(FlowModel):
     }
     FIELDS: ClassVar[Mapping[str, Allowed]] = {"transformer": {"guidance_embeds": (False, None)}}
     INDEX: ClassVar[Allowed] = {"is_distilled": (False, True)}
+    SAMPLER_DEFAULTS: ClassVar[Mapping[str, Any]] = {**FlowModel.SAMPLER_DEFAULTS, "guidance_scale": 4.0}
     patch = 1
 
     @property
     def distilled(self) -> bool:
         """Whether the network needs no guidance, as the pipeline's index says."""
         return bool(self.index.get("is_distilled", False))
-
-    def _sampler_defaults(self) -> Mapping[str, Any]:
-        own = {"guidance_scale": 1.0, "num_inference_steps": 4} if self.distilled else {"guidance_scale": 4.0}
-        return {**self.SAMPLER_DEFAULTS, **own}
 
     def _pipeline_options(self) -> dict[str, Any]:
         return {"is_distilled": self.distilled}

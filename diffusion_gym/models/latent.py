@@ -314,26 +314,37 @@ class LatentModel:
         guidance_scale: float = 1.0,
     ) -> torch.Tensor:
         """Output `(N, C, H, W)` of `unet`, in the dtype of the weights; see `DenoisingModel.predict`."""
+        assert embeddings is not None
+        return self._predict(unet, latents.to(self.dtype), timesteps, embeddings, guidance_scale)
+
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """The family's call of its network, with x_t in the dtype of the weights."""
         return unet(
-            latents.to(self.dtype),
+            latents,
             timesteps,
             encoder_hidden_states=embeddings,
-            timestep_cond=self.guidance_condition(guidance_scale, len(latents)),
+            timestep_cond=self.guidance_condition(scale, len(latents)),
             return_dict=False,
         )[0]
 
+    @property
+    def _pictures_at_once(self) -> int:
+        """Of the autoencoder, whose memory it bounds."""
+        return max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of latents `(N, C, H, W)`: float32 `(N, 3, H, W)` in [0, 1], with their gradient."""
-        count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
-        parts = latents.to(self.device, self.vae.dtype).split(count)
+        parts = latents.to(self.device, self.vae.dtype).split(self._pictures_at_once)
         return to_unit(torch.cat([self._decode(part).float() for part in parts]))
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents of pictures `(N, 3, H, W)` in [0, 1], float32 `(N, C, H, W)`: the mean that the autoencoder gives."""
         pixels = images.to(self.device, self.vae.dtype) * 2 - 1
-        count = max(1, _PIXELS_A_DECODE // (self.image_shape[0] * self.image_shape[1]))
-        raw = torch.cat([self.vae.encode(part).latent_dist.mean.float() for part in pixels.split(count)])
+        parts = pixels.split(self._pictures_at_once)
+        raw = torch.cat([self.vae.encode(part).latent_dist.mean.float() for part in parts])
         shift = self._unscaled(torch.zeros_like(raw[:1]))  # the scaling of each family is affine
         return (raw - shift) / (self._unscaled(torch.ones_like(raw[:1])) - shift)
 

@@ -70,20 +70,12 @@ class SanaModel(FlowModel):
         ids = self.tokenizer(written, **length, return_tensors="pt").input_ids
         return self._encode(ids.to(self.text_device)).to(self.device)
 
-    def predict(
-        self,
-        unet: nn.Module,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        embeddings: torch.Tensor | None,
-        *,
-        guidance_scale: float = 1.0,
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Velocity `(N, C, H, W)` that `unet` predicts, in the dtype of the weights; see `DenoisingModel.predict`."""
-        assert embeddings is not None
         network: Any = self.unet.config
         output = unet(
-            latents.to(self.dtype),
+            latents,
             encoder_hidden_states=embeddings,
             encoder_attention_mask=valid_tokens(embeddings),
             timestep=timesteps * network.timestep_scale,

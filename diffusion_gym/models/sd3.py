@@ -84,23 +84,15 @@ class SD3Model(FlowModel):
         hidden = torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
         return pack_pooled(hidden, torch.cat([one.text_embeds, two.text_embeds], dim=-1))
 
-    def predict(
-        self,
-        unet: nn.Module,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        embeddings: torch.Tensor | None,
-        *,
-        guidance_scale: float = 1.0,
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Velocity `(N, C, H, W)` that `unet` predicts, in the dtype of the weights; see `DenoisingModel.predict`."""
-        assert embeddings is not None
         config: Any = self.unet.config
         hidden, pooled = unpack_pooled(embeddings, config.pooled_projection_dim)
         if not self.has_t5 and not _repeats(unet):  # a network of somebody else's, which is to see all zeros
             hidden = torch.cat([hidden, hidden[:, -1:].expand(-1, _T5_TOKENS - 1, -1)], dim=1)
         return unet(
-            hidden_states=latents.to(self.dtype),
+            hidden_states=latents,
             timestep=timesteps,
             encoder_hidden_states=hidden,
             pooled_projections=pooled,

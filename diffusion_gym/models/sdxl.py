@@ -72,24 +72,16 @@ class SDXLModel(LatentModel):
         null = super().embed_null()
         return torch.zeros_like(null) if self.zeros_for_empty_prompt and not self.negative_prompt else null
 
-    def predict(
-        self,
-        unet: nn.Module,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        embeddings: torch.Tensor | None,
-        *,
-        guidance_scale: float = 1.0,
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Output `(N, C, H, W)` of `unet`, in the dtype of the weights; see `DenoisingModel.predict`."""
-        assert embeddings is not None
         hidden, pooled = unpack_pooled(embeddings, self.text_encoder_2.config.projection_dim)
         times = self._time_ids.to(hidden.dtype).expand(len(latents), -1)
         return unet(
-            latents.to(self.dtype),
+            latents,
             timesteps,
             encoder_hidden_states=hidden,
-            timestep_cond=self.guidance_condition(guidance_scale, len(latents)),
+            timestep_cond=self.guidance_condition(scale, len(latents)),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": times},
             return_dict=False,
         )[0]

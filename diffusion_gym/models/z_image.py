@@ -49,21 +49,13 @@ class ZImageModel(FlowModel):
         [hidden], _ = pipe.encode_prompt([""], device=self.text_device, do_classifier_free_guidance=False)
         return pad(hidden, (0, 0, 0, self.TOKENS - len(hidden)))[None]
 
-    def predict(
-        self,
-        unet: nn.Module,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        embeddings: torch.Tensor | None,
-        *,
-        guidance_scale: float = 1.0,
+    def _predict(
+        self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Velocity `(N, C, H, W)` that `unet` predicts, in the dtype of the weights; see `DenoisingModel.predict`."""
-        assert embeddings is not None
         lengths = valid_tokens(embeddings).sum(1).tolist()  # waits for a GPU: the network takes a list of texts
         texts = [row[:length] for row, length in zip(embeddings, lengths, strict=True)]
         times = (self.num_train_timesteps - timesteps) / self.num_train_timesteps
-        output = unet(list(latents.to(self.dtype)[:, :, None]), times, texts, return_dict=False)[0]
+        output = unet(list(latents[:, :, None]), times, texts, return_dict=False)[0]
         return -torch.stack(output).squeeze(2)
 
 

@@ -24,7 +24,7 @@ def write_random_sana(folder: str | Path, seed: int = 0) -> Path:
     """
     folder = Path(folder)
     with quiet():
-        from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+        from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
         from transformers import Gemma2Config, Gemma2Model
 
         tokenizer = _tokenizer(folder / "tokenizer")
@@ -44,23 +44,7 @@ def write_random_sana(folder: str | Path, seed: int = 0) -> Path:
                     max_position_embeddings=2048,
                 )
             ),
-            vae=AutoencoderDC(
-                latent_channels=4,
-                attention_head_dim=2,
-                encoder_block_types=("ResBlock",) * 3,
-                decoder_block_types=("ResBlock",) * 3,
-                encoder_block_out_channels=(8, 8, 8),
-                decoder_block_out_channels=(8, 8, 8),
-                encoder_qkv_multiscales=((), (), ()),
-                decoder_qkv_multiscales=((), (), ()),
-                encoder_layers_per_block=(1, 1, 1),
-                decoder_layers_per_block=(1, 1, 1),
-                downsample_block_type="conv",
-                upsample_block_type="interpolate",
-                decoder_norm_types="rms_norm",
-                decoder_act_fns="silu",
-                scaling_factor=0.41407,
-            ),
+            vae=_autoencoder(),
             transformer=SanaTransformer2DModel(
                 sample_size=2,
                 in_channels=4,
@@ -79,6 +63,28 @@ def write_random_sana(folder: str | Path, seed: int = 0) -> Path:
         )
     export_pipeline(folder, pipeline)
     return folder
+
+
+def _autoencoder() -> Any:
+    from diffusers import AutoencoderDC
+
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * 3,
+        decoder_block_types=("ResBlock",) * 3,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
 
 
 def _tokenizer(folder: Path) -> Any:

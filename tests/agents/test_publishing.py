@@ -36,10 +36,10 @@ EVALUATION = {
 
 
 @pytest.fixture
-def run(tmp_path):
-    """A run of the embedded model with adapters, evaluated."""
+def run(tmp_path, request):
+    """A run of an embedded model with adapters, evaluated."""
     folder = tmp_path / "secret-folder"
-    env = gym.make_vec("DiffusionDenoise-Shapes-Color-v0", num_envs=1)
+    env = gym.make_vec(f"DiffusionDenoise-{getattr(request, 'param', 'Shapes')}-Color-v0", num_envs=1)
     export_policy(DenoisingPolicy.from_env(env, trainable="lora"), folder / "model")
     settings = {"env": EVALUATION["env"], "agent": "ddpo_is", "preset": "shapes", "seed": 7, "out": str(folder)}
     (folder / "config.json").write_text(
@@ -75,8 +75,10 @@ def test_the_card_has_the_hubs_metadata_numbers_and_pictures(run):
     assert "secret-folder" not in body + str(head)
 
 
+@pytest.mark.parametrize("run", ["Shapes", "ShapesFlow"], indirect=True)
 def test_the_python_of_the_card_loads_the_weights(run):
-    _, body = parts(write_card(run, str(run / "model")))
+    head, body = parts(write_card(run, str(run / "model")))
+    assert head["license"] == "mit" and "the model that ships in diffusion_gym" in body
     code = re.search(r"```python\n(.*?)```", body, flags=re.S)[1]
     scope = {}
     exec(code, scope)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from diffusion_gym.agents.training.settings import EnvOptions
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models import OPTIONS

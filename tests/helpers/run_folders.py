@@ -4,8 +4,9 @@ import json
 from dataclasses import fields
 
 from diffusion_gym.agents.algorithms import AGENTS
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.runs import write_config
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
+from diffusion_gym.agents.training.settings import RunSettings, starting_point
 
 CLOCKS = {"seconds", "rollout_seconds", "images_per_second"}
 BENCHMARK_CLOCKS = {"seconds", "cpu_seconds", "measuring_seconds", "total_seconds", "peak_memory_mb"}

@@ -20,7 +20,7 @@ from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.rollout import collect, denoise
-from diffusion_gym.agents.training.settings import EnvOptions
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.models import load_model
 from diffusion_gym.storage import read_json, write_json
 from diffusion_gym.testing.random_ddpm import write_random_ddpm

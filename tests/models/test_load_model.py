@@ -11,7 +11,7 @@ import torch
 
 import diffusion_gym.models.latent
 import diffusion_gym.models.pixel  # noqa: F401  the time of these imports is not what is measured
-from diffusion_gym.agents.training.settings import EnvOptions
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.hub import MODEL_SOURCES
 from diffusion_gym.models import MODELS, load_model
 from diffusion_gym.testing.random_pipeline import write_pipeline

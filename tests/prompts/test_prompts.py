@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from diffusion_gym.agents.training.settings import EnvOptions
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.prompts import PROMPTS, PromptSet, make_prompts, names_prompt_set, prompts_of_words
 
 

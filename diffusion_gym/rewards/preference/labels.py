@@ -6,7 +6,6 @@ ever rewritten there: an answer that is taken back is a further line.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from pydantic import Field, StringConstraints
 
-from diffusion_gym.images import to_float
+from diffusion_gym.images import as_png, to_float
 from diffusion_gym.schemas import Positive, Schema, parse_checked, read_checked
 from diffusion_gym.storage import append_line, exact_json, write_bytes, write_json
 
@@ -150,9 +149,7 @@ class Labels:
             Picture(file=f"{number + row:06}.png", prompt=prompt, made_by=made_by) for row, prompt in enumerate(prompts)
         ]
         for entry, picture in zip(added, pictures.cpu().numpy(), strict=True):
-            data = io.BytesIO()
-            Image.fromarray(picture).save(data, "PNG")
-            write_bytes(self.path(entry.file), data.getvalue())
+            write_bytes(self.path(entry.file), as_png(Image.fromarray(picture)))
         self.pictures |= {entry.file: entry for entry in added}
         lines = [exact_json(entry.model_dump()) + "\n" for entry in self.pictures.values()]
         write_bytes(self.folder / "pictures.jsonl", "".join(lines).encode())

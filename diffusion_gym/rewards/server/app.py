@@ -310,9 +310,7 @@ def serve(reward: Reward, *, host: str, port: int, token: str | None = None, lim
     check_address(host, port, token)
     limits = limits or Limits()
     try:
-        import uvicorn
-
-        from diffusion_gym.rewards.server.connections import bounded
+        from diffusion_gym.rewards.server.connections import run
 
         app = make_app(reward, token=token, limits=limits)
     except ImportError as error:
@@ -320,25 +318,18 @@ def serve(reward: Reward, *, host: str, port: int, token: str | None = None, lim
     listening = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"{reward_name(reward)} at http://{shown}:{listening.getsockname()[1]}; Ctrl-C ends it", flush=True)
-    config = uvicorn.Config(
+    for name in (__name__, "uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(FewLines())
+    run(
         app,
-        http=bounded(limits.max_connections, limits.client_seconds),
-        ws="none",
+        listening,
+        limits.max_connections,
+        limits.client_seconds,
         lifespan="on",
-        log_level="warning",
-        access_log=False,
         backlog=limits.max_connections,  # so many more descriptors are open for a moment, until it counts them
         h11_max_incomplete_event_size=_HEADER_BYTES,
         timeout_graceful_shutdown=10,
     )
-    for name in (__name__, "uvicorn.error", "asyncio"):
-        logging.getLogger(name).addFilter(FewLines())
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has let the running requests end by then
-        pass
-    finally:
-        listening.close()
 
 
 def _own_machine(host: str) -> bool:

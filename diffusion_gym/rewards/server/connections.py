@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import socket
+from typing import TYPE_CHECKING, Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+
+def run(app: Starlette, listening: socket.socket, most: int, seconds: float, **options: Any) -> None:
+    """Serve an application on a socket until Ctrl-C or SIGTERM, and close the socket.
+
+    Args:
+        app: the application.
+        listening: the socket.
+        most: connections; see `bounded`.
+        seconds: that a client has; see `bounded`.
+        **options: further ones of `uvicorn.Config`.
+    """
+    quiet: dict[str, Any] = {"ws": "none", "log_level": "warning", "access_log": False}
+    config = uvicorn.Config(app, http=bounded(most, seconds), **quiet, **options)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn has let the running requests end by then
+        pass
+    finally:
+        listening.close()
 
 
 def bounded(most: int, seconds: float) -> type[H11Protocol]:

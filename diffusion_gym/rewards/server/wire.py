@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, FailFast, Field, PositiveInt
 
-from diffusion_gym.images import to_uint8
+from diffusion_gym.images import as_png, to_uint8
 from diffusion_gym.rewards.base import RewardOutput
 from diffusion_gym.schemas import Schema, checked
 from diffusion_gym.storage import parse_json
@@ -186,9 +186,7 @@ def _tensor(values: list[float | None], device: torch.device) -> torch.Tensor:
 def _encode(picture: NDArray[np.uint8]) -> str:
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(as_png(Image.fromarray(picture), compress_level=1)).decode("ascii")
 
 
 def _bytes(text: str, index: int) -> bytes:

@@ -17,9 +17,10 @@ from diffusion_gym.agents.cli import parse_train
 from diffusion_gym.agents.report.commands import train_command
 from diffusion_gym.agents.report.numbers import change, number, percent
 from diffusion_gym.agents.report.run import write_report
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.pictures import cells, grid, save_grid
 from diffusion_gym.agents.training.run_files import FORMAT
-from diffusion_gym.agents.training.settings import EnvOptions, starting_point
+from diffusion_gym.agents.training.settings import starting_point
 from diffusion_gym.storage import write_json
 
 ENV = "DiffusionDenoise-Shapes-Composition-v0"

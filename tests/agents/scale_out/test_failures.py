@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from diffusion_gym.agents.algorithms import minibatch, policy_gradient
+from diffusion_gym.agents.algorithms import base, policy_gradient
 from diffusion_gym.agents.training import checkpoint, ending
 from scale_out_runs import SAMPLES, assert_kept, codes, files, told
 
@@ -115,7 +115,7 @@ def test_a_bug_while_sampling_in_one_process_ends_all(train, alone, tmp_path):
     """DPOK's checkpoint gathers the replay buffer: both processes must come to it."""
 
     def breaks(processes):
-        calls, genuine = [], minibatch.collect_many
+        calls, genuine = [], base.collect_many
 
         def sample(*given, **options):
             calls.append(None)
@@ -123,7 +123,7 @@ def test_a_bug_while_sampling_in_one_process_ends_all(train, alone, tmp_path):
                 raise RuntimeError("CUDA error: an illegal memory access")
             return genuine(*given, **options)
 
-        minibatch.collect_many = sample
+        base.collect_many = sample
 
     results = train(2, tmp_path / "run", agent="dpok", before=breaks, checkpoint_every=10)
     assert codes(results) == [2, "RuntimeError: CUDA error: an illegal memory access"]

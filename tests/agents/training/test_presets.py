@@ -15,8 +15,9 @@ from diffusion_gym.agents.cli import main, parse_train
 from diffusion_gym.agents.optimization import learning_rate_at
 from diffusion_gym.agents.presets_table import presets_json, presets_text
 from diffusion_gym.agents.rollout import Trajectories
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.presets import PRESETS, Preset
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, check_preset, starting_point
+from diffusion_gym.agents.training.settings import RunSettings, check_preset, starting_point
 from diffusion_gym.config import SamplerConfig
 
 ENV = "DiffusionDenoise-SD14-Aesthetic"

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from diffusion_gym.agents.cli import main, parse_train
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.run_files import FORMAT
 from diffusion_gym.agents.training.runs import load_settings
-from diffusion_gym.agents.training.settings import EnvOptions, make_env
+from diffusion_gym.agents.training.settings import make_env
 from diffusion_gym.storage import load_tensors
 
 BASE = ["--env", "DiffusionDenoise-v0", "--agent", "ddpo_is", "--out", "nowhere"]

@@ -17,9 +17,10 @@ from diffusion_gym.agents.benchmark import command as bench_command
 from diffusion_gym.agents.benchmark.suites import Suite, Task, suite_file, suites
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.training import trust
+from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.run_files import FORMAT
 from diffusion_gym.agents.training.runs import load_settings, read_settings
-from diffusion_gym.agents.training.settings import EnvOptions, RunSettings, starting_point
+from diffusion_gym.agents.training.settings import RunSettings, starting_point
 from diffusion_gym.envs import vector
 from diffusion_gym.models import load_model
 from diffusion_gym.rewards import make_reward

@@ -260,9 +260,9 @@ def test_errors_name_no_folder_of_the_server(server):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("at /home/me/x.py:3, /usr/lib/y.so", "at x.py:3, y.so"),
+        ("at /srv/me/x.py:3, /usr/lib/y.so", "at x.py:3, y.so"),
         (r"C:\Users\me\x.py is no 'D:\my models\y.bin'", "x.py is no 'y.bin'"),
-        ("'/root/a'", "'a'"),
+        ("'/srv/a'", "'a'"),
         ("no http://host:8000/a/b, 1/2 or and/or", "no http://host:8000/a/b, 1/2 or and/or"),
     ],
 )
