@@ -185,7 +185,7 @@ def bench_killed(place, folder, rng, told):
     suite = write_suite(place.folder / "suite", place.pipeline)
 
     def start(out):
-        arguments = ["bench", "--suite", suite, "--out", out, "--agents", "ddpo_is,rwr", "--seeds", 1, "--trust"]
+        arguments = ["bench", "--suite", suite, "--out", out, "--agents", "ddpo_is,dpok", "--seeds", 1, "--trust"]
         return Program(arguments, _log(out))
 
     whole, seconds = place.whole("bench", start)
