@@ -6,7 +6,8 @@ detector: only the evaluation does, by strict success on the prompts, before and
 
     python benchmarks/simulated_labels.py --out runs/labels --seeds 0 1 2
 
-A run folder that is there goes on or is taken as it is; `results.jsonl` has a line a seed.
+It goes on in rounds in one folder of labels: after the first, the pictures are those of the round before, whose weights
+the training goes on from. A run folder that is there goes on or is taken as it is; `results.jsonl` has a line a round.
 """
 
 from __future__ import annotations
@@ -44,14 +45,18 @@ class Options:
     """Folder of the labels and runs."""
     seeds: tuple[int, ...] = (0,)
     """One labelling, fit and training each."""
+    rounds: int = 3
+    """Rounds of label, fit and train."""
     answers: int = 300
-    """Answers of the person."""
+    """Answers of the person in all rounds together, a multiple of their number."""
     mistakes: float = 0.1
     """Share of the answers that are given at random."""
     pictures: int = 128
-    """Pictures that are labelled."""
-    total_reward_queries: int | None = None
-    """Pictures scored in training; by default the preset's."""
+    """Pictures that are made in a round to be labelled."""
+    total_reward_queries: int = 640
+    """Pictures scored in the training of a round."""
+    pessimism: float = 1.0
+    """Of the fitted reward: standard deviations taken off the score."""
     samples: int = 256
     """Pictures of each model in the evaluation."""
     preset: str = "fast"
@@ -84,42 +89,47 @@ class SimulatedPerson:
         return "first" if difference > 1e-6 else "second" if difference < -1e-6 else "equal"
 
 
-def label(options: Options, seed: int, folder: Path) -> None:
-    """Pictures of the pretrained model with the training's sampler, and the person's answers about them."""
-    sampler = starting_point(_ENV, "ddpo_is", options.preset, None).env_options
+def label(options: Options, seed: int, folder: Path, answers: int, run: Path | None) -> None:
+    """Pictures of a run, or of the pretrained model with the training's sampler, and answers up to so many."""
 
     def answered(labels: Labels, features: torch.Tensor) -> None:
-        person, questions = SimulatedPerson(labels, options.mistakes, seed), Questions(labels, features, seed)
-        while len(labels.answers.get("simulated", [])) < options.answers:
+        person, questions = SimulatedPerson(labels, options.mistakes, seed + answers), Questions(labels, features, seed)
+        while len(labels.answers.get("simulated", [])) < answers:
             asked = questions.question("simulated")
             questions.answer("simulated", asked.number, person(asked.first, asked.second))
 
-    asked = LabelOptions(
+    begun = LabelOptions(out=folder, pictures=options.pictures, group=16, seed=seed)
+    if run is not None:
+        run_label(replace(begun, run=run), answered)
+        return
+    sampler = starting_point(_ENV, "ddpo_is", options.preset, None).env_options
+    pretrained = replace(
+        begun,
         model="Shapes",
         prompts=_PROMPTS,
-        out=folder,
-        pictures=options.pictures,
-        group=16,
-        seed=seed,
         num_inference_steps=sampler.num_inference_steps,
         guidance_scale=sampler.guidance_scale,
     )
-    run_label(asked, answered)
+    run_label(pretrained, answered)
 
 
-def settings_of(options: Options, seed: int, reward: Path, out: Path) -> RunSettings:
-    """A training on the fitted reward."""
+def settings_of(options: Options, seed: int, reward: Path, out: Path, before: Path | None) -> RunSettings:
+    """A training on the fitted reward, from the weights of the round before."""
     settings = starting_point(_ENV, "ddpo_is", options.preset, None)
-    env_options = replace(settings.env_options, reward=str(reward), prompts=_PROMPTS, strict=None)
-    total = options.total_reward_queries or settings.total_reward_queries
-    own = {"out": out, "seed": seed, "threads": options.threads}
-    return replace(settings, env_options=env_options, total_reward_queries=total, **own)
+    pessimistic = {"pessimism": str(options.pessimism)}
+    env_options = replace(
+        settings.env_options, reward=str(reward), reward_kwargs=pessimistic, prompts=_PROMPTS, strict=None
+    )
+    begin = None if before is None else str(before / "model")
+    own = {"out": out, "seed": seed, "threads": options.threads, "total_reward_queries": options.total_reward_queries}
+    agent_options = replace(settings.agent_options, init_from=begin)
+    return replace(settings, env_options=env_options, agent_options=agent_options, **own)
 
 
 def success(run: Path, samples: int) -> dict[str, Any]:
     """Strict success of the run's policy and of the pretrained model, from the same noise, by the detector."""
     settings = runs.load_settings(run)
-    judged = replace(settings.env_options, reward=None, strict=True)
+    judged = replace(settings.env_options, reward=None, reward_kwargs={}, strict=True)
     env = make_env(replace(settings, env_options=judged), min(64, samples))
     agent = runs.build_agent(settings, env, from_checkpoint=True)
     done = Checkpoints(run / "checkpoints").load(agent)
@@ -131,21 +141,31 @@ def success(run: Path, samples: int) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     """All seeds, one after another."""
+    if options.answers % options.rounds:
+        raise ValueError(f"answers={options.answers} must be a multiple of rounds={options.rounds}")
     for seed in options.seeds:
-        started = time.perf_counter()
-        labels, run = options.out / f"labels-{seed}", options.out / f"run-{seed}"
-        reward = labels / "labels.safetensors"
-        label(options, seed, labels)
-        run_fit(FitOptions(labels))
-        fitted = time.perf_counter()
-        settings = settings_of(options, seed, reward, run)
-        resumes = bool(Checkpoints(run / "checkpoints").paths())
-        runs.train(replace(settings, resume=resumes))
-        told = {"seed": seed, "answers": options.answers, "mistakes": options.mistakes, **success(run, options.samples)}
-        told |= {"accuracy": PreferenceReward(reward).accuracy, "label_seconds": round(fitted - started, 1)}
-        told["seconds"] = round(time.perf_counter() - started, 1)
-        append_line(options.out / "results.jsonl", exact_json(told))
-        print(f"seed {seed}: success {told['base_success']:.3f} -> {told['success']:.3f}", flush=True)
+        before = None
+        for number in range(1, options.rounds + 1):
+            before = one_round(options, seed, number, before)
+
+
+def one_round(options: Options, seed: int, number: int, before: Path | None) -> Path:
+    """Label, fit, train and judge; the run's folder."""
+    started = time.perf_counter()
+    folder = options.out / f"seed-{seed}"
+    labels, run, reward = folder / "labels", folder / f"run-{number}", folder / f"labels-{number}.safetensors"
+    answers = options.answers // options.rounds * number
+    label(options, seed, labels, answers, before)
+    run_fit(FitOptions(labels, out=reward))
+    fitted = time.perf_counter()
+    settings = settings_of(options, seed, reward, run, before)
+    runs.train(replace(settings, resume=bool(Checkpoints(run / "checkpoints").paths())))
+    told = {"seed": seed, "round": number, "answers": answers, "mistakes": options.mistakes}
+    told |= {**success(run, options.samples), "accuracy": PreferenceReward(reward).accuracy}
+    told |= {"label_seconds": round(fitted - started, 1), "seconds": round(time.perf_counter() - started, 1)}
+    append_line(options.out / "results.jsonl", exact_json(told))
+    print(f"seed {seed}, {answers} answers: {told['base_success']:.3f} -> {told['success']:.3f}", flush=True)
+    return run
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -46,6 +47,8 @@ class PreferenceReward:
         file: what `diffusion-gym fit-preferences` wrote.
         device: where the features are computed; None for the images' device.
         batch_size: most pictures at once.
+        pessimism: so many standard deviations are taken off the score, so that pictures unlike those that people saw do
+            not pay (as in arXiv:2310.02743's uncertainty-weighted optimisation, which takes off the variance).
 
     Attributes:
         name: `Preferences`.
@@ -53,19 +56,24 @@ class PreferenceReward:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of something else; an unknown device, or a batch size below 1.
+        ValueError: the file is damaged or of something else; an unknown device, a batch size below 1 or a negative
+            `pessimism`.
     """
 
     name = "Preferences"
 
-    def __init__(self, file: str | Path, *, device: str | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self, file: str | Path, *, device: str | None = None, batch_size: int = 64, pessimism: float = 0.0
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1")
+        if not (math.isfinite(pessimism) and pessimism >= 0):
+            raise ValueError(f"pessimism={pessimism!r} must be a finite number, at least 0")
         if not Path(file).is_file():
             raise FileNotFoundError(
                 f"reward={str(file)!r} is no file; make it with `diffusion-gym fit-preferences LABELS`"
             )
-        self.file, self._batch = str(file), batch_size
+        self.file, self._batch, self._pessimism = str(file), batch_size, pessimism
         self._device = None if device is None else device_called(device)
         self._header, self._scaling, self._posterior = _read(Path(file))
         self.accuracy = self._header.accuracy
@@ -98,6 +106,7 @@ class PreferenceReward:
         ]
         scaled = self._scaling(torch.cat(parts).cpu())
         scores, spread = scaled @ self._posterior.weights, self._posterior.spread(scaled)
+        scores = scores - self._pessimism * spread
         return RewardOutput(scores.float().to(images.device), {"uncertainty": spread.float().to(images.device)})
 
 
