@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
+from diffusion_gym.agents.embeddings import EmbeddingCache, TextEmbeddings
 from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.devices import to_device
 from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
-# has left costs one pass of the text encoder.
-_EMBEDDING_CACHE_BYTES: Final = 2**31
 
 
 class DenoisingPolicy(nn.Module):
@@ -42,6 +38,7 @@ class DenoisingPolicy(nn.Module):
     Attributes:
         unet: the network that trains; `parameters()` of the policy are its parameters.
         table: the step table, float32 on the model's device.
+        embeddings: of the prompts, the last ones on the host, up to 2 GiB.
         cfg_training: whether gradients flow through both branches of the guided prediction; without it the
             unconditional branch is held fixed (the ablation of DDPO, appendix G.1). Set by `set_training`.
         mixed_precision: what the UNet computes in, `no` for the type of its weights. Set by `set_training`.
@@ -79,7 +76,7 @@ class DenoisingPolicy(nn.Module):
             self.unet = full_copy(model.unet)
         self.table = sampling_table(model, config)
         self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
-        self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
+        self.embeddings = EmbeddingCache(model)
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
         self._scale_argument = (
@@ -363,30 +360,18 @@ class DenoisingPolicy(nn.Module):
         return None if tokens is None else self.embed(torch.as_tensor(tokens))
 
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor | None:
-        """Text embeddings `(N, L, D)` of N prompts; None for an unconditional model.
+        """Text embeddings `(N, L, D)` of N prompts, on the policy's device; None for an unconditional model."""
+        found = self.text_embeddings(prompts)
+        return None if found is None else found.all()
 
-        A GPU is waited for only where a prompt is new.
-        """
+    def text_embeddings(self, prompts: Sequence[str]) -> TextEmbeddings | None:
+        """Those of N prompts, equal ones once; a GPU is waited for only where a prompt is new."""
         if not self.model.prompt_length:
             return None
         distinct = list(dict.fromkeys(prompts))
         rows = dict(zip(distinct, self.model.tokenize(distinct), strict=True))
-        return self.embed(torch.stack([rows[prompt] for prompt in prompts]))
+        return self.embeddings.find(torch.stack([rows[prompt] for prompt in prompts]))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`, on the policy's device.
-
-        Each distinct prompt is encoded by itself: in a batch its rounding might depend on the others, and so a resumed
-        run on what was encoded before. The last ones stay on the host, up to 2 GiB.
-        """
-        rows = tokens.reshape(-1, tokens.shape[-1]).cpu().contiguous()
-        keys = [row.tobytes() for row in rows.numpy()]
-        distinct = dict(zip(keys, rows, strict=True))
-        rows_of = {key: self._embeddings.pop(key) for key in distinct if key in self._embeddings}
-        if new := [key for key in distinct if key not in rows_of]:
-            encoded = torch.cat([self.model.embed(distinct[key][None]) for key in new]).cpu()  # waits for a GPU once
-            rows_of |= zip(new, map(torch.clone, encoded), strict=True)  # a view would keep all of them
-        self._embeddings.update(rows_of)
-        while len(self._embeddings) * rows_of[keys[0]].nbytes > _EMBEDDING_CACHE_BYTES:
-            self._embeddings.popitem(last=False)
-        return to_device(torch.stack([rows_of[key] for key in keys]), self.device)
+        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`, on the policy's device."""
+        return self.embeddings.find(tokens.reshape(-1, tokens.shape[-1])).all()
