@@ -15,6 +15,7 @@ from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.embeddings import EmbeddingCache, TextEmbeddings
 from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
+from diffusion_gym.agents.reference import bring_back, keep_shared, set_aside
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
@@ -68,12 +69,15 @@ class DenoisingPolicy(nn.Module):
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
+        bring_back(model.unet, model.device)  # another policy may have set it aside
         if trainable == "lora":
+            keep_shared(model.unet)
             usual: Collection[str] = getattr(model, "lora_targets", ATTENTION)
             targets = usual if given is None else given
             self.unet = with_lora(model.unet, lora_rank, lora_alpha, targets, given=given is not None)
         else:
             self.unet = full_copy(model.unet)
+            self.set_reference_aside()
         self.table = sampling_table(model, config)
         self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
         self.embeddings = EmbeddingCache(model)
@@ -203,6 +207,11 @@ class DenoisingPolicy(nn.Module):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""
         return {name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad}
+
+    def set_reference_aside(self) -> None:
+        """On a GPU free the memory of the pretrained model's network until it is asked for, where all weights train."""
+        if self.trainable == "full":
+            set_aside(self.model)
 
     def train(self, mode: bool = True) -> DenoisingPolicy:
         """Stay in eval mode, whatever `mode` says: dropout would break ratio = 1."""

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -109,7 +110,7 @@ class Trajectories:
                 continue
             values = [getattr(part, field.name) for part in parts]
             if field.name == "prompts":
-                joined["prompts"] = tuple(prompt for part in parts for prompt in part.prompts)
+                joined["prompts"] = tuple(chain.from_iterable(values))
             elif field.name == "components":
                 joined["components"] = _joined_components(parts)
             elif any(value is None for value in values):
@@ -212,7 +213,7 @@ def collect(
     with span("text encoder"):
         embeddings = policy.text_embeddings(prompts)
         batch = None if embeddings is None else embeddings.all()
-    given = {} if batch is None else {"embedding": batch}
+        given = {} if batch is None else {"embedding": batch}
 
     def act(state: Mapping[str, Any], step: int) -> DenoisingDistribution:
         with span("rollout UNet"):
@@ -355,10 +356,8 @@ def _steps_kept(env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy) -> int:
 def _storage(env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, number: int) -> dict[str, torch.Tensor]:
     """Empty tensors for the latents and the log-probabilities of so many trajectories; of x_0 alone in one step."""
     steps, device = _steps_kept(env, policy), policy.device
-    return {
-        "latents": torch.empty(steps + 1, number, *policy.model.latent_shape, device=device),
-        "log_probs": torch.empty(steps, number, device=device),
-    }
+    latents = torch.empty(steps + 1, number, *policy.model.latent_shape, device=device)
+    return {"latents": latents, "log_probs": torch.empty(steps, number, device=device)}
 
 
 def _rewards_of(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[list[Future[RewardOutput]]]:

@@ -99,6 +99,7 @@ class Evaluator:
         if self.held_out is not None:
             unseen = _means(self._trajectories(self.held_out, policy))
             values |= {f"held_out_{key}": value for key, value in unseen.items()}
+        policy.set_reference_aside()
         return Measurement(values, samples, trajectories.prompts)
 
     def _trajectories(

@@ -250,6 +250,7 @@ def _pretrained(policy: DenoisingPolicy) -> Iterator[None]:
         yield
     finally:
         policy.unet = tuned
+        policy.set_reference_aside()
 
 
 def _mean(values: torch.Tensor) -> float | None:

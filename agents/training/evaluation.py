@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.agents.advantages import rows_by_prompt
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.training.pictures import save_grid
@@ -66,9 +67,9 @@ class Comparison:
 
     def _by_prompt(self) -> dict[str, dict[str, float]]:
         rows: dict[str, dict[str, float]] = {}
-        for prompt in sorted(set(self.tuned.prompts)):
-            chosen = torch.tensor([entry == prompt for entry in self.tuned.prompts])
-            row: dict[str, float] = {"samples": int(chosen.sum())}
+        for prompt, places in sorted(rows_by_prompt(self.tuned.prompts).items()):
+            chosen = torch.from_numpy(places)
+            row: dict[str, float] = {"samples": len(chosen)}
             for prefix, part in (("", self.tuned), ("base_", self.base)):
                 row[f"{prefix}reward"] = finite_mean(part.rewards[chosen])
                 if "success" in part.components:
