@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from diffusion_gym.agents.processes import Processes
 from diffusion_gym.timing import span
 
 LearningRateSchedule = Literal["constant", "warmup_cosine"]
+Adam = Literal["adamw", "adamw8bit"]
 Losses = Mapping[str, torch.Tensor]
 _Result = TypeVar("_Result")
 
@@ -27,6 +28,9 @@ _LARGEST_TRIED = 512
 class OptimizerOptions(Options):
     """AdamW, its learning-rate schedule, gradient clipping and micro-batches; defaults of the DDPO paper, table F.6."""
 
+    optimizer: Adam = "adamw"
+    """AdamW, or on a GPU `adamw8bit`: its two moments in 8 bits, a quarter of their memory, by bitsandbytes, which is
+    to be installed. It pays where all weights train. Native agents only."""
     learning_rate: float = 1e-5
     """Learning rate of AdamW; its peak where a schedule moves it."""
     learning_rate_schedule: LearningRateSchedule = "constant"
@@ -57,6 +61,7 @@ class OptimizerOptions(Options):
         require(self, "at least 0", "first_learning_rate", "last_learning_rate", "weight_decay")
         require(self, "at least 0 and less than 1", "adam_beta1", "adam_beta2")
         require_choice(self, "learning_rate_schedule", LearningRateSchedule)
+        require_choice(self, "optimizer", Adam)
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size={self.micro_batch_size!r} must be 0 (automatic) or larger")
         if not 0 < self.warmup_fraction < 1:
@@ -67,6 +72,37 @@ class OptimizerOptions(Options):
         """All but the learning rate, as `torch.optim.AdamW` calls it."""
         betas = (self.adam_beta1, self.adam_beta2)
         return {"betas": betas, "eps": self.adam_epsilon, "weight_decay": self.weight_decay}
+
+    def make(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of these parameters.
+
+        Raises:
+            ValueError: one with moments in 8 bits, without a GPU or without bitsandbytes.
+        """
+        kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+        if self.optimizer == "adamw8bit":
+            if parameters[0].device.type != "cuda":
+                raise ValueError(
+                    f"optimizer='adamw8bit' needs device='cuda', not {parameters[0].device.type!r}; use 'adamw' there"
+                )
+            kind = eight_bit_adamw()
+        return kind(parameters, lr=self.learning_rate, **self.adamw)
+
+
+def eight_bit_adamw() -> type[torch.optim.Optimizer]:
+    """bitsandbytes' AdamW (arXiv:2110.02861): parameters of less than 4,096 values keep their moments in float32.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"optimizer='adamw8bit' needs bitsandbytes ({error}); pip install bitsandbytes, or use optimizer='adamw'"
+        ) from error
+    kind: type[torch.optim.Optimizer] = AdamW8bit
+    return kind
 
 
 def learning_rate_at(options: OptimizerOptions, fraction_done: float) -> float:
@@ -112,7 +148,7 @@ class AccumulatingOptimizer:
         self.processes = processes or Processes()
         self.fraction_done = 0.0
         self._scheduled = adam is None
-        self.adam = adam or torch.optim.AdamW(self.parameters, lr=options.learning_rate, **options.adamw)
+        self.adam = adam or options.make(self.parameters)
         self.micro_batch_size = options.micro_batch_size or largest_micro_batch
         self._scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=loss_scaling)
 

@@ -132,6 +132,7 @@ class LibraryLearner(Learner):
     """
 
     _only: ClassVar[dict[str, Sequence[Any]]] = {
+        "optimizer": ["adamw"],
         "learning_rate_schedule": ["constant"],
         "ema_decay": [0],
         "timestep_fraction": [1],

@@ -145,6 +145,7 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "env_options.variant": None,
         "env_options.reward_kwargs": None,
         "env_options.reward_seconds": None,
+        "agent_options.optimizer": "adamw",
         "agent_options.lora_alpha": None,
         "agent_options.lora_targets": None,
         "agent_options.init_from": None,
