@@ -67,7 +67,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 type: $(STAMP)
-	$(BIN)/mypy -p diffusion_gym
+	$(BIN)/mypy -p diffusion_gym -m diffusion_gym_launcher
 
 # The tables of the pages, from the records in docs/results/ and the registries.
 docs-tables: $(STAMP)
