@@ -74,6 +74,7 @@ docs-tables: $(STAMP)
 	$(BIN)/python -m tools.pages
 	$(BIN)/python benchmarks/peers/compare.py page
 	$(BIN)/python benchmarks/scaling.py page
+	$(BIN)/python benchmarks/pipelines.py page
 	$(BIN)/python benchmarks/gpu.py page
 	$(BIN)/python benchmarks/operations.py --page
 

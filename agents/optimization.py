@@ -90,7 +90,7 @@ class OptimizerOptions(Options):
 
 
 def eight_bit_adamw() -> type[torch.optim.Optimizer]:
-    """bitsandbytes' AdamW (arXiv:2110.02861): parameters of less than 4,096 values keep their moments in float32.
+    """Bitsandbytes' AdamW (arXiv:2110.02861): parameters of less than 4,096 values keep their moments in float32.
 
     Raises:
         ValueError: bitsandbytes is not installed.

@@ -14,9 +14,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     """The optimiser's state as named tensors `"<parameter index>.<name>"`."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, row in state.items()
-        for name, value in _flat(row).items()
+        f"{index}.{name}": torch.as_tensor(value) for index, row in state.items() for name, value in _flat(row).items()
     }
 
 

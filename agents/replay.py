@@ -92,7 +92,9 @@ class ReplayBuffer:
                 Trajectories(
                     prompts=("",) * len(share),
                     tokens=local.get("tokens"),
-                    embeddings=policy.embeddings.find(row["tokens"][share.start : share.stop]) if "tokens" in row else None,
+                    embeddings=policy.embeddings.find(row["tokens"][share.start : share.stop])
+                    if "tokens" in row
+                    else None,
                     timesteps=row["timesteps"].to(device),
                     latents=local["latents"].transpose(0, 1),
                     log_probs=local["log_probs"].T,

@@ -126,7 +126,7 @@ def test_finished_pictures_keep_their_latents_once_and_nothing_of_their_steps(ma
 
 
 def test_ten_thousand_pictures_of_512_pixels_need_less_than_a_gigabyte():
-    """Of the largest rollout of RWR in the paper: latents, tokens and rewards, and the embeddings that may stay there."""
+    """Of RWR's rollout in the paper: latents, tokens and rewards, and the embeddings that may stay there."""
     from diffusion_gym.agents.embeddings import DEVICE_BYTES
 
     latents, tokens, reward = 4 * 4 * 64 * 64, 8 * 77, 4

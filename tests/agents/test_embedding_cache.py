@@ -86,7 +86,9 @@ def test_a_rollout_of_many_prompts_keeps_them_on_the_host_and_moves_what_is_used
     make_env, make_policy, moved, monkeypatch
 ):
     policy = make_policy(make_env())
-    prompts = [f"{number} {shape}" for number in ("a", "two", "three", "four") for shape in ("circle", "star", "square")]
+    prompts = [
+        f"{number} {shape}" for number in ("a", "two", "three", "four") for shape in ("circle", "star", "square")
+    ]
     found, row = found_of(policy, prompts), policy.embed(policy.model.tokenize(["x"])).nbytes
     distinct = len({tuple(tokens.tolist()) for tokens in policy.model.tokenize(prompts)})
     monkeypatch.setattr(embeddings_module, "DEVICE_BYTES", distinct * row - 1)
