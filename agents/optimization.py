@@ -28,9 +28,6 @@ _LARGEST_TRIED = 512
 class OptimizerOptions(Options):
     """AdamW, its learning-rate schedule, gradient clipping and micro-batches; defaults of the DDPO paper, table F.6."""
 
-    optimizer: Adam = "adamw"
-    """AdamW, or on a GPU `adamw8bit`: its two moments in 8 bits, a quarter of their memory, by bitsandbytes, which is
-    to be installed. It pays where all weights train. Native agents only."""
     learning_rate: float = 1e-5
     """Learning rate of AdamW; its peak where a schedule moves it."""
     learning_rate_schedule: LearningRateSchedule = "constant"
@@ -54,6 +51,9 @@ class OptimizerOptions(Options):
     micro_batch_size: int = 0
     """Transitions in one forward and backward pass; changes speed and memory, not the result. 0 finds the largest
     that fits."""
+    optimizer: Adam = "adamw"
+    """AdamW, or on a GPU `adamw8bit`: its two moments in 8 bits, a quarter of their memory, by bitsandbytes, which is
+    to be installed. It pays where all weights train. Native agents only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +79,7 @@ class OptimizerOptions(Options):
         Raises:
             ValueError: one with moments in 8 bits, without a GPU or without bitsandbytes.
         """
-        kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+        kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
         if self.optimizer == "adamw8bit":
             if parameters[0].device.type != "cuda":
                 raise ValueError(
