@@ -106,7 +106,7 @@ def helped(capsys, *words):
         run(["train", *words])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    return text, re.findall(r"^│ (--[\w.-]+)", text, flags=re.M)
+    return text, re.findall(r"^[│ ]*(--[a-z][\w.-]+)", text, flags=re.M)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
