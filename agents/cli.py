@@ -67,6 +67,8 @@ class EvalOptions:
     """Pictures sampled from each of the two models, for the training prompts and again for held-out ones."""
     seed: int = EVALUATION_SEED
     """Seed of the noise; it never coincides with the noise of training."""
+    probe: str | None = None
+    """A reward that is not trained on, to see what the training exploited, or `none`; by default the size as a JPEG."""
     json: bool = False
     """Print one JSON object and nothing else."""
     trust: bool = False
@@ -219,7 +221,8 @@ def _eval(args: list[str]) -> None:
     from diffusion_gym.storage import json_text
 
     options = parsed(EvalOptions, args, "eval")
-    given = {name: getattr(options, name) for name in ("samples", "seed", "trust", "token_to", "reward_seconds")}
+    names = ("samples", "seed", "trust", "token_to", "reward_seconds", "probe")
+    given = {name: getattr(options, name) for name in names}
     result = evaluate_run(options.dir, **given)
     print(json_text(result) if options.json else summary_text(result))
     if not options.json:

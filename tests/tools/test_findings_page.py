@@ -51,7 +51,7 @@ def test_a_head_is_read_as_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lacking", ["# Seen (on one thread): 1\n", "# Here: we do that,\n", "some-library 1.2.3 with "]
+    "lacking", ["# Seen (on one thread): 1\n", "# Here: we do that,\n", "some-library 1.2.3 with other 4.5: "]
 )
 def test_a_head_that_lacks_something_is_refused(tmp_path, lacking):
     path = tmp_path / "some_finding.sh"
