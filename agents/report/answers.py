@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from diffusion_gym.agents.report.numbers import change, number, percent
 from diffusion_gym.storage import number_or_nan
+
+_PROBES: Final = {"Incompressibility": "size of a picture as a JPEG in kB, which tells of detail"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def _exploited(evaluation: Mapping[str, Any]) -> Answer:
         told += f" (95 % interval {known})"
     shown = len(probe["pictures"])
     below = f"The {shown} pictures whose reward rose most while it fell are below" if shown else ""
-    details = [told, "a reward that was not trained on", *([below] if below else [])]
+    about = _PROBES.get(probe["name"], "a reward")
+    details = [told, f"{about}; not trained on", *([below] if below else [])]
     value = Value(probe["name"], number(probe["base_mean"]), number(probe["mean"]), details)
     return Answer("What did it exploit?", word, good, [value])

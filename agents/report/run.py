@@ -10,10 +10,10 @@ from typing import Any, Final
 from PIL import Image
 
 from diffusion_gym.agents.report.answers import answers
-from diffusion_gym.agents.report.charts import Chart, Curve, line_chart, running_mean, window_for
+from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
 from diffusion_gym.agents.report.commands import quoted, train_command
 from diffusion_gym.agents.report.development import development
-from diffusion_gym.agents.report.numbers import number
+from diffusion_gym.agents.report.numbers import number, running_mean, window_for
 from diffusion_gym.agents.report.render import Picture, pair, render, spread
 from diffusion_gym.agents.training.pictures import cells
 from diffusion_gym.agents.training.records import read_metrics
