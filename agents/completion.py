@@ -55,7 +55,7 @@ def _commands() -> dict[str, Any]:
     for command, place in _OPTIONS.items():
         module, name = place.split(":")
         found[command] = getattr(import_module(f"diffusion_gym.agents.{module}"), name)
-    options = Annotated[agent_class(RunSettings.agent).Config, tyro.conf.arg(name="agent")]
+    options: Any = Annotated[agent_class(RunSettings.agent).Config, tyro.conf.arg(name="agent")]
     default: Any = field(default_factory=agent_class(RunSettings.agent).Config)
     found["train"] = make_dataclass(
         "RunSettings", [("agent_options", options, default)], bases=(found["train"],), frozen=True

@@ -103,7 +103,7 @@ def _shortened(kind: type[Any], shown: Sequence[str], changed: Mapping[str, Any]
     body: dict[str, Any] = {"__doc__": kind.__doc__, "__module__": kind.__module__, "__annotations__": {}}
     for entry in fields(kind):
         if entry.name in changed or entry.name not in shown:
-            hidden = Annotated[hints[entry.name], tyro.conf.Suppress]
+            hidden: Any = Annotated[hints[entry.name], tyro.conf.Suppress]
             body["__annotations__"][entry.name] = changed.get(entry.name, hidden)
             body[entry.name] = field(default=entry.default, default_factory=entry.default_factory)  # type: ignore[misc]
     return dataclass(frozen=True)(type(kind.__name__, (kind,), body))

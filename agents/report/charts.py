@@ -334,7 +334,7 @@ def _gap(curve: Curve) -> float:
 def _draw_bars(axes: Any, curve: Curve, place: int, number: int) -> None:
     """Intervals as bars, each curve's a little beside those of the others; of many points some, in turns."""
     ends = _ends(curve)
-    every = max(1, len(ends) // _MOST_BARS)
+    every = 1 if len(ends) < 2 * _MOST_BARS else max(number, len(ends) // _MOST_BARS)
     shown = ends[place * every // number :: every] if every > 1 else ends
     beside = 0.0 if every > 1 else _gap(curve) * ((place + 0.5) / number - 0.5)
     at = [x + beside for x, _, _ in shown]
