@@ -29,9 +29,8 @@ def description(env: DenoisingVectorEnv) -> str:
     model, prompts, sampler = env.model, env.prompt_set, env.sampler_config
     guided = f", guidance scale {sampler.guidance_scale:g}" if model.prompt_length else ""
     height, width, _ = model.image_shape
-    observed = [
-        f"  {name:10}{_space(space)}: {_MEANINGS[name]}" for name, space in env.single_observation_space.items()
-    ]
+    parts: Any = env.single_observation_space
+    observed = [f"  {name:10}{_space(space)}: {_MEANINGS[name]}" for name, space in parts.items()]
     lines = [
         f"The denoising process of {model.name}, rewarded by {reward_name(env.reward)}.",
         "",
