@@ -91,7 +91,7 @@ site: $(DOCS)
 docs: docs-tables site
 
 docs-check: $(STAMP)
-	mkdir -p build && sha256sum README.md docs/*.md > build/pages.sha256
+	mkdir -p build && sha256sum README.md docs/*.md findings/README.md > build/pages.sha256
 	$(MAKE) -s docs
 	sha256sum --check --quiet build/pages.sha256
 

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch.nn.functional import interpolate
 
 from diffusion_gym.agents.algorithms import NoUsableReward
-from diffusion_gym.agents.benchmark.diversity import Features, by_prompt, centred, model_features, vendi_score
+from diffusion_gym.agents.diversity import Features, by_prompt, centred, model_features, vendi_score
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.training.denoised_path import denoised_path

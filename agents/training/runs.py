@@ -15,6 +15,7 @@ from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.card import write_card
+from diffusion_gym.agents.training.changes import probe_for
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.training.development import DevelopmentSet
 from diffusion_gym.agents.training.evaluation import compare, save_pictures
@@ -266,6 +267,7 @@ def evaluate_run(
     trust: bool = False,
     token_to: tuple[str, ...] | None = None,
     reward_seconds: float | None = None,
+    probe: str | None = None,
 ) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
 
@@ -277,6 +279,8 @@ def evaluate_run(
         trust: go on though the folder was not made here.
         token_to: the only addresses that get the tokens of the environment; None leaves it at what the folder may.
         reward_seconds: what one call of the reward may take; None leaves it at the run's own limit.
+        probe: a reward that is not trained on, to see what the training exploited; `none` for none, None for the
+            size as a JPEG, unless that is what the run trains on.
 
     Returns:
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
@@ -296,7 +300,7 @@ def evaluate_run(
     progress = Checkpoints(folder / "checkpoints").load(agent)
     result = {"env": settings.env, "agent": settings.agent, "seed": seed, **vars(progress)}
     with agent.averaged():
-        comparison = compare(env, agent.policy, samples, seed)
+        comparison = compare(env, agent.policy, samples, seed, probe=probe_for(env, probe))
         result |= comparison.summary()
         save_pictures(folder / "images", comparison)
         prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set

@@ -41,11 +41,11 @@ class RunSettings(Schedule):
     """Train an agent on a denoising environment and write a run folder."""
 
     env: str = tyro.MISSING
-    """Environment id, such as DiffusionDenoise-Shapes-Composition; `diffusion-gym envs` lists them."""
+    """Environment id, such as DiffusionDenoise-Shapes-Composition-v0; `diffusion-gym envs` lists them."""
     out: Path = tyro.MISSING
     """The run folder; it must be new, unless --resume is given."""
     agent: str = "ddpo_is"
-    """The agent."""
+    """The agent: a name, or module:Class of your own."""
     seed: int = 0
     """All randomness of the run derives from it."""
     preset: str | None = None
@@ -228,7 +228,7 @@ def check_option_names(args: Sequence[str], settings: RunSettings) -> None:
             continue
         meant = " or ".join(_meant(option, known))
         hint = f"; did you mean {meant}?" if meant else ";"
-        raise ValueError(f"{option} is no option of train{hint} `diffusion-gym train --help` lists them")
+        raise ValueError(f"{option} is no option of train{hint} `diffusion-gym train --help-all` lists them")
 
 
 def _meant(option: str, known: Sequence[str]) -> list[str]:

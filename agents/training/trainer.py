@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -24,6 +25,7 @@ from diffusion_gym.agents.training.ending import Ending
 from diffusion_gym.agents.training.folders import holding
 from diffusion_gym.agents.training.pictures import drop_pictures_after, save_grid
 from diffusion_gym.agents.training.profile import Profile
+from diffusion_gym.agents.training.progress import ProgressLine, duration, estimated_seconds
 from diffusion_gym.agents.training.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.training.sampling import GRIDS, TRAINING
 from diffusion_gym.agents.training.schedule import Schedule
@@ -47,7 +49,7 @@ class Trainer:
         schedule: how long, and what to write.
         seed: all randomness of the run derives from it.
         pictures_env: a small vector environment for the picture grids; None for no pictures.
-        progress: show a progress bar.
+        progress: say what the run will take, and show how far it is.
         development: the development set of the main process; None for none.
         track: where numbers and pictures are shown: `tensorboard`; `wandb`, which is both; or `none`.
         profile: times the iterations; None for none.
@@ -130,14 +132,16 @@ class Trainer:
             drop_pictures_after(self.out / "images", "iteration", self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
-        with self._tracker() as tracker, self._bar() as bar, self.ending.listening(self._say):
+        with self._tracker() as tracker, self._line() as line, self.ending.listening(self._say):
+            started = time.perf_counter()
             if not self.done.iteration or self._pictures_due:  # a kill may have come between checkpoint and pictures
                 self._pictures()
+            self._estimate(time.perf_counter() - started)
             self._develop(tracker)
             try:
                 while not self._reached(until) and not self._asked_to_stop():
                     with self._profiled():
-                        self._iterate(tracker, bar)
+                        self._iterate(tracker, line)
             except NoUsableReward as error:  # in every process, before the agent has changed
                 self._save()
                 self.processes.agree(error)  # raises it; of several processes one tells
@@ -160,7 +164,7 @@ class Trainer:
         ahead = self.schedule.total_reward_queries - self.done.reward_queries
         return self.profile.iteration(last=ahead <= self.schedule.samples_per_iteration)
 
-    def _iterate(self, tracker: Tracker, bar: Any) -> None:
+    def _iterate(self, tracker: Tracker, line: ProgressLine) -> None:
         started = time.perf_counter()
         path = (self.seed, TRAINING, self.done.iteration)
         with self.agent.noise_window(path):
@@ -183,8 +187,7 @@ class Trainer:
         if self.processes.main:
             append_record(self._metrics, record)
             tracker.scalars(record, self.done.reward_queries)
-        bar.update(number)
-        bar.set_postfix_str(f"reward {record['reward_mean']:.3f}, {record['images_per_second']:.1f} images/s")
+        line.update(number, record["reward_mean"], record["images_per_second"])
         if self.done.iteration % self.schedule.checkpoint_every == 0:
             self._save()
         if self._pictures_due:
@@ -225,14 +228,36 @@ class Trainer:
             return Tracker()
         return open_tracker(self.track, self.out, self.done.reward_queries)
 
-    def _bar(self) -> Any:
+    @property
+    def _shown(self) -> bool:
+        return self.progress and self.processes.main
+
+    def _line(self) -> ProgressLine:
         asked, planned = self.schedule.total_reward_queries, self.schedule.planned_reward_queries
-        shown = self.progress and self.processes.main
-        if shown and planned != asked:
+        if self._shown and planned != asked:
             size = self.schedule.samples_per_iteration
             print(f"total_reward_queries={asked} is rounded up to {planned}, whole iterations of {size}", flush=True)
-        done = self.done.reward_queries
-        return tqdm(total=planned, initial=done, unit="image", disable=not shown, dynamic_ncols=True)
+        return ProgressLine(planned, self.done.reward_queries, shown=self._shown)
+
+    def _estimate(self, seconds: float) -> None:
+        """Say what the run will take: by its last iteration or, of a new run, by the first grid of pictures.
+
+        Args:
+            seconds: that the grid took.
+        """
+        size, planned = self.schedule.samples_per_iteration, self.schedule.planned_reward_queries
+        ahead = planned - self.done.reward_queries
+        if not self._shown or ahead <= 0:
+            return
+        rows = read_metrics(self._metrics)
+        if rows and (rate := rows[-1].get("images_per_second")):
+            needed = ahead / rate
+        elif self.pictures_env is not None:
+            needed = estimated_seconds(ahead, seconds / self.pictures_env.num_envs, self.agent.config)
+        else:
+            return
+        iterations = f"{ahead // size:,} iteration{'' if ahead == size else 's'}"
+        tqdm.write(f"{ahead:,} images to score, {iterations}: about {duration(needed)}", file=sys.stderr)
 
     @property
     def _pictures_due(self) -> bool:

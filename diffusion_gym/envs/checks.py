@@ -28,6 +28,20 @@ def named_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     raise ValueError(f"{name}={value!r} must be one of {known}")
 
 
+def check_render_mode(render_mode: Any) -> Any:
+    """None or `rgb_array`.
+
+    Raises:
+        ValueError: another mode, such as `human`, whose window Gymnasium opens for `gym.make` alone.
+    """
+    try:
+        return named_choice("render_mode", render_mode, [None, "rgb_array"])
+    except ValueError as error:
+        if render_mode != "human":
+            raise
+        raise ValueError(f"{error}; gym.make with render_mode='human' shows one environment in a window") from None
+
+
 def check_num_envs(num_envs: Any) -> int:
     """N as a Python integer: NumPy's small ones wrap around."""
     if not isinstance(num_envs, int | np.integer) or num_envs < 1:
