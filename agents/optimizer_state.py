@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from diffusion_gym.devices import put
+
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's state as named tensors `"<parameter index>.<name>"`."""
@@ -29,9 +31,18 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         if value.shape not in ((), parameters[int(index)].shape):
             wanted = tuple(parameters[int(index)].shape)
             raise ValueError(f"the optimiser's {key!r} has shape {tuple(value.shape)}, and its parameter has {wanted}")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = _as_spread(value, parameters[int(index)])
     names = {name for row in state.values() for name in row}
     for number, row in state.items():
         if lacking := sorted(names.difference(row)):
             raise ValueError(f"the optimiser's '{number}.{lacking[0]}' is missing, which other parameters have")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _as_spread(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A state of a parameter that may be spread over processes, of which this one keeps its part then."""
+    if not value.ndim or not hasattr(parameter, "to_local") or hasattr(value, "to_local"):
+        return value
+    spread = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    put(spread, value)
+    return spread

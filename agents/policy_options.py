@@ -5,10 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from diffusion_gym.agents.finite import Options, require, require_choice
 
 Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class ShardedNetwork:
+    """What a policy has besides its network once that is spread over processes.
+
+    Attributes:
+        reference: the pretrained network, spread as well.
+        skeleton: the network as it was, its weights without numbers.
+    """
+
+    reference: nn.Module
+    skeleton: nn.Module
 
 
 @dataclass(frozen=True)

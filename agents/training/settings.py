@@ -148,6 +148,7 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "agent_options.lora_alpha": None,
         "agent_options.lora_targets": None,
         "agent_options.init_from": None,
+        "agent_options.sharding": "none",
         "agent_options.renoise": False,
         "agent_options.group_size": 1,  # of reward-weighted regression
         "agent_options.reward_deviation": "own",
@@ -331,6 +332,8 @@ def make_env(
                 f"runs on {processes.device}; leave --env.device out"
             )
         keywords["device"] = str(processes.device)
+        if settings.agent_options.sharding != "none" and processes.device.type != "cpu":
+            keywords["network_device"] = "cpu"  # no GPU need hold it whole
     if prompts is not None:
         keywords["prompts"] = prompts
     keywords["autoreset_mode"] = AutoresetMode.DISABLED.value

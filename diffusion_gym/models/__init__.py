@@ -21,7 +21,7 @@ from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use. A family imports no heavy library at its top.
 _HEAVY: Final = {"initial", "lora", "solvers"}
-_LOADED: Final = ("revision", "variant", "text_encoder_device")  # options by which weights are loaded
+_LOADED: Final = ("revision", "variant", "text_encoder_device", "network_device")  # options by which weights are loaded
 _SHARED: Final = ("height", "width", "negative_prompt")  # by which models differ that share their weights
 OPTIONS: Final = (*_LOADED, *_SHARED)
 _CACHE: Final = ModelCache()
@@ -49,9 +49,10 @@ def load_model(
         device: where its weights go.
         dtype: `float32`, `bfloat16` or `float16`.
         model_kwargs: those of `OPTIONS`: `revision`, the branch, tag or commit of a hub id; `variant`, such as `fp16`,
-            the weight files to take where there are several; `text_encoder_device`, by default the model's; `height`
-            and `width` of its pictures in pixels, by default the pipeline's; `negative_prompt`, which guidance pushes
-            away from, by default the empty one.
+            the weight files to take where there are several; `text_encoder_device`, by default the model's;
+            `network_device`, where the network is loaded that sharding spreads over processes from there; `height` and
+            `width` of its pictures in pixels, by default the pipeline's; `negative_prompt`, which guidance pushes away
+            from, by default the empty one.
 
     Raises:
         ValueError: an unknown name, device, dtype or pipeline class; an option that is unknown or not the model's; or

@@ -47,6 +47,8 @@ class LatentModel:
         revision: branch, tag or commit of a hub id.
         variant: such as `fp16`, the weight files to take where there are several.
         text_encoder_device: where the text encoders go; `device` by default.
+        network_device: where the network that trains is loaded, to be spread over processes from there; `device` by
+            default.
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
@@ -89,6 +91,7 @@ class LatentModel:
         revision: str | None = None,
         variant: str | None = None,
         text_encoder_device: str | None = None,
+        network_device: str | None = None,
     ) -> None:
         parts = [*self._present(str(source), revision), "scheduler"]
         folder = located(str(source), parts, revision=revision, variant=variant)
@@ -99,7 +102,8 @@ class LatentModel:
         self.default_prompts = default_prompts
         self.negative_prompt = ""
         with quiet():
-            checkpoint = Checkpoint(folder, device, dtype, variant, self.name, self.text_device)
+            network = None if network_device is None else device_called(network_device)
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name, self.text_device, network)
             self.index = checkpoint.index
             check_index(self.name, self.index, self.INDEX)
             check_parts(self.name, folder, self.FIELDS)
