@@ -20,7 +20,9 @@ from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
 from diffusion_gym.agents.rollout import collect, denoise
+from diffusion_gym.agents.sharding import shard
 from diffusion_gym.agents.training.env_options import EnvOptions
+from diffusion_gym.devices import local_part
 from diffusion_gym.models import load_model
 from diffusion_gym.storage import read_json, write_json
 from diffusion_gym.testing.random_ddpm import write_random_ddpm
@@ -221,6 +223,44 @@ def test_adapters_load_in_plain_diffusers(folder, family, perturb, tmp_path):
     begun = DenoisingPolicy(model, config, lora_rank=2, lora_alpha=3.0)
     begun.begin_from(tmp_path)
     torch.testing.assert_close(output(begun.unet), output(policy.unet), rtol=0, atol=1e-5)
+
+
+def test_networks_of_all_families_are_spread_over_processes(folder_of, in_processes, perturb):
+    """Prediction, the pretrained one and the gradient of the adapters, with activations computed again."""
+    folders = {name: folder_of(name) for name in FAMILIES}
+
+    def seen(policy, observation):
+        torch.nn.Module.zero_grad(policy)
+        reference = policy.prediction(observation, reference=True)
+        prediction = policy.prediction(observation)
+        prediction.square().mean().backward()
+        grads = [each.grad for each in policy.trainable_parameters().values()]
+        gradient = torch.cat([each.flatten() for each in grads if each is not None])  # the last block drops the text
+        return prediction.detach(), reference, gradient
+
+    def child(processes):
+        found = {}
+        for name, folder in folders.items():
+            model, config = load(folder, FAMILIES[name]), SamplerConfig(STEPS, guidance_scale=FAMILIES[name].guidance[-1])
+            policies = []
+            for _ in range(2):
+                torch.manual_seed(0)
+                policies.append(perturb(DenoisingPolicy(model, config, lora_rank=2), 0.1))
+                policies[-1].set_training(gradient_checkpointing=True)
+            observation = policies[0].observation(start(model), 1, model.tokenize(PROMPTS))
+            whole = seen(policies[0], observation)
+            shard(policies[1], processes)
+            spread = seen(policies[1], observation)
+            held = sum(local_part(each).numel() for each in policies[1].unet.parameters() if not each.requires_grad)
+            total = sum(each.numel() for each in policies[0].unet.parameters() if not each.requires_grad)
+            differences = [float((a - b).norm() / b.norm()) for a, b in zip(spread, whole, strict=True)]
+            found[name] = [*differences, float((whole[0] - whole[1]).norm() / whole[1].norm()), held / total]
+        return found
+
+    for found in in_processes(2, child, seconds=600):
+        for name, (prediction, reference, gradient, adapted, held) in found.items():
+            assert prediction < 1e-5 and reference < 1e-5 and gradient < 1e-4, (name, found[name])
+            assert adapted > 1e-3 and 0.4 < held < 0.6, (name, found[name])
 
 
 @pytest.mark.parametrize("name", ["flux-schnell", "flux2-klein"])
