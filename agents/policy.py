@@ -14,7 +14,7 @@ from torch import nn
 
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
-from diffusion_gym.agents.policy_options import PolicyOptions, Precision, ShardedNetwork, Trainable
+from diffusion_gym.agents.policy_options import PolicyOptions, Precision, ShardedNetwork, Trainable, require_whole
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import to_device
 from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
@@ -68,11 +68,7 @@ class DenoisingPolicy(nn.Module):
                 f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32' with "
                 "mixed_precision='bf16', or LoRA"
             )
-        if getattr(model, "sharded_by", None) is not None:
-            raise ValueError(
-                f"model={model.name!r} has its network spread over processes by another policy, sharding='fsdp2'; make "
-                "a new environment once that policy is gone"
-            )
+        require_whole(model)
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
         self.sharded: ShardedNetwork | None = None
         self.cfg_training: bool = PolicyOptions.cfg_training

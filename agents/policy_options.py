@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.models import DenoisingModel
 
 Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -24,6 +25,15 @@ class ShardedNetwork:
 
     reference: nn.Module
     skeleton: nn.Module
+
+
+def require_whole(model: DenoisingModel) -> None:
+    """Raise a ValueError for a model whose network a policy has spread over processes, so that none else can."""
+    if getattr(model.unet, "sharded_by", None) is not None:
+        raise ValueError(
+            f"model={model.name!r} has its network spread over processes by another policy, sharding='fsdp2'; make a "
+            "new environment once that policy is gone"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from weakref import ref
 import torch
 from torch import nn
 
-from diffusion_gym.agents.identity import remember_weights
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.policy_options import ShardedNetwork
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.devices import whole
+from diffusion_gym.models.digest import remember_weights
 
 
 def shard(policy: DenoisingPolicy, processes: Processes) -> None:
@@ -64,8 +64,7 @@ def shard(policy: DenoisingPolicy, processes: Processes) -> None:
         spread(model.unet)
         reference = model.unet
     policy.sharded = ShardedNetwork(reference, skeleton)
-    for sharer in {id(each): each for each in (model, getattr(model, "whole", None)) if each is not None}.values():
-        sharer.sharded_by = ref(policy)  # type: ignore[attr-defined]  # a model's own attribute
+    model.unet.sharded_by = ref(policy)  # type: ignore[assignment]  # neither a parameter nor a module
 
 
 def gathered_network(policy: DenoisingPolicy, processes: Processes) -> nn.Module | None:

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import torch
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
+from diffusion_gym.agents.encoding import encode_ahead
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.card import write_card
@@ -169,6 +170,7 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     env = processes.together(lambda: make_env(settings, settings.rollout_batch, processes=processes))
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
+    encode_ahead(agent.policy, cast(DenoisingVectorEnv, env.unwrapped).prompt_set.prompts, processes)
     processes = agent.processes
     samples = processes.main or processes.in_step
     pictures = make_env(settings, _PICTURES, processes=processes) if samples else None

@@ -142,6 +142,7 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "env_options.width": None,
         "env_options.negative_prompt": None,
         "env_options.text_encoder_device": None,
+        "env_options.embedding_cache": None,
         "env_options.variant": None,
         "env_options.reward_kwargs": None,
         "env_options.reward_seconds": None,

@@ -43,7 +43,7 @@ class ModelCache:
 
 
 def _has_changed(model: Any) -> bool:
-    holder: Any = getattr(model, "sharded_by", None)
+    holder: Any = getattr(getattr(model, "unet", None), "sharded_by", None)  # a policy, which took the weights
     if holder is not None and holder() is None:
         return True
     folder, before = getattr(model, "files", None) or (None, None)

@@ -19,6 +19,7 @@ from agent_updates import transitions, update, weights
 from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
+from diffusion_gym.agents.identity import fingerprint
 from diffusion_gym.agents.rollout import collect, denoise
 from diffusion_gym.agents.sharding import shard
 from diffusion_gym.agents.training.env_options import EnvOptions
@@ -333,6 +334,31 @@ def test_text_encoders_may_be_on_another_device(folder_of):
     assert model.text_device == model.text_encoder_2.device == torch.device("cpu")
     with pytest.raises(ValueError, match="device='cuda:7' is not available here"):
         load_model(str(folder_of("flux-dev")), "cpu", "float32", {"text_encoder_device": "cuda:7"})
+
+
+# --- embeddings on disk ---------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_kept_on_disk_and_the_text_encoders_leave_memory(folder, family, tmp_path, monkeypatch):
+    """What comes from disk, or from encoders that came back, is bit for bit what was encoded; so is the fingerprint."""
+    plain = load(folder, family, negative_prompt="fog" if family.negative else None)
+    expected = [plain.embed(plain.tokenize([prompt])) for prompt in PROMPTS]
+    options = {name: each for name, each in {"negative_prompt": "fog"}.items() if family.negative}
+    options |= {"embedding_cache": str(tmp_path), **dict(zip(("height", "width"), family.size[0], strict=True))}
+    model, config = load_model(str(folder), "cpu", "float32", options), SamplerConfig(num_inference_steps=STEPS)
+    config = SamplerConfig(num_inference_steps=STEPS, guidance_scale=family.guidance[-1])
+    known, null = fingerprint(model, config), model.embed_null()
+    assert torch.equal(null, plain.embed_null()) and not model.text_encoders.released
+    assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2]))
+    model.text_encoders.release(model)
+    assert model.text_encoders.released and fingerprint(model, config) == known
+    encoded = []
+    monkeypatch.setattr(type(model), "_encode", lambda self, *ids, own=type(model)._encode: encoded.append(1) or own(self, *ids))
+    assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2])) and not encoded
+    assert torch.equal(model.embed_null(), null) and not encoded
+    for _ in range(2):  # a prompt that is new, once
+        assert torch.equal(model.embed(model.tokenize(PROMPTS[2:])), expected[2]) and len(encoded) <= 1
+    assert model.text_encoders.released
 
 
 # --- which layers have adapters ----------------------------------------------------------------------------------
