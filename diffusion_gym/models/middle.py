@@ -1,0 +1,48 @@
+"""What the middle of a denoising network makes of a state: features of the picture in it (arXiv:2112.03126)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_gym.models.base import DenoisingModel
+
+
+def middle_block(network: nn.Module) -> nn.Module | None:
+    """The middle block of a UNet, or the middle one of a transformer's blocks; None where there is neither.
+
+    Of a transformer it is that of the first kind of block: the one whose picture has a stream of its own, in those with
+    blocks of two kinds.
+    """
+    middle = getattr(network, "mid_block", None)
+    blocks = getattr(network, "transformer_blocks", None) or getattr(network, "layers", None)
+    return middle if middle is not None or not blocks else blocks[len(blocks) // 2]
+
+
+def middle_features(
+    model: DenoisingModel, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor | None
+) -> torch.Tensor:
+    """Means over space, or over the picture's tokens, of the middle block's output: float32 `(N, D)`.
+
+    Args:
+        model: whose pretrained network has a `middle_block`.
+        latents: x_t, float32 `(N, C, H, W)`.
+        timesteps: the scheduler's t, `(N,)`.
+        embeddings: of the prompts, `(N, L, D)`.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, given: Any, output: Any) -> None:
+        picture: torch.Tensor = output[-1] if isinstance(output, tuple) else output  # the text's stream comes before it
+        kept.append(picture.float().mean((2, 3) if picture.ndim == 4 else 1))
+
+    middle = middle_block(model.unet)
+    assert middle is not None
+    handle = middle.register_forward_hook(keep)
+    try:
+        model.predict(model.unet, latents, timesteps, embeddings)
+    finally:
+        handle.remove()
+    return kept[0]
