@@ -21,7 +21,13 @@ from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use. A family imports no heavy library at its top.
 _HEAVY: Final = {"initial", "lora", "solvers"}
-_LOADED: Final = ("revision", "variant", "text_encoder_device", "embedding_cache", "network_device")  # options by which weights are loaded
+_LOADED: Final = (
+    "revision",
+    "variant",
+    "text_encoder_device",
+    "embedding_cache",
+    "network_device",
+)  # options by which weights are loaded
 _SHARED: Final = ("height", "width", "negative_prompt")  # by which models differ that share their weights
 OPTIONS: Final = (*_LOADED, *_SHARED)
 _CACHE: Final = ModelCache()

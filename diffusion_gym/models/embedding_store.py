@@ -123,7 +123,9 @@ class TextEncoders:
             return
         folder = self.checkpoint.folder
         if fingerprint(folder) != self.files:
-            raise ValueError(f"model={self.checkpoint.name!r}: its files in {folder} have changed; begin anew with them")
+            raise ValueError(
+                f"model={self.checkpoint.name!r}: its files in {folder} have changed; begin anew with them"
+            )
         for part, network in self.parts.items():
             fresh = dict(self.checkpoint.network(type(network), part).named_parameters(remove_duplicate=False))
             own = network.named_parameters(remove_duplicate=False)

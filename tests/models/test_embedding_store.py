@@ -42,7 +42,9 @@ def test_a_file_that_is_no_embedding_is_refused(load, tmp_path, spoil):
         path.write_bytes(content.replace(model.store.encoders.encode(), b"0" * 64))
     else:
         path.write_bytes(content[:-4] if spoil == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=f"^embedding_cache: .*{path.name} .*; delete that file, and the prompt is enc"):
+    with pytest.raises(
+        ValueError, match=f"^embedding_cache: .*{path.name} .*; delete that file, and the prompt is enc"
+    ):
         model.embed(model.tokenize(PROMPTS[:1]))
     path.unlink()
     for _ in range(2):

@@ -242,7 +242,10 @@ def test_networks_of_all_families_are_spread_over_processes(folder_of, in_proces
     def child(processes):
         found = {}
         for name, folder in folders.items():
-            model, config = load(folder, FAMILIES[name]), SamplerConfig(STEPS, guidance_scale=FAMILIES[name].guidance[-1])
+            model, config = (
+                load(folder, FAMILIES[name]),
+                SamplerConfig(STEPS, guidance_scale=FAMILIES[name].guidance[-1]),
+            )
             policies = []
             for _ in range(2):
                 torch.manual_seed(0)
@@ -353,7 +356,9 @@ def test_embeddings_are_kept_on_disk_and_the_text_encoders_leave_memory(folder, 
     model.text_encoders.release(model)
     assert model.text_encoders.released and fingerprint(model, config) == known
     encoded = []
-    monkeypatch.setattr(type(model), "_encode", lambda self, *ids, own=type(model)._encode: encoded.append(1) or own(self, *ids))
+    monkeypatch.setattr(
+        type(model), "_encode", lambda self, *ids, own=type(model)._encode: encoded.append(1) or own(self, *ids)
+    )
     assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2])) and not encoded
     assert torch.equal(model.embed_null(), null) and not encoded
     for _ in range(2):  # a prompt that is new, once
