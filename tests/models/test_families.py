@@ -355,10 +355,8 @@ def test_embeddings_are_kept_on_disk_and_the_text_encoders_leave_memory(folder, 
     assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2]))
     model.text_encoders.release(model)
     assert model.text_encoders.released and fingerprint(model, config) == known
-    encoded = []
-    monkeypatch.setattr(
-        type(model), "_encode", lambda self, *ids, own=type(model)._encode: encoded.append(1) or own(self, *ids)
-    )
+    encoded, own = [], type(model)._encode
+    monkeypatch.setattr(type(model), "_encode", lambda self, *ids: encoded.append(1) or own(self, *ids))
     assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2])) and not encoded
     assert torch.equal(model.embed_null(), null) and not encoded
     for _ in range(2):  # a prompt that is new, once

@@ -128,8 +128,8 @@ def test_a_model_whose_network_was_spread_is_not_there_for_another_policy(make_e
         gc.collect()
         return [told, same, DenoisingPolicy.from_env(make_env(2)).model is env.unwrapped.model]
 
-    for told, while_held, after in in_processes(2, child):
-        assert "has its network spread over processes by another policy" in told and while_held and not after
+    for said, while_held, after in in_processes(2, child):
+        assert "has its network spread over processes by another policy" in said and while_held and not after
 
 
 def test_pictures_in_one_process_alone_are_refused(make_env, in_processes, tmp_path):
