@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from diffusion_gym.devices import put
+
 _BLOCK: Final = 256  # values of a parameter that share a scale in 8 bits
 
 
@@ -34,7 +36,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         wanted = _shape(name, parameters[int(index)])
         if value.shape not in ((), wanted):
             raise ValueError(f"the optimiser's {key!r} has shape {tuple(value.shape)}, and its parameter has {wanted}")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = _as_spread(value, parameters[int(index)])
     _check_names(state)
     if _of_bitsandbytes(optimizer) != any("state1" in row for row in state.values()) and state:
         raise ValueError(f"the optimiser's tensors are not those of {type(optimizer).__name__}; its kind has changed")
@@ -75,3 +77,12 @@ def _quantised(row: Mapping[str, Any]) -> bool:
 
 def _of_bitsandbytes(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer).__module__.partition(".")[0] == "bitsandbytes"
+
+
+def _as_spread(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A state of a parameter that may be spread over processes, of which this one keeps its part then."""
+    if not value.ndim or not hasattr(parameter, "to_local") or hasattr(value, "to_local"):
+        return value
+    spread = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    put(spread, value)
+    return spread

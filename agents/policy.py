@@ -14,7 +14,7 @@ from torch import nn
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.embeddings import EmbeddingCache, TextEmbeddings
-from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
+from diffusion_gym.agents.policy_options import PolicyOptions, Precision, ShardedNetwork, Trainable, require_whole
 from diffusion_gym.agents.reference import bring_back, keep_shared, set_aside
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
@@ -66,7 +66,9 @@ class DenoisingPolicy(nn.Module):
                 f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32' with "
                 "mixed_precision='bf16', or LoRA"
             )
+        require_whole(model)
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
+        self.sharded: ShardedNetwork | None = None
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
         bring_back(model.unet, model.device)  # another policy may have set it aside
@@ -167,6 +169,11 @@ class DenoisingPolicy(nn.Module):
         begin_from(path, self.unet, rank, self.table.prediction, getattr(self.model, "scheduler_config", None))
 
     @property
+    def reference_network(self) -> nn.Module:
+        """The pretrained network."""
+        return self.model.unet if self.sharded is None else self.sharded.reference
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.device
@@ -246,7 +253,7 @@ class DenoisingPolicy(nn.Module):
     @torch.no_grad()
     def reference_distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
         """The pretrained model's Gaussian for the same states; under LoRA its weights are those of the policy."""
-        return self._distribution(self.model.unet, observation)
+        return self._distribution(self.reference_network, observation)
 
     def forward(self, observation: Mapping[str, Any], action: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
@@ -263,7 +270,7 @@ class DenoisingPolicy(nn.Module):
         """
         latents, steps = self._read(observation)
         embeddings = self.embeddings_of(observation)
-        unet = self.model.unet if reference else self.unet
+        unet = self.reference_network if reference else self.unet
         predict = self._guided_output if self.cfg_training else self._predict
         with torch.set_grad_enabled(torch.is_grad_enabled() and not reference):
             return predict(unet, latents, steps, embeddings)
@@ -281,7 +288,7 @@ class DenoisingPolicy(nn.Module):
         self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor | None, *, reference: bool = False
     ) -> torch.Tensor:
         """The guided output of the network (or of the pretrained one) at a timestep that the sampler need not visit."""
-        unet = self.model.unet if reference else self.unet
+        unet = self.reference_network if reference else self.unet
         timesteps = timestep.to(self.device, torch.float32).expand(len(latents))
         return self._guided_output(unet, latents, timesteps, embeddings)
 

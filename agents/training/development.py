@@ -15,6 +15,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.checkpoint import Progress
 from diffusion_gym.agents.training.denoised_path import denoised_path
 from diffusion_gym.agents.training.pictures import compared_sheet, drop_pictures_after, png_bytes
@@ -100,6 +101,7 @@ class DevelopmentSet:
         seed: of the run.
         samples: the noises, N.
         paths: for how many of them the reward is computed at every step, M.
+        processes: that run the network in step, all of which sample then; the main one alone reads and writes.
 
     Raises:
         ValueError: `samples` is no multiple of `env.num_envs`, or more than memory holds.
@@ -110,6 +112,7 @@ class DevelopmentSet:
     seed: int = 0
     samples: int = 64
     paths: int = 16
+    processes: Processes = field(default_factory=Processes)
     _original: Samples | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -154,13 +157,15 @@ class DevelopmentSet:
             RewardError: the reward failed.
             ValueError: the run's prompts or reward paths are no longer those of the stored pictures.
         """
-        if any(row["iteration"] == progress.iteration for row in read_development(self._records)):
+        if self.processes.of_main(any(row["iteration"] == progress.iteration for row in self._read())):
             return True
         started = time.perf_counter()
         try:
             evaluation = self.evaluate(policy, stop)
         except _Stopped:
             return False
+        if not self.processes.main:
+            return True
         sheet = compared_sheet(
             evaluation.original.images,
             evaluation.current.images,
@@ -183,16 +188,18 @@ class DevelopmentSet:
     @torch.no_grad()
     def evaluate(self, policy: DenoisingPolicy, stop: Callable[[], bool] = lambda: False) -> Evaluation:
         """Sample the noises with the policy, and once with the pretrained model; `stop` as for `track`."""
-        if self._original is None:
-            self._original = self._stored(policy, stop)
+        original = self._original or self._stored(policy, stop)
         current = self._sample(policy, stop)
-        original = self._original
+        self._original = original = original or current
         if current.prompts != original.prompts or current.path.shape != original.path.shape:
             raise ValueError(
                 f"{self._file} is of other prompts or sizes than this run's development set; delete it to have the "
                 "pretrained model sampled again"
             )
         return Evaluation(original, current)
+
+    def _read(self) -> list[dict[str, Any]]:
+        return read_development(self._records) if self.processes.main else []
 
     @property
     def _records(self) -> Path:
@@ -202,13 +209,16 @@ class DevelopmentSet:
     def _file(self) -> Path:
         return self.folder / "development.safetensors"
 
-    def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
-        if not self._file.is_file():
+    def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples | None:
+        """The pretrained model's samples; None in a process that need not have them."""
+        if not self.processes.of_main(self._file.is_file()):
             with _pretrained(policy):
                 samples = self._sample(policy, stop)
+            if not self.processes.main:
+                return samples
             tensors = {"images": samples.images, "rewards": samples.rewards, "path": samples.path}
             save_tensors(self._file, tensors, {"prompts": exact_json(samples.prompts)})
-        return read_original(self._file)
+        return read_original(self._file) if self.processes.main else None
 
     def _sample(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
         """Batch by batch, so that the latents of one alone are in memory."""
@@ -245,7 +255,7 @@ def read_original(path: Path) -> Samples:
 @contextmanager
 def _pretrained(policy: DenoisingPolicy) -> Iterator[None]:
     """Within this context the policy is the pretrained model, its denoised estimates included."""
-    tuned, policy.unet = policy.unet, policy.model.unet
+    tuned, policy.unet = policy.unet, policy.reference_network
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import torch
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
+from diffusion_gym.agents.encoding import encode_ahead
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.card import write_card
@@ -19,7 +20,7 @@ from diffusion_gym.agents.training.changes import probe_for
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.training.development import DevelopmentSet
 from diffusion_gym.agents.training.evaluation import compare, save_pictures
-from diffusion_gym.agents.training.export import export_policy
+from diffusion_gym.agents.training.export import export_policy, exported_network
 from diffusion_gym.agents.training.folders import check_out, content, holding
 from diffusion_gym.agents.training.profile import Profile
 from diffusion_gym.agents.training.records import read_metrics
@@ -170,9 +171,13 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     env = processes.together(lambda: make_env(settings, settings.rollout_batch, processes=processes))
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
-    pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
-    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
-    trainer.development = _development(settings, processes)
+    encode_ahead(agent.policy, cast(DenoisingVectorEnv, env.unwrapped).prompt_set.prompts, processes)
+    processes = agent.processes
+    samples = processes.main or processes.in_step
+    pictures = make_env(settings, _PICTURES, processes=processes) if samples else None
+    development = _development(settings, processes) if samples else None
+    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, development=development)
+    trainer.track = settings.track
     _begin(trainer, settings)
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
@@ -186,11 +191,13 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
         raise
     loading = ""
     failure: OSError | ValueError | None = None
+    with agent.averaged():
+        network = exported_network(agent.policy, processes)
     if processes.main:
         try:
             _write_profile(trainer)
             with agent.averaged():
-                loading = export_policy(agent.policy, settings.out / "model")
+                loading = export_policy(agent.policy, settings.out / "model", network)
             write_card(settings.out)
         except (OSError, ValueError) as error:  # the second is a damaged file that the card would tell of
             failure = error
@@ -230,13 +237,14 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet | None:
-    """The development set of the main process, in the largest batches that fit it and are no more than the grids'."""
-    if not processes.main or not settings.development_interval:
+    """The development set, in the largest batches that fit it and are no more than the grids'."""
+    if not settings.development_interval:
         return None
     samples = settings.development_samples
     batch = max(size for size in range(1, _PICTURES + 1) if samples % size == 0)
     env = make_env(settings, batch, processes=processes)
-    return DevelopmentSet(env, settings.out, settings.seed, samples, settings.development_paths)
+    together = processes if processes.in_step else Processes()
+    return DevelopmentSet(env, settings.out, settings.seed, samples, settings.development_paths, together)
 
 
 def _killed_early(trainer: Trainer) -> bool:

@@ -142,6 +142,7 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "env_options.width": None,
         "env_options.negative_prompt": None,
         "env_options.text_encoder_device": None,
+        "env_options.embedding_cache": None,
         "env_options.variant": None,
         "env_options.reward_kwargs": None,
         "env_options.reward_seconds": None,
@@ -149,6 +150,7 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "agent_options.lora_alpha": None,
         "agent_options.lora_targets": None,
         "agent_options.init_from": None,
+        "agent_options.sharding": "none",
         "agent_options.renoise": False,
         "agent_options.group_size": 1,  # of reward-weighted regression
         "agent_options.reward_deviation": "own",
@@ -332,6 +334,8 @@ def make_env(
                 f"runs on {processes.device}; leave --env.device out"
             )
         keywords["device"] = str(processes.device)
+        if settings.agent_options.sharding != "none" and processes.device.type != "cpu":
+            keywords["network_device"] = "cpu"  # no GPU need hold it whole
     if prompts is not None:
         keywords["prompts"] = prompts
     keywords["autoreset_mode"] = AutoresetMode.DISABLED.value

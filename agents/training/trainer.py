@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
-from diffusion_gym.agents.processes import PeerFailed, Processes
+from diffusion_gym.agents.processes import PeerFailed, Processes, peers
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.agents.streams import stream
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
@@ -48,7 +48,8 @@ class Trainer:
         out: the run folder: `metrics.jsonl`, `checkpoints/`, `images/`, `tensorboard/`.
         schedule: how long, and what to write.
         seed: all randomness of the run derives from it.
-        pictures_env: a small vector environment for the picture grids; None for no pictures.
+        pictures_env: a small vector environment for the picture grids; None for no pictures. With `sharding` every
+            process needs one, else the main one alone; the same of `development`.
         progress: say what the run will take, and show how far it is.
         development: the development set of the main process; None for none.
         track: where numbers and pictures are shown: `tensorboard`; `wandb`, which is both; or `none`.
@@ -81,6 +82,14 @@ class Trainer:
         self.processes = self.agent.processes
         self.processes.share(self.schedule.samples_per_iteration // self.env.num_envs)
         self.ending = Ending()
+        if self.processes.in_step:
+            for name in ("pictures_env", "development"):
+                self._require_in_all(name)
+
+    def _require_in_all(self, name: str) -> None:
+        """Refuse what one process has and another lacks, where all run the network in step."""
+        if len({*self.processes.gather_json(getattr(self, name) is not None)}) > 1:
+            raise ValueError(f"{name} is None in some processes only, but sharding has all sample; give it in all")
 
     @property
     def finished(self) -> bool:
@@ -102,7 +111,8 @@ class Trainer:
             FileExistsError: another process trains in the run folder.
             NoUsableReward: an iteration without one finite reward.
             RewardError: the reward failed.
-            PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
+            PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before,
+                unless the processes run a network in step, which one that failed has left.
             KeyboardInterrupt: a second Ctrl-C, or a reward that does not answer to a run that is to end. If that was
                 while sampling, the same holds.
             OSError: a checkpoint could not be written.
@@ -132,7 +142,8 @@ class Trainer:
             drop_pictures_after(self.out / "images", "iteration", self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
-        with self._tracker() as tracker, self._line() as line, self.ending.listening(self._say):
+        gone = peers() if self.processes.in_step else nullcontext()  # which shows in any call of the network
+        with gone, self._tracker() as tracker, self._line() as line, self.ending.listening(self._say):
             started = time.perf_counter()
             if not self.done.iteration or self._pictures_due:  # a kill may have come between checkpoint and pictures
                 self._pictures()
@@ -201,7 +212,12 @@ class Trainer:
         return self._together(lambda: self.agent.sample(self.env, number, path))
 
     def _together(self, act: Callable[[], T]) -> T:
-        """What `act` gives; when it fails in one process, all of them raise instead of waiting for it."""
+        """What `act` gives; when it fails in one process, all of them raise instead of waiting for it.
+
+        Where they run a network in step, they learn of it by losing the connection as that process ends.
+        """
+        if self.processes.in_step:
+            return act()
         try:
             return self.processes.together(act)
         except BaseException:  # in every process, the agent being that of the last iteration
@@ -266,12 +282,15 @@ class Trainer:
     def _pictures(self) -> None:
         """A grid of pictures from noise that is the same at every call; the other processes wait."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
+        takes_part = self.processes.main or self.processes.in_step
+        there = self.processes.of_main(path.exists()) if self.processes.in_step else path.exists()
 
         def draw() -> None:
-            if self.processes.main and (env := self.pictures_env) is not None and not path.exists():
+            if takes_part and (env := self.pictures_env) is not None and not there:
                 with self.agent.averaged():
                     shown = collect_many(env, self.agent.policy, env.num_envs, (self.seed, GRIDS))
-                    save_grid(path, shown.images)
+                    if self.processes.main:
+                        save_grid(path, shown.images)
 
         with span("pictures", whole=True):
             self._together(draw)
@@ -282,10 +301,12 @@ class Trainer:
         if not every or not self.done.iteration or (self.done.iteration % every and not self.finished):
             return
 
+        stop = self._asked_to_stop if self.processes.in_step else lambda: self.ending.asked
+
         def evaluate() -> None:
             if self.development is not None:
                 with self.agent.averaged():
-                    done = self.development.track(self.agent.policy, self.done, tracker, lambda: self.ending.asked)
+                    done = self.development.track(self.agent.policy, self.done, tracker, stop)
                 if not done:
                     self._say("The development set is not evaluated now; --resume catches up on it.")
 

@@ -256,6 +256,10 @@ def _prompts(option: str, text: str) -> Iterator[Claim]:
         yield Claim("read", f"{text}, whose lines go to the reward", option)
 
 
+def _written(option: str, text: str) -> Iterator[Claim]:
+    yield Claim("write", text, option)
+
+
 def _track(option: str, text: str) -> Iterator[Claim]:
     if text not in ("tensorboard", "none"):
         yield Claim("contact", f"{text}, sending pictures and numbers", option)
@@ -291,7 +295,9 @@ _RULES: Final[Mapping[str, Callable[[str, str], Iterator[Claim]]]] = {
     "device": _plain,
     "env.model": _model,
     "env.prompts": _prompts,
+    "env.embedding_cache": _written,
     **{f"env.{name}": _plain for name in ("device", "dtype", "log_prob_reduction", "revision", "sampler", "variant")},
+    "env.text_encoder_device": _plain,
 }
 
 
