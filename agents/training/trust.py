@@ -41,7 +41,9 @@ _KEY_BYTES: Final = 32
 _SHOWN, _WIDTH = 20, 160  # lines of a list, and characters of a line
 _PLAIN: Final = re.compile(r"\w[\w.-]*(:\d+)?", re.ASCII)
 # Keywords of rewards whose text is a choice, or said to a model: no path, no address.
-_TEXTS: Final = frozenset({"device", "dtype", "image_format", "mode", "prefix", "question", "reference", "vlm_model"})
+_TEXTS: Final = frozenset(
+    {"device", "dtype", "image_format", "mode", "prefix", "question", "reference", "rule", "vlm_model"}
+)
 _WRITTEN: Final = frozenset({"cache", "z_scores"})
 
 

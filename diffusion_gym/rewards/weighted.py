@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveFloat, Strict
 
 from diffusion_gym.registry import unknown_name
-from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate, needed_metadata
+from diffusion_gym.rewards.base import Reward, RewardOutput, check_prompt, evaluate, needed_metadata
 from diffusion_gym.schemas import checked
 from diffusion_gym.storage import read_json, write_json
 
@@ -87,6 +87,11 @@ class WeightedSum:
             info[name] = output.scores
             info |= {f"{name}/{part}": value for part, value in output.info.items()}
         return RewardOutput(total, info)
+
+    def check_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Refuse a prompt that a part cannot judge."""
+        for reward in self.rewards.values():
+            check_prompt(reward, prompt, metadata)
 
     def cancel(self) -> None:
         """Have the parts that wait give up."""
