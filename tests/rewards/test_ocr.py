@@ -117,7 +117,7 @@ def test_text_is_that_of_the_metadata_or_in_quotes(prompt, metadata, text):
 @pytest.mark.parametrize(("prompt", "told"), [("it's a cat's", {}), ("a cat", {"text": 3}), ('"b"', {"text": " "})])
 def test_prompts_without_a_text_are_refused_before_anything_runs(prompt, told):
     lines = [{"prompt": '"a"'}, {"prompt": prompt, **told}]
-    with pytest.raises(ValueError, match="reward='OCR' with prompts=.* asks for no text .* put it in double quotes"):
+    with pytest.raises(ValueError, match="reward='OCR=1' with prompts=.* asks for no text .* put it in double quotes"):
         gym.make_vec("DiffusionDenoise-v0", model="no/such/model", reward={"OCR": 1.0}, prompts=lines)
     with pytest.raises(RewardError, match="asks for no text"):
         evaluate(ocr(), torch.zeros(1, 3, 32, 32), [prompt], [told])
