@@ -29,10 +29,10 @@ NEW_SCENES: Final = (
     'a train ticket with "{}" in large letters',
 )
 TEXTS: Final = tuple(
-    """OPEN|CLOSED|STOP|EXIT|SALE|TAXI|HELLO|BAKERY|LIBRARY|MUSEUM|HOTEL|PARKING|MARKET|SUMMER|WINTER|GARDEN|Welcome|
-    Thank you|Good luck|Keep left|No entry|Fresh bread|Happy day|Slow down|Room 12|Gate 7|Route 66|Platform 9|Since 1984|
-    50 percent off|Level 3|Open late|Mind the gap|Deep learning|Home sweet home|Have a nice day|Please do not touch|
-    Coffee and cake|Best in town|See you soon""".replace("\n    ", "").split("|")
+    """OPEN|CLOSED|STOP|EXIT|SALE|TAXI|HELLO|BAKERY|LIBRARY|MUSEUM|HOTEL|PARKING|MARKET|SUMMER|WINTER|GARDEN|
+    Welcome|Thank you|Good luck|Keep left|No entry|Fresh bread|Happy day|Slow down|Room 12|Gate 7|Route 66|
+    Platform 9|Since 1984|50 percent off|Level 3|Open late|Mind the gap|Deep learning|Home sweet home|
+    Have a nice day|Please do not touch|Coffee and cake|Best in town|See you soon""".replace("\n    ", "").split("|")
 )
 NEW_TEXTS: Final = tuple(
     "BOOKS|CINEMA|FLOWERS|SPRING|Night shift|Watch out|Gate 21|Room 305|Save water|Work in progress|Free parking|"

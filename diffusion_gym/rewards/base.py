@@ -53,8 +53,8 @@ class Reward(Protocol):
     - `default_prompts`: the prompt set to use with it; None for the model's.
     - `needs_metadata`: keys that the metadata of every prompt must have, such as `("text",)`; an environment refuses
       prompts without them before anything runs.
-    - `check_prompt(prompt, metadata)`: raises ValueError for a prompt that it cannot judge; an environment asks it of all
-      its prompts before anything runs.
+    - `check_prompt(prompt, metadata)`: raises ValueError for a prompt that it cannot judge; an environment asks it of
+      all its prompts before anything runs.
     """
 
     def __call__(

@@ -125,7 +125,11 @@ def test_prompts_without_a_text_are_refused_before_anything_runs(prompt, told):
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
-    [({"rule": "exact"}, "rule='exact' must be one of"), ({"detector_side": 8}, "from 32"), ({"min_confidence": 2}, "0 to")],
+    [
+        ({"rule": "exact"}, "rule='exact' must be one of"),
+        ({"detector_side": 8}, "from 32"),
+        ({"min_confidence": 2}, "0 to"),
+    ],
 )
 def test_bad_keywords_are_refused(keywords, message):
     with pytest.raises(ValueError, match=message):
