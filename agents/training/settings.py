@@ -161,6 +161,8 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "agent_options.shared_noise": False,
         "agent_options.rollout_scheduler": None,
         "agent_options.rollout_steps": None,
+        "agent_options.reward_floors": (),
+        "agent_options.floor_step": 0.1,
     }
 }
 
