@@ -1,7 +1,7 @@
 """Rewards that must not fall: floors under a reward's components, held by Lagrange multipliers.
 
-In place of r an agent learns from the Lagrangian of `max E[r] subject to E[c_k] >= f_k`, divided by 1 + sum of lambda_k so
-that its scale stays (Ray et al. 2019, "Benchmarking Safe Exploration in Deep Reinforcement Learning", section 5):
+In place of r an agent learns from the Lagrangian of `max E[r] subject to E[c_k] >= f_k`, divided by 1 + sum of lambda_k
+so that its scale stays (Ray et al. 2019, "Benchmarking Safe Exploration in Deep Reinforcement Learning"):
 
     r' = (r + sum_k lambda_k s_r / s_k (c_k - f_k)) / (1 + sum_k lambda_k)
     lambda_k <- max(0, lambda_k + floor_step (f_k - mean c_k) / s_k)   after each iteration
@@ -36,8 +36,8 @@ class RewardFloorOptions(Options):
     """Which components of the reward must not fall below what."""
 
     reward_floors: tuple[str, ...] = ()
-    """Components of the reward, each NAME=VALUE, whose mean must not fall below the value: a Lagrange multiplier adds as
-    much of a component to what is learned from as that takes. Parts of a weighted sum, which may have weight 0."""
+    """Components of the reward, each NAME=VALUE, whose mean must not fall below the value: a Lagrange multiplier adds
+    as much of a component to what is learned from as that takes. Parts of a weighted sum, which may have weight 0."""
     floor_step: float = 0.1
     """What a multiplier changes by in an iteration whose component is one standard deviation below its floor."""
 

@@ -1,7 +1,7 @@
 """GenEval's rules: do the objects found in a picture answer to a prompt's metadata?
 
-As in the authors' `evaluation/evaluate_images.py` (Ghosh et al. 2023, arXiv:2310.11513), whose metadata are taken as they
-are. Only Python: no network, no picture.
+As in the authors' `evaluation/evaluate_images.py` (Ghosh et al. 2023, arXiv:2310.11513), whose metadata are taken as
+they are. Only Python: no network, no picture.
 """
 
 from __future__ import annotations

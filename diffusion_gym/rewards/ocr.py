@@ -1,9 +1,9 @@
 """`OCR`: whether a picture shows the text that its prompt asks for, as PP-OCRv4 reads it (Flow-GRPO, arXiv:2505.05470).
 
 The networks come with the package rapidocr-onnxruntime, so nothing is downloaded. With its own settings nearly all the
-time goes into the text detector, which enlarges every picture to 736 pixels: 0.43 s of CPU time a picture, and 0.05 s at
-256 pixels, which reads rendered text no worse. Several pictures in one call of a network took up to twice the time of one
-after another, so the threads that PyTorch may use take a picture each.
+time goes into the text detector, which enlarges every picture to 736 pixels: 0.43 s of CPU time a picture, and 0.05 s
+at 256 pixels, which reads rendered text no worse. Several pictures in one call of a network took up to twice the time
+of one after another, so the threads that PyTorch may use take a picture each.
 """
 
 from __future__ import annotations
