@@ -50,6 +50,8 @@ class Reward(Protocol):
     - `differentiable = True`: its scores have a gradient where the pictures have one, which `reward_gradient` follows.
     - `cancel()`: called from another thread, maybe several times, when nobody wants its answer any more; a call that
       waits should end.
+    - `compare(images, prompts, metadata, groups)`: a RewardOutput with win rates instead of scores, each picture
+      against the others of its group, `groups` being N whole numbers.
     - `default_prompts`: the prompt set to use with it; None for the model's.
     - `needs_metadata`: keys that the metadata of every prompt must have, such as `("text",)`; an environment refuses
       prompts without them before anything runs.
