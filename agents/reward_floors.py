@@ -44,7 +44,8 @@ class RewardFloorOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "larger than 0", "floor_step")
-        if self.values_of_floors() and getattr(self, "component_weights", ()):
+        others: tuple[str, ...] = getattr(self, "component_weights", ())
+        if self.values_of_floors() and others:
             raise ValueError(
                 "reward_floors changes the reward, which component_weights puts aside; give one of the two"
             )

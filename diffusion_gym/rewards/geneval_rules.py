@@ -120,7 +120,8 @@ def read_task(prompt: str, metadata: Mapping[str, Any], classes: Sequence[str]) 
     """
     remedy = "give GenEval's metadata, such as prompts='geneval-like' has"
     task = checked(Task, dict(metadata), f"the metadata of prompt={prompt!r}", remedy)
-    for number, clause in enumerate((*task.include, *task.exclude)):
+    clauses: list[Wanted | Unwanted] = [*task.include, *task.exclude]
+    for number, clause in enumerate(clauses):
         if canonical(clause.name) not in classes:
             raise ValueError(f"prompt={prompt!r}: {unknown_name('class', clause.name, list(classes))}")
         position = clause.position if isinstance(clause, Wanted) else None

@@ -101,8 +101,8 @@ class PromptAlignment:
         Returns:
             With `describe` the recall, and `precision`, `recall` and `f1` in `info`; with `count` 1 or 0, and the
             number that was answered as `counted` in `info`, NaN where the answer holds not just one number; with
-            `score` that number on 0 to 1, and as it is as `answered`; with `compare` what `compare` returns, the pictures of a
-            prompt being a group. All float32 `(N,)`; NaN where the model gave no answer.
+            `score` that number on 0 to 1, and as it is as `answered`; with `compare` what `compare` returns, the
+            pictures of a prompt being a group. All float32 `(N,)`; NaN where the model gave no answer.
 
         Raises:
             VLMError: the model gave no answer at all.

@@ -15,7 +15,6 @@ from torch import nn
 from diffusion_gym.hub import located
 from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.rewards.base import RewardOutput
-from diffusion_gym.rewards.preprocessing import Preprocessing
 
 Score = Callable[[torch.Tensor, Sequence[str]], Mapping[str, torch.Tensor]]
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,7 +42,7 @@ class VisionReward:
     def __init__(
         self,
         name: str,
-        preprocessing: Preprocessing,
+        preprocessing: Callable[[torch.Tensor], torch.Tensor],
         score: Score,
         *,
         device: str | torch.device | None = None,
