@@ -85,7 +85,8 @@ class SimulatedPerson:
 
 
 def label(options: Options, seed: int, folder: Path) -> None:
-    """Pictures of the pretrained model, and the person's answers about them."""
+    """Pictures of the pretrained model with the training's sampler, and the person's answers about them."""
+    sampler = starting_point(_ENV, "ddpo_is", options.preset, None).env_options
 
     def answered(labels: Labels, features: torch.Tensor) -> None:
         person, questions = SimulatedPerson(labels, options.mistakes, seed), Questions(labels, features, seed)
@@ -93,7 +94,16 @@ def label(options: Options, seed: int, folder: Path) -> None:
             asked = questions.question("simulated")
             questions.answer("simulated", asked.number, person(asked.first, asked.second))
 
-    asked = LabelOptions(model="Shapes", prompts=_PROMPTS, out=folder, pictures=options.pictures, group=16, seed=seed)
+    asked = LabelOptions(
+        model="Shapes",
+        prompts=_PROMPTS,
+        out=folder,
+        pictures=options.pictures,
+        group=16,
+        seed=seed,
+        num_inference_steps=sampler.num_inference_steps,
+        guidance_scale=sampler.guidance_scale,
+    )
     run_label(asked, answered)
 
 

@@ -41,6 +41,12 @@ class LabelOptions:
     """Pictures to make; a run or model that has made some for the folder, with the same seed, makes no more."""
     group: int = 16
     """Pictures of one prompt; `pictures` is a multiple of it."""
+    num_inference_steps: int | None = None
+    """Denoising steps T of the pictures; by default the run's or the model's. The training's are best."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance of the pictures; likewise."""
+    eta: float | None = None
+    """Noise of the pictures' sampler; likewise."""
     answers: int = 300
     """Answers that each person is asked for; one may go on."""
     seed: int = 0

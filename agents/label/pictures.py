@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffusion_gym.agents.label.command import LabelOptions
 
 _LABELLED: Final = 4  # second entry of a seed path, after the seed: neither training's nor an evaluation's
+_SAMPLER: Final = ("num_inference_steps", "guidance_scale", "eta")  # what an option may choose
 _BATCH: Final = 64  # pictures at once, but for larger groups
 
 
@@ -54,7 +55,8 @@ def add_pictures(options: LabelOptions, folder: Path) -> Labels:
         keywords.pop(name, None)
     if options.prompts is not None:
         keywords["prompts"] = prompts_of_words(options.prompts)
-    keywords |= {"reward": _Unrewarded(id_), "device": options.device, "autoreset_mode": "Disabled"}
+    sampler = {name: value for name in _SAMPLER if (value := getattr(options, name)) is not None}
+    keywords |= {**sampler, "reward": _Unrewarded(id_), "device": options.device, "autoreset_mode": "Disabled"}
     groups = options.pictures // options.group
     at_once = max(number for number in range(1, groups + 1) if not groups % number and number <= _most(options.group))
     env: Any = gym.make_vec(id_, num_envs=at_once * options.group, **keywords)
@@ -66,7 +68,7 @@ def add_pictures(options: LabelOptions, folder: Path) -> Labels:
         agent = build_agent(settings, env, from_checkpoint=True)
         done = Checkpoints(Path(str(options.run), "checkpoints")).load(agent)
         policy, averaged, made_by = agent.policy, agent.averaged(), f"{options.run}, iteration {done.iteration}"
-    made_by = f"{made_by}, seed {options.seed}"
+    made_by += "".join(f", {name} {value}" for name, value in {**sampler, "seed": options.seed}.items())
     if any(picture.made_by == made_by for picture in labels.pictures.values()):
         return labels
     print(f"Making {options.pictures} pictures ...", flush=True)

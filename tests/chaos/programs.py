@@ -25,6 +25,9 @@ _IMPORTS = (
     "diffusion_gym.agents.training.runs",
     "diffusion_gym.agents.benchmark.cells",
     "diffusion_gym.agents.benchmark.command",
+    "diffusion_gym.agents.label.app",
+    "diffusion_gym.agents.label.command",
+    "diffusion_gym.agents.label.questions",
     "diffusion_gym.models.latent",
     "diffusion_gym.testing.random_pipeline",
     "diffusion_gym.rewards.server.app",
@@ -56,13 +59,22 @@ def load_pipeline(folder):
     return model
 
 
-def run_function(function, *arguments):
-    """Call it in a fork, and wait for its end."""
+def start_function(function, *arguments):
+    """Call it in a fork; gives the function that waits for its end."""
     process = _FORK.Process(target=function, args=arguments)
     process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{function.__name__} failed")
+
+    def wait():
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{function.__name__} failed")
+
+    return wait
+
+
+def run_function(function, *arguments):
+    """Call it in a fork, and wait for its end."""
+    start_function(function, *arguments)()
 
 
 class Hangs(Exception):

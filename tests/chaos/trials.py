@@ -1,5 +1,6 @@
 """The kinds of trials: what is broken, and what has to hold afterwards."""
 
+import json
 import shutil
 import signal
 import socket
@@ -7,13 +8,16 @@ import subprocess
 import time
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPException
+from urllib.request import Request, urlopen
 
 from benchmark_suites import write_suite
 from diffusion_gym.agents.algorithms import AGENTS
 from run_folders import carrying_arguments, metrics_lines
 from tests.chaos.folders import benchmark_difference, difference, half_written, newest_checkpoint
-from tests.chaos.programs import Program, end_all, load_pipeline, run_function
+from tests.chaos.programs import Program, end_all, load_pipeline, run_function, start_function
 
+ANSWERS = 30  # of a person who labels
 ITERATIONS, SAMPLES = 4, 4  # of a training, which is as short as it can be: there are hundreds of them
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
@@ -181,7 +185,7 @@ def bench_killed(place, folder, rng, told):
     suite = write_suite(place.folder / "suite", place.pipeline)
 
     def start(out):
-        arguments = ["bench", "--suite", suite, "--out", out, "--agents", "ddpo_is,rwr", "--seeds", 1, "--trust"]
+        arguments = ["bench", "--suite", suite, "--out", out, "--agents", "ddpo_is,dpok", "--seeds", 1, "--trust"]
         return Program(arguments, _log(out))
 
     whole, seconds = place.whole("bench", start)
@@ -190,6 +194,77 @@ def bench_killed(place, folder, rng, told):
         _break_at(start(out), rng.uniform(0, seconds / (kill + 1)), told, out, Program.kill)
     _finish(start(out))
     _require(benchmark_difference(out, whole))
+
+
+def label_killed(place, folder, rng, told):
+    """SIGKILL of `label` at a random moment while a person answers, in half of the trials twice; no answer that the
+    page took is lost, and with the same command the answers become those of an uninterrupted session."""
+
+    def whole_session(out):
+        program = _label(place, out)
+        run_function(answer_questions, place.url, out.with_name("taken"))
+        program.send(signal.SIGINT)
+        return program
+
+    whole, seconds = place.whole("labels", whole_session)
+    out, taken = folder / "labels", folder / "taken"
+    for _ in range(rng.choice((1, 2))):
+        program = _label(place, out, rng.uniform(0, 2 * seconds))  # in the other trials the page opens
+        ended = start_function(answer_questions, place.url, taken)
+        _wait_for_lines(program, taken, rng.randrange(ANSWERS), place.port)
+        program.sleep(rng.uniform(0, 0.02))
+        program.kill()
+        ended()
+        told.append(f"broken with {len(_lines(taken))} of {ANSWERS} answers taken")
+        stored = [json.loads(line)["number"] for line in _lines(out / "answers.jsonl") if line.endswith("\n")]
+        if lost := {int(line) for line in _lines(taken)}.difference(stored):
+            raise Broken(f"the answers {sorted(lost)} were taken and are not stored")
+    program = _label(place, out)
+    run_function(answer_questions, place.url, taken)
+    program.send(signal.SIGINT)
+    _finish(program)
+    if _lines(out / "answers.jsonl") != _lines(whole / "answers.jsonl"):
+        raise Broken("the answers are others than those of the uninterrupted session")
+
+
+def _label(place, out, seconds=None):
+    """Begin `label`, and wait until its page answers or so many seconds are over."""
+    made = ["--model", place.pipeline, "--prompts", "a cat", "a dog", "--pictures", 16, "--group", 8]
+    program = Program(["label", *made, "--out", out, "--port", place.port, "--no-browser"], _log(out))
+    deadline = None if seconds is None else time.monotonic() + seconds
+    program.wait_until(lambda: _answers(place.port) or (deadline is not None and time.monotonic() > deadline))
+    return program
+
+
+def _wait_for_lines(program, file, number, port):
+    """Wait until the file has so many lines, or the page is gone."""
+    program.wait_until(lambda: len(_lines(file)) >= number or not _answers(port))
+
+
+def answer_questions(url, taken):
+    """Choose the older of the two pictures until all is answered or the page is gone; the numbers of the answers that
+    the page took are the lines of the file `taken`."""
+    try:
+        with taken.open("a") as file:
+            state = _read_json(f"{url}/question?person=anna")
+            while state["answered"] < ANSWERS:
+                asked = state["question"]
+                answer = "first" if asked["first"] < asked["second"] else "second"
+                state = _read_json(f"{url}/answer", {"person": "anna", "number": asked["number"], "answer": answer})
+                file.write(f"{asked['number']}\n")
+                file.flush()
+    except (OSError, HTTPException):
+        pass  # the page is gone
+
+
+def _read_json(url, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as response:
+        return json.load(response)
+
+
+def _lines(path):
+    return path.read_text().splitlines(keepends=True) if path.exists() else []
 
 
 def server_killed(place, folder, rng, told):
@@ -327,6 +402,7 @@ KINDS = {
     "disk full": disk_full,
     "two writers": two_writers,
     "kill bench": bench_killed,
+    "kill label": label_killed,
     "kill server": server_killed,
     "stop server": server_stopped,
     "kill client": client_killed,

@@ -39,6 +39,7 @@ _PHASES = (
     Phase(
         7_500, 9_500, {"color": 0.3, "count": 0.25, "composition": 0.4, "location": 0.03, "plain location": 0.02}, 1.0
     ),
+    Phase(9_000, 14_000, {"color": 0.4, "count": 0.3, "composition": 0.28, "location": 0.02}, 0.5, guidance=3.0),
 )
 
 _ABOUT = """\

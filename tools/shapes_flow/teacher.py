@@ -34,12 +34,24 @@ class Teacher:
         self.log_ratios = ((1 - abar) / abar).sqrt().log().float().to(device)
 
     @torch.no_grad()
-    def velocity(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The velocity at `x` `(N, C, H, W)`, of times `t` `(N,)` in (0, 1), for captions of `tokens` `(N, L)`."""
+    def velocity(
+        self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, empty: torch.Tensor, guidance: float
+    ) -> torch.Tensor:
+        """The velocity at `x` `(N, C, H, W)`, of times `t` `(N,)` in (0, 1), for captions of `tokens` `(N, L)`.
+
+        It is guided by `guidance` away from the caption `empty` `(1, L)`, unless that is 1.
+        """
         t = t.clamp(1e-3, LAST)
         size = ((1 - t).square() + t.square()).sqrt()[:, None, None, None]
+        noisy, timestep = x / size, self.timestep(t)
+        if guidance != 1:
+            tokens = torch.cat([tokens, empty.expand_as(tokens)])
+            noisy, timestep = noisy.repeat(2, 1, 1, 1), timestep.repeat(2)
         text = self.text_encoder(tokens).last_hidden_state
-        eps = self.unet(x / size, self.timestep(t), encoder_hidden_states=text, return_dict=False)[0]
+        eps = self.unet(noisy, timestep, encoder_hidden_states=text, return_dict=False)[0]
+        if guidance != 1:
+            conditional, unconditional = eps.chunk(2)
+            eps = unconditional + guidance * (conditional - unconditional)
         return (eps - x) / (1 - t)[:, None, None, None]
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:

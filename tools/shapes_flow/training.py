@@ -32,12 +32,14 @@ class Phase:
         cosine: step at which the learning rate would be at its least, were this phase to go on until there.
         shares: chance of each kind of caption.
         time_mean: of the logit of t; above 0 the noisy end is drawn more often.
+        guidance: scale of the teacher's guidance.
     """
 
     start: int
     cosine: int
     shares: Mapping[str, float]
     time_mean: float
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Trainer:
             self.weights, lr=self.rate, weight_decay=1e-2, betas=(0.9, 0.98), fused=True, capturable=self.cuda
         )
         self.average = [weight.detach().clone() for weight in self.weights]
-        self.step, self.phase = 0, -1
+        self.step, self.phase, self.guidance = 0, -1, 1.0
         self._resume()
 
     def run(self, deadline: float, after: Callable[[int], bool], every: int) -> None:
@@ -157,6 +159,7 @@ class Trainer:
             generator = torch.Generator().manual_seed(self.seed + number)
             self.kinds_pool.copy_(self.data.pool(phase.shares, POOL, generator))
             self.time_mean.fill_(phase.time_mean)
+            self.guidance, self.graph = phase.guidance, None
         return phase
 
     def _record(self) -> None:
@@ -199,7 +202,8 @@ class Trainer:
         mix = t[:, None, None, None]
         noisy, target = (1 - mix) * x0 + mix * noise, noise - x0
         if self.teacher is not None:
-            target = torch.where(mix < LAST, self.teacher.velocity(noisy, t, tokens), target)
+            taught = self.teacher.velocity(noisy, t, tokens, self.empty, self.guidance)
+            target = torch.where(mix < LAST, taught, target)
         velocity = self.networks["transformer"](
             hidden_states=noisy,
             timestep=1000 * t,

@@ -40,6 +40,11 @@ def fit(differences: torch.Tensor, shares: torch.Tensor, precision: float) -> Po
         precision: of the prior, larger than 0.
     """
     width = differences.shape[1]
+    if len(differences) < width:  # the mode is in the span of the answers, and beside it the prior is the posterior
+        basis = _basis(differences)
+        inner = fit(differences @ basis, shares, precision)
+        beside = torch.eye(width, dtype=torch.float64) - basis @ basis.T
+        return Posterior(basis @ inner.weights, basis @ inner.covariance @ basis.T + beside / precision)
     prior = precision * torch.eye(width, dtype=torch.float64)
 
     def loss(weights: torch.Tensor) -> torch.Tensor:
@@ -63,20 +68,29 @@ def fit(differences: torch.Tensor, shares: torch.Tensor, precision: float) -> Po
     return Posterior(weights, torch.linalg.inv(hessian))
 
 
-def chosen_precision(differences: torch.Tensor, shares: torch.Tensor, groups: Sequence[int]) -> float:
+def _basis(differences: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns `(D, M)` in whose span the M rows of `differences` are."""
+    return torch.linalg.qr(differences.T).Q
+
+
+def chosen_precision(
+    differences: torch.Tensor, shares: torch.Tensor, groups: Sequence[int], width: int | None = None
+) -> float:
     """The precision of the prior whose fits predict held-out answers best, by their log-likelihood in five folds.
 
     Args:
         differences: float64 `(M, D)`.
         shares: `(M,)`.
         groups: answers of one group are held out together, M numbers.
+        width: number of features, where `differences` are in a basis of fewer; by default D.
     """
+    width = width or differences.shape[1]
 
     def unlikely(precision: float) -> float:
         logits = held_out_logits(differences, shares, groups, 5, precision)
         return float(torch.nn.functional.binary_cross_entropy_with_logits(logits, shares, reduction="sum"))
 
-    return min((factor * differences.shape[1] for factor in _PRECISIONS), key=unlikely)
+    return min((factor * width for factor in _PRECISIONS), key=unlikely)
 
 
 def held_out_logits(
@@ -91,6 +105,9 @@ def held_out_logits(
         folds: into how many parts the groups are dealt.
         precision: of the prior; None chooses it anew in each part from the rest, so that nothing held out decides it.
     """
+    width = differences.shape[1]
+    if len(differences) < width:
+        differences = differences @ _basis(differences)
     logits = torch.zeros(len(shares), dtype=torch.float64)
     fold = torch.tensor(groups) % folds
     for part in fold.unique():
@@ -98,6 +115,6 @@ def held_out_logits(
         own = [group for group, stays in zip(groups, rest.tolist(), strict=True) if stays]
         ranked = {group: place for place, group in enumerate(dict.fromkeys(own))}
         places = [ranked[group] for group in own]
-        used = precision or chosen_precision(differences[rest], shares[rest], places)
+        used = precision or chosen_precision(differences[rest], shares[rest], places, width)
         logits[held] = differences[held] @ fit(differences[rest], shares[rest], used).weights
     return logits

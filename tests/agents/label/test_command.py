@@ -31,13 +31,13 @@ def by_brightness(number):
 def test_label_fit_and_train_on_the_answers_in_one_folder(tiny_pipeline, tmp_path, capsys):
     out, run = tmp_path / "labels", tmp_path / "run"
     options = LabelOptions(model=str(tiny_pipeline), prompts=PROMPTS, out=out, pictures=24, group=12)
-    run_label(options, by_brightness(60))
+    run_label(options, by_brightness(110))
     labels = Labels(out)
     assert [picture.prompt for picture in labels.pictures.values()].count("a red circle") == 12
-    assert len(labels.answers["anna"]) == 60 and "anna: 60 answers" in capsys.readouterr().out
+    assert len(labels.answers["anna"]) == 110 and "anna: 110 answers" in capsys.readouterr().out
     run_fit(FitOptions(out))
     told = capsys.readouterr().out
-    assert "held-out accuracy" in told and "same answer 6 of 6 times" in told and "--env.reward" in told
+    assert "held-out accuracy" in told and "same answer 11 of 11 times" in told and "--env.reward" in told
     reward = make_reward(str(out / "labels.safetensors"))
     names = list(labels.pictures)[:12]
     images = labels.images(names)
@@ -53,7 +53,7 @@ def test_label_fit_and_train_on_the_answers_in_one_folder(tiny_pipeline, tmp_pat
     run_label(second, by_brightness(1))
     run_label(second, by_brightness(1))  # the same pictures
     again = Labels(out)
-    assert len(again.pictures) == 28 and len(again.answers["anna"]) == 62
+    assert len(again.pictures) == 28 and len(again.answers["anna"]) == 112
     assert {picture.made_by for picture in again.pictures.values()} == {
         f"{tiny_pipeline}, seed 0",
         f"{run}, iteration 2, seed 0",

@@ -1,5 +1,6 @@
 """The fit against its definition."""
 
+import pytest
 import torch
 
 from diffusion_gym.rewards.preference.bradley_terry import chosen_precision, fit, held_out_logits
@@ -19,8 +20,9 @@ def loss(weights, differences, shares, precision):
     return fitted + precision * weights.square().sum() / 2
 
 
-def test_the_weights_are_the_minimum_and_the_covariance_the_inverse_of_its_curvature():
-    differences, shares, _ = made(60, 5)
+@pytest.mark.parametrize("answers, width", [(60, 5), (9, 20)])
+def test_the_weights_are_the_minimum_and_the_covariance_the_inverse_of_its_curvature(answers, width):
+    differences, shares, _ = made(answers, width)
     shares[::7] = 0.5
     found = fit(differences, shares, 0.7)
     gradient, hessian = (
@@ -54,6 +56,23 @@ def test_a_held_out_logit_does_not_depend_on_the_answers_of_its_group():
     flipped[6:8] = 1 - flipped[6:8]
     again = held_out_logits(differences, flipped, groups, 5, 1.0)
     assert torch.equal(logits[6:8], again[6:8]) and not torch.equal(logits[10:], again[10:])
+
+
+def test_fewer_answers_than_features_are_predicted_as_with_all_features():
+    """By the fits themselves, without the basis of fewer columns."""
+    differences, shares, _ = made(12, 30)
+    logits = held_out_logits(differences, shares, list(range(12)), 4, 2.0)
+    for part in range(4):
+        held = torch.arange(12) % 4 == part
+        weights = torch.zeros(30, dtype=torch.float64)
+        curve = torch.autograd.functional
+        for _ in range(30):
+            gradient, hessian = (
+                function(lambda w, rest=~held: loss(w, differences[rest], shares[rest], 2.0), weights)
+                for function in (curve.jacobian, curve.hessian)
+            )
+            weights = weights - torch.linalg.solve(hessian, gradient)
+        torch.testing.assert_close(logits[held], differences[held] @ weights, rtol=1e-5, atol=1e-6)
 
 
 def test_noise_gets_a_strong_prior_and_no_accuracy_while_a_signal_is_predicted():
