@@ -105,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"diffusion-gym {VERSION}")
         return
     name, rest = args[0], args[1:]
-    warnings.filterwarnings("ignore", module="(diffusers|transformers|peft|torch).*")
-    warnings.filterwarnings("ignore", message=".*Using the latest versioned environment.*")
     try:
+        warnings.filterwarnings("ignore", module="(diffusers|transformers|peft|torch).*")
+        warnings.filterwarnings("ignore", message=".*Using the latest versioned environment.*")
         if name.startswith("--tyro-"):
             from diffusion_gym.agents.completion import print_completion
 

@@ -22,6 +22,7 @@ from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, Opt
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.reward_floors import FloorsState, RewardFloorOptions, RewardFloors
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
 from diffusion_gym.devices import local_part, to_device
 from diffusion_gym.registry import Registry, imported
@@ -37,7 +38,7 @@ _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; 
 
 
 @dataclass(frozen=True)
-class AgentConfig(OptimizerOptions, PolicyOptions):
+class AgentConfig(OptimizerOptions, PolicyOptions, RewardFloorOptions):
     """Options that every agent shares; the defaults are those of the DDPO paper, table F.6."""
 
     sharding: Sharding = "none"
@@ -86,6 +87,7 @@ class AgentState(Schema):
 
     model_config = ConfigDict(extra="allow")
     optimizer: OptimizerState
+    floors: FloorsState | None = None  # where `reward_floors` are given
 
 
 class Agent(ABC):
@@ -144,6 +146,7 @@ class Agent(ABC):
             )
         self.optimizer = self.make_optimizer(policy.trainable_parameters())
         self.average = WeightAverage(self.parameters, config.ema_decay)
+        self.floors = RewardFloors(config, self.processes)
 
     def _shard(self) -> None:
         """Spread the network over the processes, which then run it in step."""
@@ -218,6 +221,18 @@ class Agent(ABC):
             seed_path: of the iteration, whose number comes last.
         """
         return nullcontext()
+
+    def learn(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
+        """`update`, with `reward_floors` held; the trainer calls it.
+
+        Raises:
+            ValueError: the reward lacks a component that has a floor.
+        """
+        if not self.floors:
+            return self.update(trajectories, rng)
+        means = self.floors.measure(trajectories)
+        updated = self.update(self.floors.constrained(trajectories), rng)
+        return {**updated, **self.floors.advance(means)}
 
     @abstractmethod
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
@@ -351,11 +366,13 @@ class Agent(ABC):
 
     def state(self) -> dict[str, Any]:
         """Everything else that a checkpoint stores, as JSON values."""
-        return {"optimizer": self.optimizer.state()}
+        return {"optimizer": self.optimizer.state(), **({"floors": self.floors.state()} if self.floors else {})}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.optimizer.load_state(state["optimizer"])
+        if self.floors:
+            self.floors.load(state["floors"])
 
 
 def _micro_batch_limit(policy: DenoisingPolicy) -> dict[str, int]:

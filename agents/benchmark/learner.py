@@ -139,6 +139,7 @@ class LibraryLearner(Learner):
         "normalization": ["prompt", "batch", "none"],
         "group_size": [1],
         "renoise": [False],
+        "reward_floors": [()],
     }
 
     def __init__(self, settings: RunSettings) -> None:

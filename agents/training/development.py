@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from diffusion_gym.agents.training.records import append_record, drop_records_af
 from diffusion_gym.agents.training.sampling import DEVELOPMENT, finite_mean, sample
 from diffusion_gym.agents.training.tracking import Picture, Tracker
 from diffusion_gym.devices import require_memory
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.images import to_float
+from diffusion_gym.rewards import Reward, evaluate
 from diffusion_gym.schemas import parse_checked
 from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
 
@@ -102,6 +105,8 @@ class DevelopmentSet:
         samples: the noises, N.
         paths: for how many of them the reward is computed at every step, M.
         processes: that run the network in step, all of which sample then; the main one alone reads and writes.
+        probes: rewards by name that are evaluated on the same pictures and never trained on, to see over-optimisation
+            (DDPO, section 6.4).
 
     Raises:
         ValueError: `samples` is no multiple of `env.num_envs`, or more than memory holds.
@@ -113,7 +118,9 @@ class DevelopmentSet:
     samples: int = 64
     paths: int = 16
     processes: Processes = field(default_factory=Processes)
+    probes: Mapping[str, Reward] = field(default_factory=dict)
     _original: Samples | None = field(default=None, init=False)
+    _original_probes: dict[str, float | None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.samples % self.env.num_envs:
@@ -174,7 +181,7 @@ class DevelopmentSet:
             evaluation.current.prompts,
         )
         write_bytes(self.folder / "images" / f"development-{progress.iteration:06d}.png", png_bytes(sheet))
-        queries, summary = progress.reward_queries, evaluation.summary()
+        queries, summary = progress.reward_queries, {**evaluation.summary(), **self._probed(evaluation)}
         tracker.scalars(summary, queries, "development/")
         tracker.picture("development/pictures", np.asarray(sheet), queries)
         if self.paths:
@@ -200,6 +207,26 @@ class DevelopmentSet:
 
     def _read(self) -> list[dict[str, Any]]:
         return read_development(self._records) if self.processes.main else []
+
+    def _probed(self, evaluation: Evaluation) -> dict[str, float | None]:
+        """The probes' means over the policy's pictures, `probe_NAME`, and the pretrained model's, `base_probe_NAME`."""
+        if self._original_probes is None:
+            self._original_probes = self._probe(evaluation.original)
+        now = {f"probe_{name}": mean for name, mean in self._probe(evaluation.current).items()}
+        return now | {f"base_probe_{name}": mean for name, mean in self._original_probes.items()}
+
+    def _probe(self, samples: Samples) -> dict[str, float | None]:
+        """The probes' means over pictures, but for those whose reward failed."""
+        base = cast(DenoisingVectorEnv, self.env.unwrapped)
+        metadata, means = base.prompt_set.metadata_of(samples.prompts), dict[str, float | None]()
+        for name, probe in self.probes.items():
+            scores = []
+            for first in range(0, self.samples, base.num_envs):
+                rows = slice(first, first + base.num_envs)
+                pictures = to_float(samples.images[rows].to(base.device))
+                scores.append(evaluate(probe, pictures, samples.prompts[rows], metadata[rows]).scores.cpu())
+            means[name] = _mean(torch.cat(scores)[samples.rewards.isfinite()])
+        return means
 
     @property
     def _records(self) -> Path:

@@ -25,11 +25,12 @@ from diffusion_gym.agents.training.folders import check_out, content, holding
 from diffusion_gym.agents.training.profile import Profile
 from diffusion_gym.agents.training.records import read_metrics
 from diffusion_gym.agents.training.run_files import FORMAT, read_config
-from diffusion_gym.agents.training.settings import RunSettings, check_seed, make_env
+from diffusion_gym.agents.training.settings import RunSettings, check_seed, make_env, make_probes
 from diffusion_gym.agents.training.threads import check_threads, cores, prepare_process
 from diffusion_gym.agents.training.tracking import check_track
 from diffusion_gym.agents.training.trainer import Trainer
 from diffusion_gym.agents.training.trust import Seal, require_trust, run_claims, seal_of, write_seal
+from diffusion_gym.envs.checks import check_metadata
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.storage import write_json
 
@@ -175,9 +176,9 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     processes = agent.processes
     samples = processes.main or processes.in_step
     pictures = make_env(settings, _PICTURES, processes=processes) if samples else None
-    development = _development(settings, processes) if samples else None
-    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, development=development)
-    trainer.track = settings.track
+    development = processes.together(lambda: _development(settings, processes) if samples else None)
+    trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
+    trainer.development = development
     _begin(trainer, settings)
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
@@ -242,9 +243,13 @@ def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet 
         return None
     samples = settings.development_samples
     batch = max(size for size in range(1, _PICTURES + 1) if samples % size == 0)
-    env = make_env(settings, batch, processes=processes)
+    env, probes = make_env(settings, batch, processes=processes), make_probes(settings)
+    prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
+    for name, probe in probes.items():
+        check_metadata(probe, prompts, prompts.prompts, f"probes={name!r}, prompts={prompts.name!r}")
     together = processes if processes.in_step else Processes()
-    return DevelopmentSet(env, settings.out, settings.seed, samples, settings.development_paths, together)
+    paths = settings.development_paths
+    return DevelopmentSet(env, settings.out, settings.seed, samples, paths, together, probes)
 
 
 def _killed_early(trainer: Trainer) -> bool:

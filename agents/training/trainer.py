@@ -77,6 +77,7 @@ class Trainer:
         if self.env.num_envs % group:
             raise ValueError(f"group_size={group} must divide the rollout's batch, num_envs={self.env.num_envs}")
         self.agent.check_env(self.env)
+        self.agent.floors.check_env(self.env)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
         self.done = Progress()
         self.processes = self.agent.processes
@@ -182,7 +183,7 @@ class Trainer:
             trajectories = self._sample(path)
             sampled = time.perf_counter() - started
             self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
-            updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
+            updated = self.agent.learn(trajectories, np.random.default_rng(stream(path, "update")))
         self.agent.check_finite(self.done.iteration + 1, updated)
         number = self.schedule.samples_per_iteration
         self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)
