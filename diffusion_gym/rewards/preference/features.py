@@ -89,8 +89,8 @@ class DenoiserFeatures:
     def __init__(self, model: Any) -> None:
         if not model.prompt_length or middle_block(model.unet) is None or not _encodes(model):
             raise ValueError(
-                "features='denoiser' needs a text-to-image model with an autoencoder that encodes pictures, and a UNet or "
-                f"a transformer, which {model.name!r} is not; give a CLIPModel, a directory or a hub id"
+                "features='denoiser' needs a text-to-image model with an autoencoder that encodes pictures, "
+                f"and a UNet or a transformer, which {model.name!r} is not; give a CLIPModel, a directory or a hub id"
             )
         self._model = model
         table = model.step_table(SamplerConfig.from_options({"num_inference_steps": _STEPS}, model.sampler_defaults))
