@@ -60,9 +60,9 @@ class ClipFeatures:
     """
 
     def __init__(self, clip: str) -> None:
-        from diffusion_gym.rewards.clip import load_clip
+        from diffusion_gym.rewards.clip import CLIP
 
-        self._tower = load_clip(clip, "float32", argument="features")
+        self._tower = CLIP(clip, "float32", argument="features")
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -89,8 +89,8 @@ class DenoiserFeatures:
     def __init__(self, model: Any) -> None:
         if not model.prompt_length or middle_block(model.unet) is None or not _encodes(model):
             raise ValueError(
-                "features='denoiser' needs a text-to-image model with an autoencoder that encodes pictures, and a UNet "
-                f"or a transformer, which {model.name!r} is not; give a CLIPModel, a directory or a hub id"
+                "features='denoiser' needs a text-to-image model with an autoencoder that encodes pictures, "
+                f"and a UNet or a transformer, which {model.name!r} is not; give a CLIPModel, a directory or a hub id"
             )
         self._model = model
         table = model.step_table(SamplerConfig.from_options({"num_inference_steps": _STEPS}, model.sampler_defaults))
