@@ -60,9 +60,9 @@ class ClipFeatures:
     """
 
     def __init__(self, clip: str) -> None:
-        from diffusion_gym.rewards.clip import CLIP
+        from diffusion_gym.rewards.clip import load_clip
 
-        self._tower = CLIP(clip, "float32", argument="features")
+        self._tower = load_clip(clip, "float32", argument="features")
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
