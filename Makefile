@@ -67,13 +67,14 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 type: $(STAMP)
-	$(BIN)/mypy -p diffusion_gym
+	$(BIN)/mypy -p diffusion_gym -m diffusion_gym_launcher
 
 # The tables of the pages, from the records in docs/results/ and the registries.
 docs-tables: $(STAMP)
 	$(BIN)/python -m tools.pages
 	$(BIN)/python benchmarks/peers/compare.py page
 	$(BIN)/python benchmarks/scaling.py page
+	$(BIN)/python benchmarks/pipelines.py page
 	$(BIN)/python benchmarks/gpu.py page
 	$(BIN)/python benchmarks/operations.py --page
 
@@ -90,7 +91,7 @@ site: $(DOCS)
 docs: docs-tables site
 
 docs-check: $(STAMP)
-	mkdir -p build && sha256sum README.md docs/*.md > build/pages.sha256
+	mkdir -p build && sha256sum README.md docs/*.md findings/README.md > build/pages.sha256
 	$(MAKE) -s docs
 	sha256sum --check --quiet build/pages.sha256
 

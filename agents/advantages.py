@@ -170,10 +170,16 @@ def usable_counts(prompts: Sequence[str], rewards: Floats) -> NDArray[np.int64]:
 
 def _by_prompt(prompts: Sequence[str], rewards: Floats) -> Iterator[NDArray[np.int64]]:
     """Indices of the finite rewards, prompt by prompt."""
+    usable = np.flatnonzero(np.isfinite(rewards))
+    yield from (usable[rows] for rows in rows_by_prompt([prompts[index] for index in usable.tolist()]).values())
+
+
+def rows_by_prompt(prompts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Where each distinct prompt stands among N, in the order of their first places; in one pass."""
     rows: dict[str, list[int]] = {}
-    for index in np.flatnonzero(np.isfinite(rewards)).tolist():
-        rows.setdefault(prompts[index], []).append(index)
-    yield from map(np.array, rows.values())
+    for index, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(index)
+    return {prompt: np.array(found) for prompt, found in rows.items()}
 
 
 class PromptStatistics:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffusion_gym.agents.finite import Options, require
+from diffusion_gym.devices import local_part, put
 
 
 class WeightAverage:
@@ -32,7 +33,8 @@ class WeightAverage:
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Follow the weights by one step of another decay; with 0 the average becomes the weights, bit for bit."""
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        weights = [local_part(parameter.detach()) for parameter in self.parameters]
+        torch._foreach_lerp_([local_part(value) for value in self.average], weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -54,12 +56,11 @@ class WeightAverage:
     def load(self, stored: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
         """Put back what `named` gave."""
         for name, value in self.named(names).items():
-            value.copy_(stored[name])
+            put(value, stored[name])
 
-    @torch.no_grad()
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+            put(parameter, value)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import tyro
 
 T = TypeVar("T")
-_HELP: Final = {"-h", "--help"}
+HELP: Final = {"-h", "--help"}
 # Words of Python and of tyro for a value that is of another type.
 _FOREIGN: Final = (
     (re.compile(r"invalid literal for int\(\) with base 10: (.*)", re.S), r"\1 is no whole number"),
@@ -23,7 +23,9 @@ _FOREIGN: Final = (
 )
 
 
-def parsed(kind: type[T], args: Sequence[str], command: str, default: T | None = None) -> T:
+def parsed(
+    kind: type[T], args: Sequence[str], command: str, default: T | None = None, *, explained: str = "--help"
+) -> T:
     """The options `kind` that the words after `diffusion-gym COMMAND` stand for; `--help` ends the program.
 
     Args:
@@ -31,6 +33,7 @@ def parsed(kind: type[T], args: Sequence[str], command: str, default: T | None =
         args: the words.
         command: the command.
         default: the options where the words say nothing; None for the dataclass's own defaults.
+        explained: the word by which the command explains every option.
 
     Raises:
         ValueError: the words are not options of the command, or a value is not one of the option.
@@ -38,12 +41,12 @@ def parsed(kind: type[T], args: Sequence[str], command: str, default: T | None =
     prog, told = f"diffusion-gym {command}", io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with redirect_stderr(told), _one_line(not _HELP.intersection(args)):
+        with redirect_stderr(told), _one_line(not HELP.intersection(args)):
             options = tyro.cli(kind, args=list(args), prog=prog, **known)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(f"{_sentence(told.getvalue())}; `{prog} --help` explains every option") from None
+        raise ValueError(f"{_sentence(told.getvalue())}; `{prog} {explained}` explains every option") from None
     sys.stderr.write(told.getvalue())
     return options
 

@@ -10,8 +10,10 @@ from typing import Final, Literal
 from diffusion_gym.agents.report.run import write_report
 from diffusion_gym.agents.training import runs
 from diffusion_gym.agents.training.evaluation import EVALUATION_SEED, summary_text
-from diffusion_gym.agents.training.settings import starting_point
+from diffusion_gym.agents.training.records import read_metrics
+from diffusion_gym.agents.training.settings import RunSettings, starting_point
 
+_AGAIN: Final = "the same command goes on where it stopped"
 PRESETS: Final = {"Shapes": "shapes-demo", "ShapesFlow": "shapes-flow-demo"}
 
 
@@ -23,7 +25,7 @@ class DemoOptions:
     """A UNet with DDIM's noise, or a flow-matching transformer with Flow-GRPO's."""
 
     out: Path | None = None
-    """Run folder; by default the first free one of runs/demo-1, runs/demo-2, ..."""
+    """Run folder; by default the first of runs/demo-1, runs/demo-2, ... that is free or has this demo unfinished."""
     seed: int = 0
     """Seed of the training."""
     total_reward_queries: int | None = None
@@ -39,32 +41,52 @@ def run_demo(options: DemoOptions) -> None:
     started = time.perf_counter()
     environment, preset = f"DiffusionDenoise-{options.model}-Location-v0", PRESETS[options.model]
     settings = starting_point(environment, "ddpo_is", preset, None)
-    settings = replace(
-        settings,
-        out=options.out or _free_folder(),
-        seed=options.seed,
-        threads=options.threads,
-    )
+    settings = replace(settings, seed=options.seed, threads=options.threads)
     if options.total_reward_queries is not None:
         settings = replace(settings, total_reward_queries=options.total_reward_queries)
-    print(f"DDPO_IS on {environment}, preset {preset}, seed {settings.seed}, into {settings.out}")
-    done, loading = runs.train(settings)
+    settings = replace(settings, out=options.out or _folder(settings))
+    if _unfinished(settings, settings.out):
+        settings = replace(runs.load_settings(settings.out), threads=options.threads, resume=True)
+    before = len(read_metrics(settings.out / "metrics.jsonl")) if settings.resume else 0
+    verb = "again, going on with" if before else "into"
+    print(f"DDPO_IS on {environment}, preset {preset}, seed {settings.seed}, {verb} {settings.out}", flush=True)
+    try:
+        done, loading = runs.train(settings)
+    except KeyboardInterrupt as error:
+        error.__notes__ = [_AGAIN]  # that of a run would not come to the page
+        raise
     trained = time.perf_counter()
     if done.reward_queries < settings.total_reward_queries:
-        print(f"Stopped early, {runs.how_to_go_on(settings.out)}")
+        print(f"Stopped early; {_AGAIN}")
         return
     print(f"Comparing with the pretrained model on {options.samples} fresh samples of each ...")
     result = runs.evaluate_run(settings.out, options.samples, EVALUATION_SEED)
     page = write_report(settings.out)
-    minutes, rate = (trained - started) / 60, done.reward_queries / (trained - started)
     print(summary_text(result))
-    print(f"{minutes:.1f} minutes of training, {rate:.1f} images/s; {(time.perf_counter() - started) / 60:.1f} in all")
+    if before:
+        print(f"{(time.perf_counter() - started) / 60:.1f} minutes since iteration {before}")
+    else:
+        minutes, rate = (trained - started) / 60, done.reward_queries / (trained - started)
+        in_all = (time.perf_counter() - started) / 60
+        print(f"{minutes:.1f} minutes of training, {rate:.1f} images/s; {in_all:.1f} in all")
     print(f"In diffusers: {loading}")
     print(f"Report: {page}")
 
 
-def _free_folder() -> Path:
+def _folder(settings: RunSettings) -> Path:
+    """The first numbered folder that is free, or in which this demo was stopped."""
     number = 1
-    while (folder := Path("runs") / f"demo-{number}").exists():
+    while (folder := Path("runs") / f"demo-{number}").exists() and not _unfinished(settings, folder):
         number += 1
     return folder
+
+
+def _unfinished(settings: RunSettings, folder: Path) -> bool:
+    """Whether a folder holds a run of these settings, in training or not, that has no page yet."""
+    if not (folder / "config.json").is_file() or (folder / "report.html").exists():
+        return False
+    try:
+        stored = runs.read_settings(folder)
+    except ValueError:  # of something else, or of another version
+        return False
+    return replace(stored, threads=settings.threads).to_json() == settings.to_json()

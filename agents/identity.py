@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
@@ -11,13 +10,11 @@ import torch
 
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models import DenoisingModel
+from diffusion_gym.models.digest import weights_digest
 from diffusion_gym.scheduling import StepTable
 
 Identity = dict[str, Any]
 
-# The policy sees the prompt through the encoders, the reward the picture through the autoencoder.
-_NETWORKS: Final = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
-_SAMPLED: Final = 64  # numbers of each tensor that the fingerprint looks at
 _REMEDY: Final = "make the environment as the policy's was, or train a policy from this environment"
 
 
@@ -31,14 +28,7 @@ def fingerprint(model: DenoisingModel, config: SamplerConfig) -> str:
         model: the model.
         config: the sampler, whose step table stands for the model's scheduler.
     """
-    digest = hashlib.sha256()
-    samples = []
-    for network in filter(None, (getattr(model, part, None) for part in _NETWORKS)):
-        for name, tensor in network.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().reshape(-1)
-            samples.append(flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float())
-    digest.update(torch.cat(samples).cpu().numpy().tobytes())
+    digest = weights_digest(model)
     table = model.step_table(config)
     for entry in fields(StepTable):
         value = getattr(table, entry.name)

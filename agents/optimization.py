@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_gym.agents.finite import Options, require, require_choice
 from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
-from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.processes import Processes, is_own, stand_in
+from diffusion_gym.devices import local_part, whole
 from diffusion_gym.timing import span
 
 LearningRateSchedule = Literal["constant", "warmup_cosine"]
+Adam = Literal["adamw", "adamw8bit"]
 Losses = Mapping[str, torch.Tensor]
 _Result = TypeVar("_Result")
 
@@ -50,6 +52,9 @@ class OptimizerOptions(Options):
     micro_batch_size: int = 0
     """Transitions in one forward and backward pass; changes speed and memory, not the result. 0 finds the largest
     that fits."""
+    optimizer: Adam = "adamw"
+    """AdamW, or on a GPU `adamw8bit`: its two moments in 8 bits, a quarter of their memory, by bitsandbytes, which is
+    to be installed. It pays where all weights train. Native agents only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +62,7 @@ class OptimizerOptions(Options):
         require(self, "at least 0", "first_learning_rate", "last_learning_rate", "weight_decay")
         require(self, "at least 0 and less than 1", "adam_beta1", "adam_beta2")
         require_choice(self, "learning_rate_schedule", LearningRateSchedule)
+        require_choice(self, "optimizer", Adam)
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size={self.micro_batch_size!r} must be 0 (automatic) or larger")
         if not 0 < self.warmup_fraction < 1:
@@ -67,6 +73,37 @@ class OptimizerOptions(Options):
         """All but the learning rate, as `torch.optim.AdamW` calls it."""
         betas = (self.adam_beta1, self.adam_beta2)
         return {"betas": betas, "eps": self.adam_epsilon, "weight_decay": self.weight_decay}
+
+    def make(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of these parameters.
+
+        Raises:
+            ValueError: one with moments in 8 bits, without a GPU or without bitsandbytes.
+        """
+        kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+        if self.optimizer == "adamw8bit":
+            if parameters[0].device.type != "cuda":
+                raise ValueError(
+                    f"optimizer='adamw8bit' needs device='cuda', not {parameters[0].device.type!r}; use 'adamw' there"
+                )
+            kind = eight_bit_adamw()
+        return kind(parameters, lr=self.learning_rate, **self.adamw)
+
+
+def eight_bit_adamw() -> type[torch.optim.Optimizer]:
+    """Bitsandbytes' AdamW (arXiv:2110.02861): parameters of less than 4,096 values keep their moments in float32.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"optimizer='adamw8bit' needs bitsandbytes ({error}); pip install bitsandbytes, or use optimizer='adamw'"
+        ) from error
+    kind: type[torch.optim.Optimizer] = AdamW8bit
+    return kind
 
 
 def learning_rate_at(options: OptimizerOptions, fraction_done: float) -> float:
@@ -112,9 +149,10 @@ class AccumulatingOptimizer:
         self.processes = processes or Processes()
         self.fraction_done = 0.0
         self._scheduled = adam is None
-        self.adam = adam or torch.optim.AdamW(self.parameters, lr=options.learning_rate, **options.adamw)
+        self.adam = adam or options.make(self.parameters)
         self.micro_batch_size = options.micro_batch_size or largest_micro_batch
         self._scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=loss_scaling)
+        self._spread = hasattr(self.parameters[0], "to_local")  # over the processes, each of which has a part
 
     def step(
         self,
@@ -149,7 +187,7 @@ class AccumulatingOptimizer:
         """
         about: dict[str, torch.Tensor] = {}
         self._scaler.unscale_(self.adam)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm))
         if self._scaler.is_enabled():
             overflow = ~norm.isfinite()
             about["overflow"], norm = overflow.float(), norm.masked_fill(overflow, 0.0)
@@ -183,9 +221,18 @@ class AccumulatingOptimizer:
 
         def passes() -> torch.Tensor:
             with span("training forward"):
-                return torch.cat([values(part) for part in items.split(self.micro_batch_size)])
+                return torch.cat([values(part) for part in self._parts(items)])[: len(items)]
 
-        return self._fitting(items, passes) if len(items) else self.parameters[0].new_zeros(0, dtype=torch.float32)
+        none = torch.zeros(0, device=local_part(self.parameters[0]).device)
+        return self._fitting(items, passes) if len(items) else none
+
+    def _parts(self, items: torch.Tensor) -> list[torch.Tensor]:
+        """The micro-batches of items; equally many in all processes where they run the network in step."""
+        parts = list(items.split(self.micro_batch_size)) if len(items) else []
+        if self.processes.in_step:
+            most = max(self.processes.gather_json(len(parts)))
+            parts += [stand_in(items)] * (most - len(parts))
+        return parts
 
     def _fitting(self, items: torch.Tensor, passes: Callable[[], _Result]) -> _Result:
         """What `passes` gives; halves the micro-batch until it fits in memory."""
@@ -204,23 +251,34 @@ class AccumulatingOptimizer:
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
     ) -> dict[str, torch.Tensor]:
         self.adam.zero_grad(set_to_none=True)
-        self._scaler.scale(self.parameters[0].new_zeros(()))  # makes the loss scale, which no item may need here
+        zero = torch.zeros((), device=local_part(self.parameters[0]).device)
+        self._scaler.scale(zero)  # makes the loss scale, which no item may need here
         totals: dict[str, torch.Tensor] = {}
-        for part in items.split(self.micro_batch_size) if len(items) else ():
+        # FSDP takes the mean of the processes' gradients, which are parts of a sum.
+        share = count / self.processes.count if self._spread else count
+        for part in self._parts(items):
             with span("training forward"):
-                rows = losses(part)
-                loss = self._scaler.scale(rows["loss"].sum() / count)
+                rows = self._counted(losses(part), part)
+                loss = self._scaler.scale(rows["loss"].sum() / share)
             with span("training backward"):
                 loss.backward()
             for key, value in rows.items():
                 totals[key] = totals.get(key, 0.0) + value.detach().sum() / count
         return totals
 
+    def _counted(self, rows: Losses, items: torch.Tensor) -> Losses:
+        """The losses of items without those that only stand in."""
+        if not self.processes.in_step:
+            return rows
+        own = is_own(items)
+        return {key: torch.where(own.to(value.device), value, 0.0) for key, value in rows.items()}
+
     def _over_processes(self, totals: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        for parameter in self.parameters:
-            if parameter.grad is None:  # no item of this update was this process's
-                parameter.grad = torch.zeros_like(parameter)
-        self.processes.sum_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        if not self._spread:  # else the backward pass has summed them up
+            for parameter in self.parameters:
+                if parameter.grad is None:  # no item of this update was this process's
+                    parameter.grad = torch.zeros_like(parameter)
+            self.processes.sum_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         rows = self.processes.gather_json({key: float(value) for key, value in totals.items()})
         names = list(dict.fromkeys(name for row in rows for name in row))
         return {name: torch.tensor(sum(row.get(name, 0.0) for row in rows)) for name in names}

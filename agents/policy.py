@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
-from diffusion_gym.agents.policy_options import PolicyOptions, Precision, Trainable
+from diffusion_gym.agents.embeddings import EmbeddingCache, TextEmbeddings
+from diffusion_gym.agents.policy_options import PolicyOptions, Precision, ShardedNetwork, Trainable, require_whole
+from diffusion_gym.agents.reference import bring_back, keep_shared, set_aside
 from diffusion_gym.config import SamplerConfig
-from diffusion_gym.devices import to_device
 from diffusion_gym.models import ATTENTION, DenoisingModel, null_embedding, sampling_table
 from diffusion_gym.scheduling import TERMINAL, guide, predict_x0, step_gaussian
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Bytes on the host: 9,000 prompts of Stable Diffusion 1, 390 of Stable Diffusion 3 with T5, in float32. A prompt that
-# has left costs one pass of the text encoder.
-_EMBEDDING_CACHE_BYTES: Final = 2**31
 
 
 class DenoisingPolicy(nn.Module):
@@ -42,6 +39,7 @@ class DenoisingPolicy(nn.Module):
     Attributes:
         unet: the network that trains; `parameters()` of the policy are its parameters.
         table: the step table, float32 on the model's device.
+        embeddings: of the prompts, the last ones on the host, up to 2 GiB.
         cfg_training: whether gradients flow through both branches of the guided prediction; without it the
             unconditional branch is held fixed (the ablation of DDPO, appendix G.1). Set by `set_training`.
         mixed_precision: what the UNet computes in, `no` for the type of its weights. Set by `set_training`.
@@ -68,18 +66,23 @@ class DenoisingPolicy(nn.Module):
                 f"trainable='full' would lose its updates in dtype={kind!r}; use dtype='float32' with "
                 "mixed_precision='bf16', or LoRA"
             )
+        require_whole(model)
         self.model, self.config, self.trainable, self.lora_rank = model, config, trainable, lora_rank
+        self.sharded: ShardedNetwork | None = None
         self.cfg_training: bool = PolicyOptions.cfg_training
         self.mixed_precision: Precision = PolicyOptions.mixed_precision
+        bring_back(model.unet, model.device)  # another policy may have set it aside
         if trainable == "lora":
+            keep_shared(model.unet)
             usual: Collection[str] = getattr(model, "lora_targets", ATTENTION)
             targets = usual if given is None else given
             self.unet = with_lora(model.unet, lora_rank, lora_alpha, targets, given=given is not None)
         else:
             self.unet = full_copy(model.unet)
+            self.set_reference_aside()
         self.table = sampling_table(model, config)
         self._guide: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = getattr(model, "guide", guide)
-        self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # on the host, last used last
+        self.embeddings = EmbeddingCache(model)
         self._null: torch.Tensor | None = None
         # A network that takes w itself predicts what is guided already; its own keyword, which no other model has.
         self._scale_argument = (
@@ -166,6 +169,11 @@ class DenoisingPolicy(nn.Module):
         begin_from(path, self.unet, rank, self.table.prediction, getattr(self.model, "scheduler_config", None))
 
     @property
+    def reference_network(self) -> nn.Module:
+        """The pretrained network."""
+        return self.model.unet if self.sharded is None else self.sharded.reference
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.device
@@ -207,6 +215,11 @@ class DenoisingPolicy(nn.Module):
         """The parameters that train, by name."""
         return {name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad}
 
+    def set_reference_aside(self) -> None:
+        """On a GPU free the memory of the pretrained model's network until it is asked for, where all weights train."""
+        if self.trainable == "full":
+            set_aside(self.model)
+
     def train(self, mode: bool = True) -> DenoisingPolicy:
         """Stay in eval mode, whatever `mode` says: dropout would break ratio = 1."""
         return super().train(False)
@@ -240,7 +253,7 @@ class DenoisingPolicy(nn.Module):
     @torch.no_grad()
     def reference_distribution(self, observation: Mapping[str, Any]) -> DenoisingDistribution:
         """The pretrained model's Gaussian for the same states; under LoRA its weights are those of the policy."""
-        return self._distribution(self.model.unet, observation)
+        return self._distribution(self.reference_network, observation)
 
     def forward(self, observation: Mapping[str, Any], action: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`: the path of training, which DDP wraps."""
@@ -257,7 +270,7 @@ class DenoisingPolicy(nn.Module):
         """
         latents, steps = self._read(observation)
         embeddings = self.embeddings_of(observation)
-        unet = self.model.unet if reference else self.unet
+        unet = self.reference_network if reference else self.unet
         predict = self._guided_output if self.cfg_training else self._predict
         with torch.set_grad_enabled(torch.is_grad_enabled() and not reference):
             return predict(unet, latents, steps, embeddings)
@@ -275,7 +288,7 @@ class DenoisingPolicy(nn.Module):
         self, latents: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor | None, *, reference: bool = False
     ) -> torch.Tensor:
         """The guided output of the network (or of the pretrained one) at a timestep that the sampler need not visit."""
-        unet = self.model.unet if reference else self.unet
+        unet = self.reference_network if reference else self.unet
         timesteps = timestep.to(self.device, torch.float32).expand(len(latents))
         return self._guided_output(unet, latents, timesteps, embeddings)
 
@@ -363,30 +376,18 @@ class DenoisingPolicy(nn.Module):
         return None if tokens is None else self.embed(torch.as_tensor(tokens))
 
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor | None:
-        """Text embeddings `(N, L, D)` of N prompts; None for an unconditional model.
+        """Text embeddings `(N, L, D)` of N prompts, on the policy's device; None for an unconditional model."""
+        found = self.text_embeddings(prompts)
+        return None if found is None else found.all()
 
-        A GPU is waited for only where a prompt is new.
-        """
+    def text_embeddings(self, prompts: Sequence[str]) -> TextEmbeddings | None:
+        """Those of N prompts, equal ones once; a GPU is waited for only where a prompt is new."""
         if not self.model.prompt_length:
             return None
         distinct = list(dict.fromkeys(prompts))
         rows = dict(zip(distinct, self.model.tokenize(distinct), strict=True))
-        return self.embed(torch.stack([rows[prompt] for prompt in prompts]))
+        return self.embeddings.find(torch.stack([rows[prompt] for prompt in prompts]))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`, on the policy's device.
-
-        Each distinct prompt is encoded by itself: in a batch its rounding might depend on the others, and so a resumed
-        run on what was encoded before. The last ones stay on the host, up to 2 GiB.
-        """
-        rows = tokens.reshape(-1, tokens.shape[-1]).cpu().contiguous()
-        keys = [row.tobytes() for row in rows.numpy()]
-        distinct = dict(zip(keys, rows, strict=True))
-        rows_of = {key: self._embeddings.pop(key) for key in distinct if key in self._embeddings}
-        if new := [key for key in distinct if key not in rows_of]:
-            encoded = torch.cat([self.model.embed(distinct[key][None]) for key in new]).cpu()  # waits for a GPU once
-            rows_of |= zip(new, map(torch.clone, encoded), strict=True)  # a view would keep all of them
-        self._embeddings.update(rows_of)
-        while len(self._embeddings) * rows_of[keys[0]].nbytes > _EMBEDDING_CACHE_BYTES:
-            self._embeddings.popitem(last=False)
-        return to_device(torch.stack([rows_of[key] for key in keys]), self.device)
+        """Text embeddings `(N, L, D)` of token ids `(N, L)` or `(L,)`, on the policy's device."""
+        return self.embeddings.find(tokens.reshape(-1, tokens.shape[-1])).all()

@@ -5,10 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from diffusion_gym.agents.finite import Options, require, require_choice
+from diffusion_gym.models import DenoisingModel
 
 Trainable = Literal["lora", "full"]
 Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class ShardedNetwork:
+    """What a policy has besides its network once that is spread over processes.
+
+    Attributes:
+        reference: the pretrained network, spread as well.
+        skeleton: the network as it was, its weights without numbers.
+    """
+
+    reference: nn.Module
+    skeleton: nn.Module
+
+
+def require_whole(model: DenoisingModel) -> None:
+    """Raise a ValueError for a model whose network a policy has spread over processes, so that none else can."""
+    if getattr(model.unet, "sharded_by", None) is not None:
+        raise ValueError(
+            f"model={model.name!r} has its network spread over processes by another policy, sharding='fsdp2'; make a "
+            "new environment once that policy is gone"
+        )
 
 
 @dataclass(frozen=True)

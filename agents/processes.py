@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -54,11 +55,13 @@ class Processes:
         index: this process, 0 being the one that logs and saves.
         count: how many there are.
         device: where tensors must be to travel; that of the process.
+        in_step: whether all run the network at the same time, each having a part of its weights.
     """
 
     index: int = 0
     count: int = 1
     device: torch.device = torch.device("cpu")
+    in_step: bool = False
 
     @classmethod
     def launched(cls) -> Processes:
@@ -72,8 +75,8 @@ class Processes:
         for name, option in _SHARDED.items():
             if _flag(f"ACCELERATE_USE_{name}"):
                 raise ValueError(
-                    f"{option} shards one model over processes, which this package does not do: every process holds "
-                    "the whole model; launch with --multi_gpu"
+                    f"{option} is not how this package spreads a network over processes; launch with --multi_gpu, and "
+                    "give the agent sharding='fsdp2' (--agent.sharding fsdp2)"
                 )
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             _warn_when_alone()
@@ -140,17 +143,34 @@ class Processes:
         part = total // self.count
         return range(self.index * part, (self.index + 1) * part)
 
+    def own(self, items: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+        """The rows of `items` that are this process's, samples counted from its own first one.
+
+        Where it has none and all run the network in step, one row stands in: of its last sample, which `is_own` tells
+        from the others, and whose loss counts nothing.
+
+        Args:
+            items: int64 `(M, 2)` or more columns, the first of which is the sample.
+            mine: which of them, bool `(M,)`.
+        """
+        kept = items[mine]
+        return kept if len(kept) or not self.in_step else stand_in(items)
+
+    def usable(self, values: np.ndarray) -> np.ndarray:
+        """Values of samples, with 0 in place of what is not finite where such a sample may stand in for others."""
+        return np.where(np.isfinite(values), values, 0.0) if self.in_step else values
+
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes, taken in float32."""
         if self.count > 1:
-            with span(_WAITING), _peers():
-                _exchange(tensors, dist.all_reduce)
+            with span(_WAITING), peers():
+                _exchange(tensors, dist.all_reduce, self.device)
 
     def copy_main_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by the main process's, so that all begin with the same weights whatever their seeds."""
         if self.count > 1:
-            with _peers():
-                _exchange(tensors, lambda flat: dist.broadcast(flat, 0))
+            with peers():
+                _exchange(tensors, lambda flat: dist.broadcast(flat, 0), self.device)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensors of all processes, joined along the first dimension in order; all have one shape."""
@@ -158,7 +178,7 @@ class Processes:
             return tensor
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        with span(_WAITING), _peers():
+        with span(_WAITING), peers():
             dist.all_gather(parts, tensor)
         return torch.cat(parts)
 
@@ -172,6 +192,11 @@ class Processes:
         padded[: len(data)] = data
         rows = self.gather(padded[None]).cpu()
         return [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]
+
+    def of_main(self, value: T) -> T:
+        """The main process's value, which is one of JSON."""
+        known: T = self.gather_json(value)[0]
+        return known
 
     def agree(self, error: BaseException | None) -> None:
         """Raise in every process when one has failed, so that none waits for it.
@@ -207,8 +232,20 @@ class Processes:
         return results[0]
 
 
+def stand_in(items: torch.Tensor) -> torch.Tensor:
+    """A row `(1, ...)` like those of `items`, of a process's last sample; see `Processes.own`."""
+    row = items[:1].clone()
+    row[:, 0] = -1
+    return row
+
+
+def is_own(items: torch.Tensor) -> torch.Tensor:
+    """Which rows of items stand for themselves, bool `(M,)`."""
+    return items[:, 0] >= 0
+
+
 @contextmanager
-def _peers() -> Iterator[None]:
+def peers() -> Iterator[None]:
     """Within this context the other processes are needed.
 
     Raises:
@@ -224,13 +261,13 @@ def _peers() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _exchange(tensors: Sequence[torch.Tensor], send: Callable[[torch.Tensor], Any]) -> None:
-    """Let `send` change the tensors, joined as float32: few messages for many tensors."""
+def _exchange(tensors: Sequence[torch.Tensor], send: Callable[[torch.Tensor], Any], device: torch.device) -> None:
+    """Let `send` change the tensors, joined as float32 on a device: few messages for many tensors."""
     bucket: list[torch.Tensor] = []
     for position, tensor in enumerate(tensors, 1):
         bucket.append(tensor)
         if position == len(tensors) or sum(part.numel() for part in bucket) >= _BUCKET:
-            flat = torch.cat([part.float().flatten() for part in bucket])
+            flat = torch.cat([part.float().flatten() for part in bucket]).to(device)
             send(flat)
             for part, changed in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):
                 part.copy_(changed.view_as(part))

@@ -57,7 +57,7 @@ class ReplayBuffer:
         slot, within = pairs[:, 0] // (number * self.processes.count), pairs[:, 0] % (number * self.processes.count)
         mine = within // number == self.processes.index
         sample = slot * number + within - self.processes.index * number
-        return torch.stack([sample, pairs[:, 1]], dim=1)[mine].to(self.local_returns.device)
+        return self.processes.own(torch.stack([sample, pairs[:, 1]], dim=1), mine).to(self.local_returns.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The iterations that the next `add` leaves in the buffer, gathered from all processes."""
@@ -92,7 +92,9 @@ class ReplayBuffer:
                 Trajectories(
                     prompts=("",) * len(share),
                     tokens=local.get("tokens"),
-                    embeddings=policy.embed(row["tokens"][share.start : share.stop]) if "tokens" in row else None,
+                    embeddings=policy.embeddings.find(row["tokens"][share.start : share.stop])
+                    if "tokens" in row
+                    else None,
                     timesteps=row["timesteps"].to(device),
                     latents=local["latents"].transpose(0, 1),
                     log_probs=local["log_probs"].T,
@@ -108,5 +110,6 @@ class ReplayBuffer:
     def _refresh(self) -> None:
         self.trajectories = Trajectories.join(list(self._parts))
         number, index = len(self._parts[0]), self.processes.index
+        device = self.trajectories.latents.device
         local = np.concatenate([returns[index * number : (index + 1) * number] for returns in self._returns])
-        self.local_returns = torch.as_tensor(local, dtype=torch.float32, device=self.trajectories.latents.device)
+        self.local_returns = torch.as_tensor(self.processes.usable(local), dtype=torch.float32, device=device)

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from diffusion_gym.agents.distribution import DenoisingDistribution
+from diffusion_gym.agents.embeddings import TextEmbeddings
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.streams import stream
@@ -48,7 +50,7 @@ class Trajectories:
             reward failed.
         components: the reward's components, each `(N,)`.
         images: the finished pictures, uint8 `(N, H, W, 3)`, on the host: 10,000 of RWR at 512 x 512 take 8 GB.
-        embeddings: text embeddings of the prompts, `(N, L, D)`; None where they are not at hand.
+        embeddings: text embeddings of the prompts, equal ones stored once; None where they are not at hand.
     """
 
     prompts: tuple[str, ...]
@@ -59,7 +61,7 @@ class Trajectories:
     rewards: torch.Tensor
     components: dict[str, torch.Tensor]
     images: torch.Tensor
-    embeddings: torch.Tensor | None = None
+    embeddings: TextEmbeddings | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -80,8 +82,8 @@ class Trajectories:
 
     def conditions(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
         """The prompts' part of these samples' observations: tokens, and embeddings where they are at hand."""
-        known = {"prompt": self.tokens, "embedding": self.embeddings}
-        return {name: value[samples] for name, value in known.items() if value is not None}
+        found = {} if self.tokens is None else {"prompt": self.tokens[samples]}
+        return found if self.embeddings is None else {**found, "embedding": self.embeddings[samples]}
 
     def actions(self, samples: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Actions x_{t-1} of the same pairs, `(M, C, H, W)`."""
@@ -108,11 +110,13 @@ class Trajectories:
                 continue
             values = [getattr(part, field.name) for part in parts]
             if field.name == "prompts":
-                joined["prompts"] = tuple(prompt for part in parts for prompt in part.prompts)
+                joined["prompts"] = tuple(chain.from_iterable(values))
             elif field.name == "components":
                 joined["components"] = _joined_components(parts)
-            elif field.name in ("tokens", "embeddings"):
-                joined[field.name] = None if any(value is None for value in values) else torch.cat(values)
+            elif any(value is None for value in values):
+                joined[field.name] = None
+            elif field.name == "embeddings":
+                joined["embeddings"] = TextEmbeddings.join(values)
             else:
                 axis = 1 if field.name in ("latents", "log_probs") else 0
                 joined[field.name] = torch.cat(values, axis)
@@ -207,23 +211,24 @@ def collect(
     prompts, tokens = tuple(infos["prompt"]), observation.get("prompt")
     tokens = None if tokens is None else torch.as_tensor(tokens, device=policy.device)
     with span("text encoder"):
-        embeddings = policy.embed_prompts(prompts)
-    given = {} if embeddings is None else {"embedding": embeddings}
+        embeddings = policy.text_embeddings(prompts)
+        batch = None if embeddings is None else embeddings.all()
+        given = {} if batch is None else {"embedding": batch}
 
     def act(state: Mapping[str, Any], step: int) -> DenoisingDistribution:
         with span("rollout UNet"):
             return choose({**state, **given, "step": torch.full((len(prompts),), step, device=policy.device)})
 
+    latents, log_probs = (into or _storage(env, policy, len(prompts))).values()
+    timesteps = policy.table.timesteps[: len(log_probs)]
     if isinstance(env, OneStepVectorEnv):
         x = torch.as_tensor(infos["latents"], device=policy.device)
-        output = partial(_output, policy, embeddings, reference)
+        output = partial(_output, policy, batch, reference)
         x = denoise(policy, x, tokens, generator, act) if solver is None else solver.solve(output, x, generator)
+        latents[0] = x
         _, rewards, _, _, infos = env.step(x)
         returns = torch.as_tensor(rewards, dtype=torch.float32, device=policy.device)
-        timesteps, latents, log_probs = policy.table.timesteps[:0], x[None], torch.empty(0, len(x), device=x.device)
     else:
-        timesteps = policy.table.timesteps
-        latents, log_probs = (into or _storage(policy, len(prompts))).values()
         returns, infos = _episode(env, act, observation, latents, log_probs, generator)
     final = infos.get("final_info", infos)
     components = {name: part for name, part in final["reward_components"].items() if not name.startswith("_")}
@@ -307,9 +312,8 @@ def collect_many(
     _check_number(env, policy, number, group_size, shared)
     parts: list[Trajectories] = []
     batches = list(_batches(env, number, seed_path, group_size, shared_noise, shared))
-    whole = isinstance(env, OneStepVectorEnv) or len(batches) < 2
     # One tensor for all batches: joining them later would hold every latent twice.
-    stored = {} if whole else _storage(policy, len(batches) * env.num_envs)
+    stored = _storage(env, policy, len(batches) * env.num_envs) if len(batches) > 1 else {}
     places = range(0, len(batches) * env.num_envs, env.num_envs)
     with _rewards_of(env) as scores:
         for place, (noise_seed, reset) in zip(places, batches, strict=True):
@@ -333,7 +337,7 @@ def _check_number(
         raise ValueError(f"number={number} must be a multiple of num_envs={env.num_envs}")
     if env.num_envs % group_size:
         raise ValueError(f"group_size={group_size} must divide the rollout's batch, num_envs={env.num_envs}")
-    size = (len(policy.table) + 1) * number // processes.count * math.prod(policy.model.latent_shape)
+    size = (_steps_kept(env, policy) + 1) * number // processes.count * math.prod(policy.model.latent_shape)
     remedy = "lower samples_per_iteration, or the samples of an evaluation"
     require_memory(f"number={number} trajectories", size, policy.device, remedy)
 
@@ -345,13 +349,15 @@ def _waiting(env: VectorEnv[Any, Any, Any]) -> Iterator[None]:
         yield
 
 
-def _storage(policy: DenoisingPolicy, number: int) -> dict[str, torch.Tensor]:
-    """Empty tensors for the latents and the log-probabilities of so many trajectories."""
-    steps, device = len(policy.table), policy.device
-    return {
-        "latents": torch.empty(steps + 1, number, *policy.model.latent_shape, device=device),
-        "log_probs": torch.empty(steps, number, device=device),
-    }
+def _steps_kept(env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy) -> int:
+    return 0 if isinstance(env, OneStepVectorEnv) else len(policy.table)
+
+
+def _storage(env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, number: int) -> dict[str, torch.Tensor]:
+    """Empty tensors for the latents and the log-probabilities of so many trajectories; of x_0 alone in one step."""
+    steps, device = _steps_kept(env, policy), policy.device
+    latents = torch.empty(steps + 1, number, *policy.model.latent_shape, device=device)
+    return {"latents": latents, "log_probs": torch.empty(steps, number, device=device)}
 
 
 def _rewards_of(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[list[Future[RewardOutput]]]:

@@ -68,6 +68,33 @@ def numbered(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "cpu" else device
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor that is spread over several, a view; any other tensor as it is."""
+    to_local: Any = getattr(tensor, "to_local", None)  # of a DTensor, whose module is slow to import
+    return tensor if to_local is None else to_local()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is spread over several processes as one, which all of them ask for; any other tensor as it is."""
+    gather: Any = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+@torch.no_grad()
+def put(place: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy a value into a tensor, of which this process may have a part alone; no other process is needed.
+
+    Args:
+        place: a tensor, whole or spread over processes along its first dimension.
+        value: a whole tensor of its shape, or one that is spread in the same way.
+    """
+    mesh: Any = getattr(place, "device_mesh", None)
+    if mesh is not None and not hasattr(value, "to_local"):
+        parts, index = value.chunk(mesh.size()), mesh.get_local_rank()
+        value = parts[index] if index < len(parts) else value[:0]
+    local_part(place).copy_(local_part(value))
+
+
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor of `values` on `device`; a GPU is not waited for.
 

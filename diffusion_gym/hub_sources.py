@@ -26,6 +26,8 @@ AGE_CLASSIFIER: Final = "nateraw/vit-age-classifier"
 IMAGE_REWARD: Final = "THUDM/ImageReward"
 BERT: Final = "google-bert/bert-base-uncased"
 DEBERTA: Final = "microsoft/deberta-xlarge-mnli"
+MASK2FORMER: Final = "facebook/mask2former-swin-small-coco-instance"
+HPS: Final = "xswu/HPSv2"
 
 REWARD_SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "Aesthetic": (CLIP_L, AESTHETIC_HEAD),
@@ -35,6 +37,8 @@ REWARD_SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "Under30": (AGE_CLASSIFIER,),
     "PromptAlignment": ("llava-hf/llava-1.5-7b-hf", DEBERTA),
     "ImageReward": (IMAGE_REWARD, BERT),
+    "GenEval": (MASK2FORMER, CLIP_L),
+    "HPSv2": (HPS, CLIP_H),
 }
 
 # Of these a reward needs the tokenizer and the preprocessing alone.
@@ -44,6 +48,7 @@ TOKENIZER_ONLY: Final = frozenset({CLIP_H, BERT})
 NAMED_FILES: Final[dict[str, tuple[str, ...]]] = {
     AESTHETIC_HEAD: ("aesthetic-model.pth",),
     IMAGE_REWARD: ("ImageReward.pt",),
+    HPS: ("HPS_v2.1_compressed.pt",),
 }
 
 # Of these `pytorch_model.bin` is read, with `weights_only=True`, where there are no safetensors.
@@ -54,7 +59,8 @@ MAYBE_PICKLED: Final = frozenset({DEBERTA})
 # know). The parameters of those networks are in docs/models.md; T5's encoder has 4.8 G, Qwen2.5-VL 8.3 G, Qwen3 4.0 G,
 # Gemma 2 2.6 G. The others, from the published configs: 1,066 M for the three networks of Stable Diffusion 1.x, 113.7 M
 # for the DDPMs, 427.6 M for CLIP ViT-L/14, 986 M for PickScore, 86 M for ViT-B/16, 7.06 G for LLaVA 1.5, 0.75 G for
-# DeBERTa XL (an upper bound: it may be stored as float16), 0.45 G for ImageReward; a tokenizer's where it suffices.
+# DeBERTa XL (an upper bound: it may be stored as float16), 0.45 G for ImageReward, 69 M for
+# Mask2Former with Swin-S, 986 M of HPSv2 in float16; a tokenizer's where it suffices.
 # `diffusion-gym download` asks the hub for the exact size.
 _GIGABYTES: Final[dict[str, float]] = {
     MODEL_SOURCES["SD14"]: 4.3,
@@ -77,6 +83,8 @@ _GIGABYTES: Final[dict[str, float]] = {
     "llava-hf/llava-1.5-7b-hf": 14.0,
     DEBERTA: 3.0,
     IMAGE_REWARD: 1.8,
+    MASK2FORMER: 0.28,
+    HPS: 2.0,
     BERT: 0.001,
 }
 

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 import torch
 
+from diffusion_gym.devices import put
+
 _UNFINISHED = ".unfinished"
 _DATA, _TENSORS = "diffusion_gym.json", "tensors.safetensors"  # in an archive
 _LEVELS: Final = 100  # of JSON; Python's own limit is about 1,000 calls, of which a copy takes several a level
@@ -336,9 +338,8 @@ def restore_parameters(
             f"{owner} holds the weights of another policy; check the model, trainable, lora_rank and, where there is "
             "one, the value network"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+    for name, parameter in parameters.items():
+        put(parameter, tensors[name])
 
 
 def joined(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

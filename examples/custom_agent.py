@@ -3,7 +3,7 @@
 k samples of a prompt are drawn together; each is compared with the mean reward of the other k - 1. In this folder:
 
     python custom_agent.py
-    diffusion-gym train --env DiffusionDenoise-Shapes-Location --preset shapes-demo --agent custom_agent:RLOO \
+    diffusion-gym train --env DiffusionDenoise-Shapes-Location-v0 --preset shapes-demo --agent custom_agent:RLOO \
         --agent.group-size 8 --samples-per-iteration 32 --rollout-batch 32 --out runs/rloo
     diffusion-gym eval runs/rloo
 """
@@ -76,6 +76,6 @@ class RLOO(Agent):
 
 
 if __name__ == "__main__":
-    demo = "train --agent custom_agent:RLOO --env DiffusionDenoise-Shapes-Location --preset shapes-demo"
+    demo = "train --agent custom_agent:RLOO --env DiffusionDenoise-Shapes-Location-v0 --preset shapes-demo"
     short = "--samples-per-iteration 32 --rollout-batch 32 --total-reward-queries 2560 --out runs/custom-agent"
     main([*demo.split(), *short.split(), *sys.argv[1:]])

@@ -5,6 +5,7 @@
 # lists the corrected names in `_use_default_values`, and from_config drops what is listed there. Saving the scheduler
 # to a folder and loading it from there keeps the corrections.
 # Seen: the pipeline's (False, 1, [751, 501, 251, 1]), from_config's (True, 0, [750, 500, 250, 0])
+# Here: schedulers are made of all values that a pipeline's has, `_use_default_values` left out.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

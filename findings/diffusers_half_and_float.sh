@@ -4,6 +4,7 @@
 # the pipeline raises at its first call. With dtype=torch.float32 it runs.
 # Seen: unet float32, vae float32, text_encoder float16
 #       RuntimeError: mat1 and mat2 must have the same dtype, but got Half and Float
+# Here: every part is loaded with the dtype that was asked for, float32 by default.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

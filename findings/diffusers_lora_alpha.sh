@@ -3,6 +3,7 @@
 # alpha unless unet_lora_adapter_metadata is given too, and load_lora_adapter takes alpha = rank for a file without one,
 # so adapters of rank 4 and alpha 16 come back at scale 1 in place of 4. Nothing is said on either way.
 # Seen: scale 4.0 saved, 1.0 loaded; the output is off by 3.45 where the adapters' whole effect is 3.52
+# Here: exports state alpha in the file, and `--agent.init-from` reads it from there.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -4,6 +4,7 @@
 # raises ValueError unless both Nones are passed again: the two are not among the pipeline's optional components.
 # Seen: {} ValueError: Pipeline ... expected [... 'text_encoder_3' ... 'tokenizer_3' ...], but only {...} were passed.
 #       {'text_encoder_3': None, 'tokenizer_3': None} loads, with the image of the pipeline that was saved
+# Here: Stable Diffusion 3 is loaded part by part, and both parts of T5 may be missing.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -3,6 +3,7 @@
 # StableDiffusionPipeline decodes as if none of them were there, and StableDiffusionXLPipeline honours the mean and the
 # deviation only together: a lone one, or shift_factor, is ignored. Neither warns.
 # Seen: the images equal those of a VAE without them bit for bit, except of SDXL with both mean and std (off by 0.02)
+# Here: a VAE whose statistics its pipeline would ignore is refused, and SDXL's are followed where both are there.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

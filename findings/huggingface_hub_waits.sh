@@ -4,6 +4,7 @@
 # at once. For a hub that takes the connection and never answers, `snapshot_download` waits for ever; `model_info` alone
 # keeps its `timeout`. "For ever" is 30 s here.
 # Seen: huggingface_hub 2.4.0, no hub: file 25.3 s, commit 24.8 s, branch 0.7 s; silent hub: model_info 2.0 s, snapshot waits on
+# Here: before a download the hub is asked with `model_info`, whose timeout holds.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -3,6 +3,7 @@
 # and neither a warning nor `info` says so. A grey PNG of 16 bits keeps them (mode I;16).
 # Seen: grey.png I;16 4863
 #       rgb.png RGB (18, 18, 128) for the samples (0x12FF, 0x1200, 0x8001)
+# Here: the reward server takes 8-bit RGB alone, by the PNG's header, and refuses the others.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -4,6 +4,7 @@
 # checksum of the file says "another model" of an equal one, a content-addressed store keeps it twice, and a test of
 # "resumes bit for bit" must compare tensors. Without metadata, or with one entry, the bytes are equal.
 # Seen: several different digests of six saves; of the tensors' part of the files one
+# Here: tests of resumed runs compare tensors, never files.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

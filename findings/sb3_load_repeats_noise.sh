@@ -4,6 +4,7 @@
 # same exploration noise, the same resets. The same model trained on without saving goes on with new ones. Without an
 # environment, too, a load sets the process's generators. load(..., seed=other) or set_random_seed(other) avoids it.
 # Seen: the noise and resets after the load equal the first run's, those of the model that went on differ
+# Here: `DDPOPPO.load` seeds anew, from the seed and the steps taken.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

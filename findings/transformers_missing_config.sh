@@ -5,6 +5,7 @@
 # CLIPTextModel of ViT-B/32's sizes with the activation `gelu`, as OpenCLIP's models have, becomes `quick_gelu`.
 # AutoModel and AutoConfig raise ValueError for the same folder.
 # Seen: with config.json gelu, error 0.0; without quick_gelu, error 0.047; AutoModel: ValueError
+# Here: a part without config.json is refused.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

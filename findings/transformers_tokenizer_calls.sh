@@ -4,6 +4,7 @@
 # a word's inside; `build_inputs_with_special_tokens` is gone, with which it encodes an empty sentence; and the
 # `model_max_length` of a tokenizer that states none, 1e30, overflows as the `max_length` of a truncation.
 # Seen: transformers 5.23.0: with the space in the call [0, 5, 2], in the tokenizer [0, 4, 5, 2]; AttributeError; OverflowError
+# Here: BERTScore's tokens are made by our own calls, with the space in the tokenizer and a limit of the model's.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

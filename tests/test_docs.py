@@ -1,6 +1,7 @@
 """The Python of the README and of docs/: every page runs in a test, or at least compiles and defines its names."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ from diffusion_gym.agents.cli import parse_train
 from diffusion_gym.envs.registration import environment_ids
 from pages import PAGES, ROOT, assert_links_exist, python_blocks, run_page
 
-README = PAGES["README.md"].read_text(encoding="utf-8")
+README_PATH = PAGES["README.md"]
+README = README_PATH.read_text(encoding="utf-8")
 # What those pages need is not there: the weights of SD 1.4 and of a VLM, and a package that only old libraries run.
 FRAGMENTS = {"prompt-alignment.md", "reward-server.md"}
 # Run here, with fewer pictures; every other page has a test of its own, which names it.
@@ -46,7 +48,9 @@ def test_the_readme_fits_on_a_page():
 def test_the_commands_of_the_first_pages_are_understood():
     """Each `diffusion-gym train` of the README and of the first minutes that begins a run."""
     text = README + PAGES["first-minutes.md"].read_text(encoding="utf-8")
-    commands = [command.split() for command in re.findall(r"^    diffusion-gym train (.*)$", text, flags=re.M)]
+    commands = [
+        shlex.split(each, comments=True) for each in re.findall(r"^    diffusion-gym train (.*)$", text, flags=re.M)
+    ]
     begun = [parse_train(command) for command in commands if "--resume" not in command]
     assert len(begun) == 2 and all(settings.total_reward_queries == 6400 for settings in begun)
 
@@ -83,6 +87,22 @@ def test_the_python_of_the_page_runs(name, tmp_path, monkeypatch, capsys):
     elif name != "bring-your-own.md":
         (metrics,) = tmp_path.rglob("metrics.jsonl")
         assert len(metrics.read_text().splitlines()) == 2
+
+
+# A bare id has Gymnasium warn that it stands for the newest version.
+BARE = re.compile(r"\bDiffusionDenoise-[A-Z]\w*-[A-Z]\w*(?!-v\d|\w)")
+TEXTS = [README_PATH, *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.*"), *(ROOT / "agents").rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_id_has_its_version(path):
+    assert not BARE.findall(path.read_text(encoding="utf-8"))
+
+
+def test_a_bare_id_is_found():
+    assert BARE.findall("`DiffusionDenoise-Shapes-Color` DiffusionDenoise-SD14-OCR-v0 DiffusionDenoise-v0") == [
+        "DiffusionDenoise-Shapes-Color"
+    ]
 
 
 @pytest.mark.parametrize("name", PAGES)

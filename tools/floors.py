@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("sb3", "tianshou", "torchrl", "ray", "serve")
+EXTRAS = ("sb3", "tianshou", "torchrl", "ray", "serve", "ocr")
 
 
 def floors(project: Path = PROJECT) -> list[str]:

@@ -26,6 +26,7 @@ import tyro
 ROOT: Final = Path(__file__).resolve().parents[1]
 DIST: Final = ROOT / "dist"
 PACKAGE: Final = "diffusion_gym"
+LAUNCHER: Final = f"{PACKAGE}_launcher.py"
 # What is no module and must be there all the same.
 DATA: Final = (
     "py.typed",
@@ -92,7 +93,7 @@ def build(options: BuildOptions) -> None:
 
 def modules() -> set[str]:
     """The modules of the clone, as paths within the wheel."""
-    return {str(path.relative_to(ROOT)) for path in _walk(ROOT / PACKAGE) if path.suffix == ".py"}
+    return {LAUNCHER, *(str(path.relative_to(ROOT)) for path in _walk(ROOT / PACKAGE) if path.suffix == ".py")}
 
 
 def _walk(folder: Path) -> Iterable[Path]:
@@ -105,7 +106,7 @@ def wheel_problems(names: Iterable[str], expected: set[str]) -> list[str]:
     names = list(names)
     found = [f"the wheel lacks {name}" for name in sorted(expected - set(names))]
     found += [f"the wheel lacks {PACKAGE}/{data}" for data in DATA if not any(f"{PACKAGE}/{data}" in n for n in names)]
-    foreign = {name.split("/")[0] for name in names} - {PACKAGE}
+    foreign = {name.split("/")[0] for name in names} - {PACKAGE, LAUNCHER}
     return found + [f"the wheel would install {name}" for name in sorted(foreign) if not name.endswith(".dist-info")]
 
 

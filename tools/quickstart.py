@@ -2,7 +2,7 @@
 
     python -m tools.quickstart
 
-It needs the extra `dev`. What belongs to the machine or the moment is left out: run folders, times, progress bars.
+It needs the extra `dev`. What belongs to the machine or the moment is left out: run folders, times, progress.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-_PROGRESS = re.compile(r"\s*\d+%\|")  # how a line of tqdm begins
+_PROGRESS = re.compile(r"[\d,]+(/[\d,]+ images \(| images to score, )")  # how a line of a training's progress begins
 
 
 def executed(notebook: Any, folder: Path) -> Any:
@@ -49,7 +49,7 @@ def cleaned(notebook: Any) -> Any:
     """The notebook without what differs from machine to machine; pictures are kept as small PNG.
 
     Raises:
-        ValueError: something was written to stderr other than a progress bar.
+        ValueError: something was written to stderr other than a training's progress.
     """
     notebook.metadata = METADATA
     for cell in notebook.cells:
@@ -66,7 +66,7 @@ def cleaned(notebook: Any) -> Any:
 
 
 def _is_progress(output: Any) -> bool:
-    """Whether an output is a progress bar; any other text on stderr is refused."""
+    """Whether an output is a training's progress; any other text on stderr is refused."""
     if output.output_type != "stream" or output.name != "stderr":
         return False
     for line in re.split(r"[\r\n]+", output.text):

@@ -6,8 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from pydantic import ConfigDict
 from diffusion_gym.agents.advantages import NoUsableReward, usable_rewards
 from diffusion_gym.agents.algorithms.metrics import Metrics
 from diffusion_gym.agents.averaging import WeightAverage
-from diffusion_gym.agents.finite import Diverged, all_finite, require
+from diffusion_gym.agents.finite import Diverged, all_finite, require, require_choice
 from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.reward_floors import FloorsState, RewardFloorOptions, RewardFloors
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
-from diffusion_gym.devices import to_device
+from diffusion_gym.devices import local_part, to_device
 from diffusion_gym.registry import Registry, imported
 from diffusion_gym.schemas import Positive, Schema
 from diffusion_gym.storage import joined, part_of, restore_parameters
@@ -32,13 +33,17 @@ from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 if TYPE_CHECKING:
     from diffusion_gym.models.solvers import Solver
 
+Sharding = Literal["none", "fsdp2"]
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
 
 @dataclass(frozen=True)
-class AgentConfig(OptimizerOptions, PolicyOptions):
+class AgentConfig(OptimizerOptions, PolicyOptions, RewardFloorOptions):
     """Options that every agent shares; the defaults are those of the DDPO paper, table F.6."""
 
+    sharding: Sharding = "none"
+    """Spread the network over the processes with `fsdp2`, where one card cannot hold it; see docs/scale-out.md. It
+    needs a micro_batch_size; of one process alone it changes nothing."""
     init_from: str | None = None
     """Exported adapters, ours or those of diffusers or peft, to begin from; with `trainable=full` a pipeline too. The
     KL reference stays the pretrained model."""
@@ -51,6 +56,17 @@ class AgentConfig(OptimizerOptions, PolicyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice(self, "sharding", Sharding)
+        if self.sharding != "none" and not self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size=0 does not go with sharding={self.sharding!r}: the processes run the network in "
+                "step, so that none can try on its own what fits; give a micro_batch_size, such as 1"
+            )
+        if self.sharding != "none" and self.trainable == "full" and self.mixed_precision == "fp16":
+            raise ValueError(
+                f"mixed_precision='fp16' does not go with trainable='full' and sharding={self.sharding!r}: no process "
+                "has the whole gradient, in which overflow is looked for; use 'bf16', or LoRA"
+            )
         require(self, "at least 0 and less than 1", "ema_decay")
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"timestep_fraction={self.timestep_fraction!r} must be larger than 0 and at most 1")
@@ -71,6 +87,7 @@ class AgentState(Schema):
 
     model_config = ConfigDict(extra="allow")
     optimizer: OptimizerState
+    floors: FloorsState | None = None  # where `reward_floors` are given
 
 
 class Agent(ABC):
@@ -119,9 +136,24 @@ class Agent(ABC):
         )
         deterministic = not self.needs_stochastic_steps
         self.steps = trained_steps(policy.table, config.trained_steps, deterministic=deterministic)
+        self.processes.copy_main_(list(policy.trainable_parameters().values()))
+        if config.sharding != "none" and self.processes.count > 1:
+            self._shard()
+        elif (place := next(policy.model.unet.parameters()).device) != policy.device:
+            raise ValueError(
+                f"network_device={str(place)!r} is for a network that is spread over processes from there; leave it "
+                "out, or give sharding='fsdp2' and several processes"
+            )
         self.optimizer = self.make_optimizer(policy.trainable_parameters())
-        self.processes.copy_main_(self.parameters)
         self.average = WeightAverage(self.parameters, config.ema_decay)
+        self.floors = RewardFloors(config, self.processes)
+
+    def _shard(self) -> None:
+        """Spread the network over the processes, which then run it in step."""
+        from diffusion_gym.agents.sharding import shard
+
+        shard(self.policy, self.processes)
+        self.processes = replace(self.processes, in_step=True)
 
     def make_optimizer(
         self, parameters: Mapping[str, torch.nn.Parameter], adam: torch.optim.Optimizer | None = None
@@ -190,6 +222,18 @@ class Agent(ABC):
         """
         return nullcontext()
 
+    def learn(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
+        """`update`, with `reward_floors` held; the trainer calls it.
+
+        Raises:
+            ValueError: the reward lacks a component that has a floor.
+        """
+        if not self.floors:
+            return self.update(trajectories, rng)
+        means = self.floors.measure(trajectories)
+        updated = self.update(self.floors.constrained(trajectories), rng)
+        return {**updated, **self.floors.advance(means)}
+
     @abstractmethod
     def update(self, trajectories: Trajectories, rng: np.random.Generator) -> Metrics:
         """Learn from one iteration's trajectories.
@@ -243,9 +287,10 @@ class Agent(ABC):
     def local_on_host(self, items: torch.Tensor, number: int) -> torch.Tensor:
         """`local` where the items are, for losses that look at which samples they are."""
         first = self.processes.index * number
-        rows = items[(items[:, 0] >= first) & (items[:, 0] < first + number)].clone()
+        mine = (items[:, 0] >= first) & (items[:, 0] < first + number)
+        rows = items.clone()
         rows[:, 0] -= first
-        return rows
+        return self.processes.own(rows, mine)
 
     def local_values(self, values: np.ndarray, trajectories: Trajectories) -> torch.Tensor:
         """The part of `values`, one a sample of all processes, for this process's trajectories: float32, on the device.
@@ -255,7 +300,7 @@ class Agent(ABC):
             trajectories: this process's.
         """
         first = self.processes.index * len(trajectories)
-        part = values[..., first : first + len(trajectories)]
+        part = self.processes.usable(values[..., first : first + len(trajectories)])
         return to_device(part, self.policy.device, torch.float32)
 
     def minimize(
@@ -281,7 +326,10 @@ class Agent(ABC):
             Diverged: something that was learned is NaN or infinite.
         """
         norm = (updated or {}).get("grad_norm", 0.0)
-        if math.isfinite(norm) and all_finite(self.learned()):
+        finite = all_finite([local_part(value) for value in self.learned()])
+        if self.processes.in_step:  # each sees its part
+            finite = all(self.processes.gather_json(finite))
+        if math.isfinite(norm) and finite:
             return
         raise Diverged(
             f"the update of iteration {iteration} left weights or moments that are not finite (grad_norm {norm:.3g}); "
@@ -318,11 +366,13 @@ class Agent(ABC):
 
     def state(self) -> dict[str, Any]:
         """Everything else that a checkpoint stores, as JSON values."""
-        return {"optimizer": self.optimizer.state()}
+        return {"optimizer": self.optimizer.state(), **({"floors": self.floors.state()} if self.floors else {})}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.optimizer.load_state(state["optimizer"])
+        if self.floors:
+            self.floors.load(state["floors"])
 
 
 def _micro_batch_limit(policy: DenoisingPolicy) -> dict[str, int]:

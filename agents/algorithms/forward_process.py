@@ -25,7 +25,7 @@ from diffusion_gym.agents.averaging import BehaviourOptions, BehaviourPolicy
 from diffusion_gym.agents.finite import require
 from diffusion_gym.agents.optimization import Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.processes import Processes, is_own
 from diffusion_gym.agents.renoising import fresh_noise, prediction_targets, renoised_states, squared_error
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.schemas import Count
@@ -154,7 +154,11 @@ class ForwardProcessAgent(MinibatchAgent):
             fixed: values that are found already, `(B, ...)`, for `NoisedPictures.fixed`.
         """
         found = self.optimizer.evaluate(update.items, lambda part: values(_with_fixed(update, fixed or {}, part)))
-        return found.new_zeros(len(update.pairs), *found.shape[1:]).index_copy(0, update.items[:, 3], found)
+        places = update.items[:, 3]
+        if self.processes.in_step:  # a row that stands in has the place of another process's
+            own = is_own(update.items)
+            places, found = places[own], found[own]
+        return found.new_zeros(len(update.pairs), *found.shape[1:]).index_copy(0, places, found)
 
     def sample(self, env: VectorEnv[Any, Any, Any], number: int, seed_path: tuple[int, ...]) -> Trajectories:
         """Finished latents only, sampled by the behaviour policy; see `MinibatchAgent.sample`."""

@@ -51,6 +51,11 @@ class RewardGradientConfig(AgentConfig):
         super().__post_init__()
         require_choice(self, "form", GradientForm)
         require(self, "larger than 0", "truncation", "batch_size")
+        if self.reward_floors:
+            raise ValueError(
+                f"reward_floors={self.reward_floors!r} is for agents that learn from scores, not from the reward's "
+                "gradient; leave it out, or take another agent"
+            )
 
 
 @AGENTS.register("reward_gradient")

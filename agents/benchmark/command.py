@@ -19,6 +19,7 @@ from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, sui
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
 from diffusion_gym.agents.training.ending import ENDING, on_ending
 from diffusion_gym.agents.training.folders import check_out, content, holding
+from diffusion_gym.agents.training.progress import duration
 from diffusion_gym.agents.training.threads import check_threads
 from diffusion_gym.agents.training.trust import Seal, require_trust, seal_of, suite_claims, write_seal
 from diffusion_gym.devices import device_called
@@ -108,8 +109,13 @@ def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None)
         write_seal(out, seal)
     cells = [replace(cell, suite=str(copy)) for cell in cells]
     todo = [cell for cell in cells if not cell.finished()]
-    print(f"{len(cells)} runs, {len(cells) - len(todo)} finished before; records in {out / 'records'}", flush=True)
-    progress = _Progress(len(cells), len(cells) - len(todo))
+    progress = _Progress(len(cells), len(cells) - len(todo), options.jobs)
+    if done := [cell for cell in cells if cell not in todo]:
+        progress.seconds = [float(read_record(cell.record)["total_seconds"]) for cell in done]
+    left = progress.left() if done or not todo else "; the first that ends tells how long they take"
+    queries = options.budget or Suite.load(options.suite).budget
+    runs = f"{len(cells)} run{'' if len(cells) == 1 else 's'} of {queries:,} reward queries"
+    print(f"{runs}, {len(done)} finished before{left}; records in {out / 'records'}", flush=True)
     if not todo:
         pass
     elif options.engine == "ray":
@@ -200,10 +206,18 @@ def _measured(suite: Suite) -> Suite:
 
 
 class _Progress:
-    """A line for each run that ends."""
+    """A line for each run that ends, with the time that the others will take: that of those so far, `jobs` at once."""
 
-    def __init__(self, number: int, done: int) -> None:
-        self.number, self.done, self.failed = number, done, 0
+    def __init__(self, number: int, done: int, jobs: int) -> None:
+        self.number, self.done, self.jobs, self.failed = number, done, jobs, 0
+        self.seconds: list[float] = []  # that runs took, failed ones apart
+
+    def left(self) -> str:
+        """The time left, as the end of a sentence; empty where nothing is left or nothing has ended yet."""
+        runs = self.number - self.done
+        if not runs or not self.seconds:
+            return ""
+        return f"; about {duration(sum(self.seconds) / len(self.seconds) * runs / self.jobs)} left"
 
     def show(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Print what came of a cell."""
@@ -215,4 +229,5 @@ class _Progress:
             first, last = record["points"][0], record["points"][-1]
             before, after = number_or_nan(first["reward"]), number_or_nan(last["reward"])
             text = f"reward {before:.3f} -> {after:.3f}, {record['total_seconds'] / 60:.1f} minutes"
-        print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}", flush=True)
+            self.seconds.append(float(record["total_seconds"]))
+        print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}{self.left()}", flush=True)

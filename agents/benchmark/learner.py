@@ -132,12 +132,14 @@ class LibraryLearner(Learner):
     """
 
     _only: ClassVar[dict[str, Sequence[Any]]] = {
+        "optimizer": ["adamw"],
         "learning_rate_schedule": ["constant"],
         "ema_decay": [0],
         "timestep_fraction": [1],
         "normalization": ["prompt", "batch", "none"],
         "group_size": [1],
         "renoise": [False],
+        "reward_floors": [()],
     }
 
     def __init__(self, settings: RunSettings) -> None:

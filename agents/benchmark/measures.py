@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch.nn.functional import interpolate
 
 from diffusion_gym.agents.algorithms import NoUsableReward
-from diffusion_gym.agents.benchmark.diversity import Features, by_prompt, centred, model_features, vendi_score
+from diffusion_gym.agents.diversity import Features, by_prompt, centred, model_features, vendi_score
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.training.denoised_path import denoised_path
@@ -99,6 +99,7 @@ class Evaluator:
         if self.held_out is not None:
             unseen = _means(self._trajectories(self.held_out, policy))
             values |= {f"held_out_{key}": value for key, value in unseen.items()}
+        policy.set_reference_aside()
         return Measurement(values, samples, trajectories.prompts)
 
     def _trajectories(

@@ -60,7 +60,8 @@ def add_pictures(options: LabelOptions, folder: Path) -> Labels:
     groups = options.pictures // options.group
     at_once = max(number for number in range(1, groups + 1) if not groups % number and number <= _most(options.group))
     env: Any = gym.make_vec(id_, num_envs=at_once * options.group, **keywords)
-    labels = Labels.begin(folder, Source(model=env.unwrapped.model.name, **env.unwrapped.model_kwargs))
+    made_of = {name: value for name, value in env.unwrapped.model_kwargs.items() if name in ("revision", "variant")}
+    labels = Labels.begin(folder, Source(model=env.unwrapped.model.name, **made_of))
     averaged: Any = nullcontext()
     if settings is None:
         policy, made_by = DenoisingPolicy.from_env(env), str(options.model)

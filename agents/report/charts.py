@@ -15,11 +15,14 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from diffusion_gym.agents.report.numbers import number, percent
+from diffusion_gym.agents.report.numbers import number, percent, running_mean, window_for
 
 WIDTH: Final = 460  # pixels, about what a phone shows, so that letters stay legible there
 _LEFT, _RIGHT, _TOP, _BELOW = 48, 20, 14, 42  # pixels around a plot
 _ROW: Final = 46  # pixels of a row of a chart of rows
+_MOST_BANDS: Final = 3  # that lie over each other legibly; the intervals of more curves are bars
+_MOST_BARS: Final = 8  # of a curve
+_SPREAD: Final = 0.3  # of the way between two points, over which the bars of all curves are spread
 _BINS: Final = 14  # of the rewards of a density
 _STEPS: Final = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 _SERIES: Final = tuple(f"series-{index}" for index in range(1, 9))
@@ -156,12 +159,17 @@ def line_chart(
     across = [x for x, _ in points]
     whole = all(float(x).is_integer() for x in across)
     with _drawing(title, height, whole=whole) as (axes, svg):
+        banded = [curve for curve in curves if curve.band]
         for curve in curves:
-            _draw_curve(axes, curve)
+            _draw_curve(axes, curve, filled=len(banded) <= _MOST_BANDS)
+        if len(banded) > _MOST_BANDS:
+            for place, curve in enumerate(banded):
+                _draw_bars(axes, curve, place, len(banded))
         if zero:
             axes.set_ylim(bottom=0.0 if min(y for _, y in points) >= 0 else None)
         if from_zero:
-            axes.set_xlim(min(0.0, *across), max(*across, 0.0) or 1.0)
+            beside = _gap(banded[0]) / 2 if len(banded) > _MOST_BANDS else 0.0
+            axes.set_xlim(min(0.0, *across) - beside, (max(*across, 0.0) or 1.0) + beside)
         axes.set_xlabel(x_label)
         axes.grid(visible=False, axis="x")
     first, *_, last = 2 * (curves[0].points() or points)
@@ -270,17 +278,6 @@ def map_chart(
     return Chart(title, "second component", f"{title}: map of features.", Markup("\n").join(svg), height, keys)
 
 
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and the up to `window - 1` values before it."""
-    parts = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
-    return [sum(part) / len(part) for part in parts]
-
-
-def window_for(number: int) -> int:
-    """How many of `number` values a running mean takes together."""
-    return max(1, min(20, number // 8))
-
-
 @contextmanager
 def _drawing(
     salt: str, height: int, rows: Sequence[tuple[str, str]] = (), *, whole: bool = False
@@ -324,12 +321,32 @@ def _drawing(
     svg += [Markup(part) for part in parts]
 
 
-def _draw_curve(axes: Any, curve: Curve) -> None:
+def _ends(curve: Curve) -> list[tuple[float, float, float]]:
+    """Where the intervals of a curve are, and their ends."""
+    return [(at, *band) for at, band in zip(curve.x, curve.band, strict=False) if all(map(math.isfinite, band))]
+
+
+def _gap(curve: Curve) -> float:
+    """Over how much of the x axis the bars of all curves at one point are spread."""
+    return _SPREAD * (max(curve.x) - min(curve.x)) / max(1, len(curve.x) - 1)
+
+
+def _draw_bars(axes: Any, curve: Curve, place: int, number: int) -> None:
+    """Intervals as bars, each curve's a little beside those of the others; of many points some, in turns."""
+    ends = _ends(curve)
+    every = 1 if len(ends) < 2 * _MOST_BARS else max(number, len(ends) // _MOST_BARS)
+    shown = ends[place * every // number :: every] if every > 1 else ends
+    beside = 0.0 if every > 1 else _gap(curve) * ((place + 0.5) / number - 0.5)
+    at = [x + beside for x, _, _ in shown]
+    lines = {"color": _INKS[curve.ink], "linewidth": 1.6, "alpha": 0.75, "clip_on": False}
+    axes.vlines(at, [low for _, low, _ in shown], [high for _, _, high in shown], **lines)
+
+
+def _draw_curve(axes: Any, curve: Curve, *, filled: bool = True) -> None:
     ink, points = _INKS[curve.ink], curve.points()
     x, y = ([point[axis] for point in points] for axis in (0, 1))
     mean = running_mean(y, window_for(len(y)) if curve.smooth else 1)
-    ends = [(at, *band) for at, band in zip(curve.x, curve.band, strict=False) if all(map(math.isfinite, band))]
-    if ends:
+    if filled and (ends := _ends(curve)):
         axes.fill_between(*zip(*ends, strict=True), color=ink, alpha=0.16, linewidth=0, clip_on=False)
     if curve.level is not None:
         axes.axhline(curve.level, color=ink, linestyle=":", linewidth=1.5, clip_on=False)

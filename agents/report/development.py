@@ -31,7 +31,7 @@ def development(folder: Path, *, strict: bool = False) -> dict[str, Any] | None:
     sheet = folder / "images" / f"development-{last['iteration']:06d}.png"
     content: dict[str, Any] = {
         "last": last,
-        "charts": [_over_training(rows), *_along(last)],
+        "charts": [_over_training(rows), *_along(last), *_probes(rows)],
         "pairs": [],
         "sheet": None,
     }
@@ -63,6 +63,19 @@ def _along(row: Mapping[str, Any]) -> list[Chart]:
     ]
     label = "reward of the denoised estimate"
     return [line_chart("Reward along the trajectory", "denoising steps done", label, curves)]
+
+
+def _probes(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Rewards that are not trained on, over the training."""
+    charts = []
+    for name in (key.removeprefix("probe_") for key in rows[-1] if key.startswith("probe_")):
+        base = number_or_nan(rows[-1].get(f"base_probe_{name}"))
+        values = [base, *(number_or_nan(row.get(f"probe_{name}")) for row in rows)]
+        queries = [0.0, *(row["reward_queries"] for row in rows)]
+        curve = Curve(name, queries, values, level=base if math.isfinite(base) else None, smooth=False)
+        title = f"{name}, not trained on"
+        charts.append(line_chart(title, "reward queries (images scored)", f"mean {name}", [curve]))
+    return charts
 
 
 def _pairs(sheet: Path, originals: Path, rewards: Sequence[float | None], *, strict: bool) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from diffusion_gym.storage import number_or_nan
 
@@ -30,3 +31,14 @@ def change(before: float | None, after: float | None) -> float:
     """How much a value grew, 0 for a rounding error; NaN where either is missing."""
     first, last = number_or_nan(before), number_or_nan(after)
     return 0.0 if math.isclose(first, last, rel_tol=1e-6) else last - first
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and the up to `window - 1` values before it."""
+    parts = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def window_for(number: int) -> int:
+    """How many of `number` values a running mean takes together."""
+    return max(1, min(20, number // 8))

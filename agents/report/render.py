@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,11 +12,13 @@ from typing import Any, Final
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from diffusion_gym.agents.report.numbers import change, number, percent
 from diffusion_gym.agents.training.pictures import png_bytes
 
+_LONG: Final = 24  # letters; a shorter name fits wherever one stands
 _ENLARGED: Final = 480  # pixels; wider grids hold pictures that `pictures.grid` did not have to enlarge
 _OF_A_PAIR: Final = 200  # pixels at most
 _WIDEST: Final = 1200  # pixels; wider grids are made smaller, or the page would have tens of megabytes
@@ -75,6 +78,13 @@ def pair(
     return {"prompt": prompt, "pictures": list(zip(shown, rewards, passed, strict=True))}
 
 
+def breakable(name: str) -> str | Markup:
+    """A long name that may be broken between its parts, so that it is not broken within one."""
+    if len(name) <= _LONG:
+        return name
+    return Markup("<wbr>").join(re.split(r"(?<=[_:./])", name))
+
+
 def to_image(picture: torch.Tensor) -> Image.Image:
     """A picture, uint8 `(H, W, 3)`, as one of Pillow."""
     return Image.fromarray(picture.numpy())
@@ -97,6 +107,6 @@ def _environment() -> Environment:
     loader = PackageLoader("diffusion_gym.agents.report")
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
     helpers: dict[str, Callable[..., Any]] = {"number": number, "percent": percent, "change": change}
-    environment.filters.update(helpers)
+    environment.filters.update({**helpers, "breakable": breakable})
     environment.globals.update(helpers)
     return environment

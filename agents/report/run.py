@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from PIL import Image
 
-from diffusion_gym.agents.report.charts import Chart, Curve, line_chart, running_mean, window_for
+from diffusion_gym.agents.report.answers import answers
+from diffusion_gym.agents.report.charts import Chart, Curve, line_chart
 from diffusion_gym.agents.report.commands import quoted, train_command
 from diffusion_gym.agents.report.development import development
+from diffusion_gym.agents.report.numbers import number, running_mean, window_for
 from diffusion_gym.agents.report.render import Picture, pair, render, spread
 from diffusion_gym.agents.training.pictures import cells
 from diffusion_gym.agents.training.records import read_metrics
@@ -87,15 +89,17 @@ def write_report(folder: Path) -> Path:
     """
     run = Run.read(folder)
     rewards, window = run.column("reward_mean"), window_for(len(run.metrics))
+    queries, seconds = run.metrics[-1]["reward_queries"] if run.metrics else 0, sum(run.column("seconds"))
     text = render(
         "run.html.j2",
         run=run,
         at=quoted(folder),
-        queries=run.metrics[-1]["reward_queries"] if run.metrics else 0,
-        seconds=sum(run.column("seconds")),
+        queries=queries,
         window=window,
         in_training=(sum(rewards[:window]) / window, running_mean(rewards, window)[-1]) if rewards else None,
+        answers=answers(run.evaluation, queries, seconds),
         before_after=_before_after(run),
+        exploited=_exploited(run),
         charts=_charts(run),
         strip=_strip(run),
         development=development(folder, strict=run.column("success_mean") == rewards),
@@ -121,6 +125,18 @@ def _before_after(run: Run) -> dict[str, tuple[list[dict[str, Any]], list[Pictur
             models = zip(paths, ("pretrained", "tuned"), strict=True)
             shown[name] = ([], [Picture.of(path.read_bytes(), alt.format(model)) for path, model in models])
     return {name: entries for name, entries in shown.items() if any(entries)}
+
+
+def _exploited(run: Run) -> list[dict[str, Any]]:
+    """Pairs of pictures whose reward rose most while the probe fell, with what the probe says below."""
+    probe = (run.evaluation or {}).get("probe") or {"pictures": ()}
+    paths = [run.folder / "images" / f"exploited-{model}.png" for model in ("before", "after")]
+    if not probe["pictures"] or not all(path.is_file() for path in paths):
+        return []
+    pairs = _pairs(paths, probe)
+    for entry, row in zip(pairs, probe["pictures"], strict=True):
+        entry["prompt"] += f" · {probe['name']} {number(row['base_probe'])} → {number(row['probe'])}"
+    return pairs
 
 
 def _pairs(paths: Sequence[Path], described: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -220,7 +220,9 @@ def ddpo_sf(
         ValueError: `env` is no denoising environment, or an argument is out of its range.
     """
     policy = policy or GuidedPolicy.from_env(env)
-    return DDPOReinforce(policy=policy, optim=optim or AdamWFactory(OptimizerOptions(learning_rate)), **changes)
+    return DDPOReinforce(
+        policy=policy, optim=optim or AdamWFactory(OptimizerOptions(learning_rate=learning_rate)), **changes
+    )
 
 
 def ddpo_is(
@@ -259,5 +261,8 @@ def ddpo_is(
     denoising = denoising_policy(policy)
     critic = ValueCritic(denoising) if value_network else ZeroCritic(denoising.device)
     return DDPOPPO(
-        policy=policy, critic=critic, optim=optim or AdamWFactory(OptimizerOptions(learning_rate)), **settings
+        policy=policy,
+        critic=critic,
+        optim=optim or AdamWFactory(OptimizerOptions(learning_rate=learning_rate)),
+        **settings,
     )

@@ -14,6 +14,7 @@ import torch
 
 from diffusion_gym.agents.algorithms import Agent
 from diffusion_gym.agents.identity import fingerprint
+from diffusion_gym.agents.sharding import gathered
 from diffusion_gym.schemas import Count, Schema, checked, parse_checked
 from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata
 
@@ -60,10 +61,9 @@ class Checkpoints:
         path = self.folder / f"iteration-{progress.iteration:06d}.safetensors"
         agent.check_finite(progress.iteration)
         state = exact_json({**vars(progress), "model": _model(agent), "agent": agent.state()})
-        tensors = agent.tensors()  # in every process: what is spread over them is gathered
+        tensors = gathered(agent.tensors(), agent.processes)  # in every process
         if not agent.processes.main:
             return path
-        tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
         save_tensors(path, tensors, {"format": _FORMAT, "state": state, "sha256": checksum(tensors, state)})
         for old in self.paths()[: -self.keep]:
             old.unlink()
@@ -182,7 +182,7 @@ def _require_same_tensors(stored: Mapping[str, torch.Tensor], own: Mapping[str, 
 @contextmanager
 def _as_a_whole(agent: Agent) -> Iterator[None]:
     """Within this context an agent changes as a whole: after a failure it is as it was."""
-    tensors = {name: value.detach().cpu().clone() for name, value in agent.tensors().items()}
+    tensors = {name: _kept(value.detach()) for name, value in agent.tensors().items()}
     state = copy.deepcopy(agent.state())
     try:
         yield
@@ -190,6 +190,11 @@ def _as_a_whole(agent: Agent) -> Iterator[None]:
         agent.load_tensors(tensors)
         agent.load_state(state)
         raise
+
+
+def _kept(value: torch.Tensor) -> torch.Tensor:
+    """A copy on the host; of a tensor that is spread over processes, of this one's part where it is."""
+    return value.clone() if hasattr(value, "to_local") else value.cpu().clone()
 
 
 def _model(agent: Agent) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.checkpoint import Progress
 from diffusion_gym.agents.training.denoised_path import denoised_path
 from diffusion_gym.agents.training.pictures import compared_sheet, drop_pictures_after, png_bytes
@@ -22,6 +23,9 @@ from diffusion_gym.agents.training.records import append_record, drop_records_af
 from diffusion_gym.agents.training.sampling import DEVELOPMENT, finite_mean, sample
 from diffusion_gym.agents.training.tracking import Picture, Tracker
 from diffusion_gym.devices import require_memory
+from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.images import to_float
+from diffusion_gym.rewards import Reward, evaluate
 from diffusion_gym.schemas import parse_checked
 from diffusion_gym.storage import exact_json, load_tensors, save_tensors, tensors_metadata, write_bytes
 
@@ -100,6 +104,9 @@ class DevelopmentSet:
         seed: of the run.
         samples: the noises, N.
         paths: for how many of them the reward is computed at every step, M.
+        processes: that run the network in step, all of which sample then; the main one alone reads and writes.
+        probes: rewards by name that are evaluated on the same pictures and never trained on, to see over-optimisation
+            (DDPO, section 6.4).
 
     Raises:
         ValueError: `samples` is no multiple of `env.num_envs`, or more than memory holds.
@@ -110,7 +117,10 @@ class DevelopmentSet:
     seed: int = 0
     samples: int = 64
     paths: int = 16
+    processes: Processes = field(default_factory=Processes)
+    probes: Mapping[str, Reward] = field(default_factory=dict)
     _original: Samples | None = field(default=None, init=False)
+    _original_probes: dict[str, float | None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.samples % self.env.num_envs:
@@ -154,13 +164,15 @@ class DevelopmentSet:
             RewardError: the reward failed.
             ValueError: the run's prompts or reward paths are no longer those of the stored pictures.
         """
-        if any(row["iteration"] == progress.iteration for row in read_development(self._records)):
+        if self.processes.of_main(any(row["iteration"] == progress.iteration for row in self._read())):
             return True
         started = time.perf_counter()
         try:
             evaluation = self.evaluate(policy, stop)
         except _Stopped:
             return False
+        if not self.processes.main:
+            return True
         sheet = compared_sheet(
             evaluation.original.images,
             evaluation.current.images,
@@ -169,7 +181,7 @@ class DevelopmentSet:
             evaluation.current.prompts,
         )
         write_bytes(self.folder / "images" / f"development-{progress.iteration:06d}.png", png_bytes(sheet))
-        queries, summary = progress.reward_queries, evaluation.summary()
+        queries, summary = progress.reward_queries, {**evaluation.summary(), **self._probed(evaluation)}
         tracker.scalars(summary, queries, "development/")
         tracker.picture("development/pictures", np.asarray(sheet), queries)
         if self.paths:
@@ -183,16 +195,38 @@ class DevelopmentSet:
     @torch.no_grad()
     def evaluate(self, policy: DenoisingPolicy, stop: Callable[[], bool] = lambda: False) -> Evaluation:
         """Sample the noises with the policy, and once with the pretrained model; `stop` as for `track`."""
-        if self._original is None:
-            self._original = self._stored(policy, stop)
+        original = self._original or self._stored(policy, stop)
         current = self._sample(policy, stop)
-        original = self._original
+        self._original = original = original or current
         if current.prompts != original.prompts or current.path.shape != original.path.shape:
             raise ValueError(
                 f"{self._file} is of other prompts or sizes than this run's development set; delete it to have the "
                 "pretrained model sampled again"
             )
         return Evaluation(original, current)
+
+    def _read(self) -> list[dict[str, Any]]:
+        return read_development(self._records) if self.processes.main else []
+
+    def _probed(self, evaluation: Evaluation) -> dict[str, float | None]:
+        """The probes' means over the policy's pictures, `probe_NAME`, and the pretrained model's, `base_probe_NAME`."""
+        if self._original_probes is None:
+            self._original_probes = self._probe(evaluation.original)
+        now = {f"probe_{name}": mean for name, mean in self._probe(evaluation.current).items()}
+        return now | {f"base_probe_{name}": mean for name, mean in self._original_probes.items()}
+
+    def _probe(self, samples: Samples) -> dict[str, float | None]:
+        """The probes' means over pictures, but for those whose reward failed."""
+        base = cast(DenoisingVectorEnv, self.env.unwrapped)
+        metadata, means = base.prompt_set.metadata_of(samples.prompts), dict[str, float | None]()
+        for name, probe in self.probes.items():
+            scores = []
+            for first in range(0, self.samples, base.num_envs):
+                rows = slice(first, first + base.num_envs)
+                pictures = to_float(samples.images[rows].to(base.device))
+                scores.append(evaluate(probe, pictures, samples.prompts[rows], metadata[rows]).scores.cpu())
+            means[name] = _mean(torch.cat(scores)[samples.rewards.isfinite()])
+        return means
 
     @property
     def _records(self) -> Path:
@@ -202,13 +236,16 @@ class DevelopmentSet:
     def _file(self) -> Path:
         return self.folder / "development.safetensors"
 
-    def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
-        if not self._file.is_file():
+    def _stored(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples | None:
+        """The pretrained model's samples; None in a process that need not have them."""
+        if not self.processes.of_main(self._file.is_file()):
             with _pretrained(policy):
                 samples = self._sample(policy, stop)
+            if not self.processes.main:
+                return samples
             tensors = {"images": samples.images, "rewards": samples.rewards, "path": samples.path}
             save_tensors(self._file, tensors, {"prompts": exact_json(samples.prompts)})
-        return read_original(self._file)
+        return read_original(self._file) if self.processes.main else None
 
     def _sample(self, policy: DenoisingPolicy, stop: Callable[[], bool]) -> Samples:
         """Batch by batch, so that the latents of one alone are in memory."""
@@ -245,11 +282,12 @@ def read_original(path: Path) -> Samples:
 @contextmanager
 def _pretrained(policy: DenoisingPolicy) -> Iterator[None]:
     """Within this context the policy is the pretrained model, its denoised estimates included."""
-    tuned, policy.unet = policy.unet, policy.model.unet
+    tuned, policy.unet = policy.unet, policy.reference_network
     try:
         yield
     finally:
         policy.unet = tuned
+        policy.set_reference_aside()
 
 
 def _mean(values: torch.Tensor) -> float | None:

@@ -41,6 +41,9 @@ class EnvOptions:
     """What guidance pushes away from; by default the empty prompt."""
     text_encoder_device: str | None = None
     """Device of the text encoders, such as cpu; by default the model's. Each prompt is encoded once."""
+    embedding_cache: str | None = None
+    """A folder on disk that keeps what the text encoders make of prompts, for all runs and processes. All prompts to
+    train on are encoded at the start, and the text encoders leave memory."""
     reward: str | None = None
     """Another reward: a name, a reward server's http://host:port, module:attribute of your own code, or a weighted sum
     such as Aesthetic=1,Compressibility=0.1."""

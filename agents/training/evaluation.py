@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +11,20 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from diffusion_gym.agents.advantages import rows_by_prompt
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories
+from diffusion_gym.agents.training.changes import (
+    Probed,
+    change_interval,
+    diversity,
+    mean_interval,
+    probed,
+    rows_of,
+)
 from diffusion_gym.agents.training.pictures import save_grid
 from diffusion_gym.agents.training.sampling import EVALUATION, finite, finite_mean, sample
+from diffusion_gym.rewards import make_reward
 from diffusion_gym.storage import number_or_nan
 
 EVALUATION_SEED: Final = 1_000  # of a run, unless another is asked for
@@ -29,11 +39,15 @@ class Comparison:
         tuned: the policy's.
         base: the pretrained model's.
         kl: KL(policy || pretrained) summed over the steps, for the first samples, `(M,)`.
+        probed: what a reward that is not trained on makes of their pictures; None for none.
+        diversity: see `changes.diversity`; empty where it is not measured.
     """
 
     tuned: Trajectories
     base: Trajectories
     kl: torch.Tensor
+    probed: Probed | None = None
+    diversity: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Means with 95 % intervals, a row for each prompt, and what `save_pictures` shows."""
@@ -44,15 +58,39 @@ class Comparison:
             "reward_ci95": mean_interval(rewards),
             "base_reward_mean": finite_mean(self.base.rewards),
             "base_reward_ci95": mean_interval(base),
+            "reward_change_ci95": change_interval(self.tuned.rewards, self.base.rewards),
             "kl_to_base": float(self.kl.double().mean()),
+            **self.diversity,
         }
         if "success" in self.tuned.components:
             for prefix, part in (("", self.tuned), ("base_", self.base)):
                 result[f"{prefix}success"] = finite_mean(part.components["success"])
                 result[f"{prefix}success_ci95"] = share_interval(finite(part.components["success"]))
+            both = (part.components["success"] for part in (self.tuned, self.base))
+            result["success_change_ci95"] = change_interval(*both)
+        if self.probed is not None:
+            result["probe"] = self._probe(self.probed)
         result["prompts"] = self._by_prompt()
         result["shown"] = {"size": list(self.tuned.images.shape[1:3]), "pictures": self._shown()}
         return result
+
+    @property
+    def exploited(self) -> list[int]:
+        """The pictures whose reward rose most while the probe fell; none without a probe."""
+        return [] if self.probed is None else self.probed.exploited(self.tuned.rewards - self.base.rewards)
+
+    def _probe(self, probed: Probed) -> dict[str, Any]:
+        """What the probe says, and of the pictures that `save_pictures` shows."""
+        values = {"reward": self.tuned.rewards, "base_reward": self.base.rewards}
+        values |= {"probe": probed.tuned, "base_probe": probed.base}
+        return {
+            "name": probed.name,
+            "mean": finite_mean(probed.tuned),
+            "base_mean": finite_mean(probed.base),
+            "change_ci95": change_interval(probed.tuned, probed.base),
+            "size": list(self.tuned.images.shape[1:3]),
+            "pictures": rows_of(self.exploited, self.tuned.prompts, **values),
+        }
 
     def _shown(self) -> list[dict[str, Any]]:
         """Prompt and results of each picture in the grids, in their order."""
@@ -66,9 +104,9 @@ class Comparison:
 
     def _by_prompt(self) -> dict[str, dict[str, float]]:
         rows: dict[str, dict[str, float]] = {}
-        for prompt in sorted(set(self.tuned.prompts)):
-            chosen = torch.tensor([entry == prompt for entry in self.tuned.prompts])
-            row: dict[str, float] = {"samples": int(chosen.sum())}
+        for prompt, places in sorted(rows_by_prompt(self.tuned.prompts).items()):
+            chosen = torch.from_numpy(places)
+            row: dict[str, float] = {"samples": len(chosen)}
             for prefix, part in (("", self.tuned), ("base_", self.base)):
                 row[f"{prefix}reward"] = finite_mean(part.rewards[chosen])
                 if "success" in part.components:
@@ -78,7 +116,13 @@ class Comparison:
 
 
 def compare(
-    env: VectorEnv[Any, Any, Any], policy: DenoisingPolicy, samples: int, seed: int, *, kl_samples: int = 64
+    env: VectorEnv[Any, Any, Any],
+    policy: DenoisingPolicy,
+    samples: int,
+    seed: int,
+    *,
+    kl_samples: int = 64,
+    probe: str | None = None,
 ) -> Comparison:
     """Sample `samples` pictures from either model.
 
@@ -88,10 +132,17 @@ def compare(
         samples: pictures of each.
         seed: seed of the noise and the prompts; evaluation seeds never coincide with those of training.
         kl_samples: trajectories behind the KL divergence.
+        probe: a reward that is not trained on, which scores the pictures too; None for none.
+
+    Raises:
+        ValueError: an unknown probe.
     """
+    reward = None if probe is None else make_reward(probe)
     tuned = sample(env, policy, samples, (seed, EVALUATION))
     base = sample(env, policy, samples, (seed, EVALUATION), reference=True)
-    return Comparison(tuned, base, trajectory_kl(policy, tuned, min(kl_samples, len(tuned))))
+    kl = trajectory_kl(policy, tuned, min(kl_samples, len(tuned)))
+    scored = None if reward is None else probed(env, reward, tuned, base)
+    return Comparison(tuned, base, kl, scored, diversity(policy, tuned, base))
 
 
 @torch.no_grad()
@@ -124,6 +175,13 @@ def summary_text(result: dict[str, Any]) -> str:
                     f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
                 )
         lines.append(f"  KL to the pretrained model: {number_or_nan(part['kl_to_base']):.1f} nats a trajectory")
+        if "vendi" in part:
+            before, after = number_or_nan(part["base_vendi"]), number_or_nan(part["vendi"])
+            lines.append(f"  different pictures (Vendi score): {before:.1f} before, {after:.1f} after")
+        if probe := part.get("probe"):
+            before, after = number_or_nan(probe["base_mean"]), number_or_nan(probe["mean"])
+            told = f"{before:.3f} before, {after:.3f} after, change {_interval(probe['change_ci95'])}"
+            lines.append(f"  {probe['name']}, not trained on: {told}")
     return "\n".join(lines)
 
 
@@ -133,21 +191,17 @@ def _interval(bounds: Sequence[float | None]) -> str:
 
 
 def save_pictures(folder: Path, comparison: Comparison, prefix: str = "") -> None:
-    """Write `before.png` and `after.png`: the same noise, the pretrained model and the tuned policy."""
-    save_grid(folder / f"{prefix}before.png", comparison.base.images[:_SHOWN], columns=4)
-    save_grid(folder / f"{prefix}after.png", comparison.tuned.images[:_SHOWN], columns=4)
+    """Write the first pictures of both models from the same noise, and those whose reward rose while a probe fell.
 
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of a mean; the mean itself, twice, where nothing varies or there is nothing (NaN)."""
-    from scipy import stats
-
-    error = stats.sem(values) if len(values) > 1 else 0.0
-    if not error > 0:
-        mean = float(values.mean()) if len(values) else float("nan")
-        return mean, mean
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=error)
-    return float(low), float(high)
+    These are `before.png` and `after.png`, `exploited-before.png` and `exploited-after.png`.
+    """
+    places = comparison.exploited
+    for name, part in (("before", comparison.base), ("after", comparison.tuned)):
+        save_grid(folder / f"{prefix}{name}.png", part.images[:_SHOWN], columns=4)
+        if places:
+            save_grid(folder / f"{prefix}exploited-{name}.png", part.images[places], columns=4)
+        else:  # those of an earlier evaluation
+            (folder / f"{prefix}exploited-{name}.png").unlink(missing_ok=True)
 
 
 def share_interval(hits: np.ndarray) -> tuple[float, float]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from torch import nn
+
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.processes import Processes
+from diffusion_gym.agents.sharding import gathered_network
 from diffusion_gym.hub import MODEL_SOURCES
 from diffusion_gym.schemas import Schema, read_checked
 from diffusion_gym.storage import read_json, write_json
@@ -44,8 +48,23 @@ class Export(Schema):
         return f"{made}pipe.load_lora_weights({folder!r})"
 
 
-def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
+def exported_network(policy: DenoisingPolicy, processes: Processes) -> nn.Module | None:
+    """The network that `export_policy` writes in the main process; where it is spread over several, all of them call.
+
+    It is the policy's own, as long as adapters alone are written or the policy has it whole.
+    """
+    if policy.trainable == "lora" and hasattr(policy.model, "save_lora"):
+        return policy.unet
+    return gathered_network(policy, processes)
+
+
+def export_policy(policy: DenoisingPolicy, folder: Path, network: nn.Module | None = None) -> str:
     """Write what the policy has learned to `folder`: the adapters, or a full pipeline.
+
+    Args:
+        policy: the policy.
+        folder: where to.
+        network: of `exported_network`, where the policy's own is spread over processes.
 
     A model whose pipeline in diffusers loads no adapters, such as `DDPMPipeline`, is saved with them merged into its
     weights.
@@ -54,7 +73,7 @@ def export_policy(policy: DenoisingPolicy, folder: Path) -> str:
         The line of Python that loads it: the pretrained pipeline and `load_lora_weights` for adapters,
             `from_pretrained` for a full pipeline, with the dtype of the weights where that is not float32.
     """
-    unet, model = policy.unet, policy.model
+    unet, model = network or policy.unet, policy.model
     dtype = str(next(unet.parameters()).dtype).removeprefix("torch.")
     # A model of one's own has no files; that of a name is in the package or in the hub's cache.
     source = str(getattr(model, "files", ("",))[0])

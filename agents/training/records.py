@@ -28,6 +28,7 @@ class _Metrics(_Record):
     reward_queries: Count
     reward_mean: _Number
     seconds: _Number
+    images_per_second: _Number = None
     success_mean: _Number = None
     clip_fraction: _Number = None
     approx_kl: _Number = None

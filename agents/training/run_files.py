@@ -67,12 +67,31 @@ class _Grids(Schema):
     pictures: list[_Shown]
 
 
+class _Exploited(_Shown):
+    probe: _Number
+    base_probe: _Number
+
+
+class _Probe(Schema):
+    name: str
+    mean: _Number
+    base_mean: _Number
+    change_ci95: _Interval
+    size: Annotated[tuple[Positive, Positive], Strict(False)]
+    pictures: list[_Exploited]  # what `exploited-before.png` and `exploited-after.png` show
+
+
 class _Comparison(Schema):
     samples: Positive
     reward_mean: _Number
     reward_ci95: _Interval
     base_reward_mean: _Number
     base_reward_ci95: _Interval
+    reward_change_ci95: _Interval = (None, None)
+    success_change_ci95: _Interval = (None, None)
+    vendi: _Number = None
+    base_vendi: _Number = None
+    probe: _Probe | None = None
     kl_to_base: _Number
     success: _Number = None
     success_ci95: _Interval = (None, None)
@@ -85,7 +104,7 @@ class _Comparison(Schema):
     def _success_is_whole(self) -> _Comparison:
         """The four numbers of the success, and its two in each prompt's row, come together."""
         for part, count in ((self, 4), *((row, 2) for row in self.prompts.values())):
-            given = sorted(name for name in part.model_fields_set if "success" in name)
+            given = sorted(name for name in part.model_fields_set - {"success_change_ci95"} if "success" in name)
             if len(given) != (count if "success" in self.model_fields_set else 0):
                 raise ValueError(f"fields={given!r} are not all {count} of the success, or are more than the others'")
         return self

@@ -12,22 +12,25 @@ from typing import Any, Final, cast
 import torch
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward, agent_class
+from diffusion_gym.agents.encoding import encode_ahead
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.card import write_card
+from diffusion_gym.agents.training.changes import probe_for
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
 from diffusion_gym.agents.training.development import DevelopmentSet
 from diffusion_gym.agents.training.evaluation import compare, save_pictures
-from diffusion_gym.agents.training.export import export_policy
+from diffusion_gym.agents.training.export import export_policy, exported_network
 from diffusion_gym.agents.training.folders import check_out, content, holding
 from diffusion_gym.agents.training.profile import Profile
 from diffusion_gym.agents.training.records import read_metrics
 from diffusion_gym.agents.training.run_files import FORMAT, read_config
-from diffusion_gym.agents.training.settings import RunSettings, check_seed, make_env
+from diffusion_gym.agents.training.settings import RunSettings, check_seed, make_env, make_probes
 from diffusion_gym.agents.training.threads import check_threads, cores, prepare_process
 from diffusion_gym.agents.training.tracking import check_track
 from diffusion_gym.agents.training.trainer import Trainer
 from diffusion_gym.agents.training.trust import Seal, require_trust, run_claims, seal_of, write_seal
+from diffusion_gym.envs.checks import check_metadata
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.storage import write_json
 
@@ -169,9 +172,13 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     env = processes.together(lambda: make_env(settings, settings.rollout_batch, processes=processes))
     going_on = settings.resume and bool(Checkpoints(settings.out / "checkpoints").paths())
     agent = build_agent(settings, env, processes, going_on)
-    pictures = make_env(settings, _PICTURES, processes=processes) if processes.main else None
+    encode_ahead(agent.policy, cast(DenoisingVectorEnv, env.unwrapped).prompt_set.prompts, processes)
+    processes = agent.processes
+    samples = processes.main or processes.in_step
+    pictures = make_env(settings, _PICTURES, processes=processes) if samples else None
+    development = processes.together(lambda: _development(settings, processes) if samples else None)
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
-    trainer.development = _development(settings, processes)
+    trainer.development = development
     _begin(trainer, settings)
     trainer.profile = Profile(agent.policy.device) if settings.profile and processes.main else None
     try:
@@ -185,11 +192,13 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
         raise
     loading = ""
     failure: OSError | ValueError | None = None
+    with agent.averaged():
+        network = exported_network(agent.policy, processes)
     if processes.main:
         try:
             _write_profile(trainer)
             with agent.averaged():
-                loading = export_policy(agent.policy, settings.out / "model")
+                loading = export_policy(agent.policy, settings.out / "model", network)
             write_card(settings.out)
         except (OSError, ValueError) as error:  # the second is a damaged file that the card would tell of
             failure = error
@@ -229,13 +238,18 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet | None:
-    """The development set of the main process, in the largest batches that fit it and are no more than the grids'."""
-    if not processes.main or not settings.development_interval:
+    """The development set, in the largest batches that fit it and are no more than the grids'."""
+    if not settings.development_interval:
         return None
     samples = settings.development_samples
     batch = max(size for size in range(1, _PICTURES + 1) if samples % size == 0)
-    env = make_env(settings, batch, processes=processes)
-    return DevelopmentSet(env, settings.out, settings.seed, samples, settings.development_paths)
+    env, probes = make_env(settings, batch, processes=processes), make_probes(settings)
+    prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
+    for name, probe in probes.items():
+        check_metadata(probe, prompts, prompts.prompts, f"probes={name!r}, prompts={prompts.name!r}")
+    together = processes if processes.in_step else Processes()
+    paths = settings.development_paths
+    return DevelopmentSet(env, settings.out, settings.seed, samples, paths, together, probes)
 
 
 def _killed_early(trainer: Trainer) -> bool:
@@ -266,6 +280,7 @@ def evaluate_run(
     trust: bool = False,
     token_to: tuple[str, ...] | None = None,
     reward_seconds: float | None = None,
+    probe: str | None = None,
 ) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the pretrained model; writes `eval.json` and pictures.
 
@@ -277,6 +292,8 @@ def evaluate_run(
         trust: go on though the folder was not made here.
         token_to: the only addresses that get the tokens of the environment; None leaves it at what the folder may.
         reward_seconds: what one call of the reward may take; None leaves it at the run's own limit.
+        probe: a reward that is not trained on, to see what the training exploited; `none` for none, None for the
+            size as a JPEG, unless that is what the run trains on.
 
     Returns:
         The content of `eval.json`; `held_out` has the same numbers for prompts that training never saw, where the
@@ -296,7 +313,7 @@ def evaluate_run(
     progress = Checkpoints(folder / "checkpoints").load(agent)
     result = {"env": settings.env, "agent": settings.agent, "seed": seed, **vars(progress)}
     with agent.averaged():
-        comparison = compare(env, agent.policy, samples, seed)
+        comparison = compare(env, agent.policy, samples, seed, probe=probe_for(env, probe))
         result |= comparison.summary()
         save_pictures(folder / "images", comparison)
         prompts = cast(DenoisingVectorEnv, env.unwrapped).prompt_set

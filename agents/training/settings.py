@@ -17,11 +17,14 @@ from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.env_options import EnvOptions
 from diffusion_gym.agents.training.presets import PRESETS, Preset, default_preset
+from diffusion_gym.agents.training.reward_options import check_no_secrets, parse_keywords
 from diffusion_gym.agents.training.run_files import FORMAT
 from diffusion_gym.agents.training.schedule import Schedule
 from diffusion_gym.agents.training.tracking import Track
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import closest_name, unknown_name
+from diffusion_gym.rewards import Reward, make_reward
+from diffusion_gym.rewards.time_limit import limited
 from diffusion_gym.rewards.tokens import tokens_only_to
 from diffusion_gym.schemas import Schema, checked, options_schema
 
@@ -41,11 +44,11 @@ class RunSettings(Schedule):
     """Train an agent on a denoising environment and write a run folder."""
 
     env: str = tyro.MISSING
-    """Environment id, such as DiffusionDenoise-Shapes-Composition; `diffusion-gym envs` lists them."""
+    """Environment id, such as DiffusionDenoise-Shapes-Composition-v0; `diffusion-gym envs` lists them."""
     out: Path = tyro.MISSING
     """The run folder; it must be new, unless --resume is given."""
     agent: str = "ddpo_is"
-    """The agent."""
+    """The agent: a name, or module:Class of your own."""
     seed: int = 0
     """All randomness of the run derives from it."""
     preset: str | None = None
@@ -56,6 +59,11 @@ class RunSettings(Schedule):
     """CPU threads of torch; 0 leaves torch's own choice."""
     track: Track = "tensorboard"
     """Where numbers and pictures are shown while it trains: TensorBoard; W&B as well with `wandb`; or nowhere."""
+    probes: tuple[str, ...] = ()
+    """Rewards, by name, that are evaluated on the development pictures and never trained on: where the reward rises and
+    these fall, it is over-optimised."""
+    probe_kwargs: dict[str, str] | None = None
+    """Keywords of the probes: a probe's name and a JSON object in turn, such as CLIPScore '{"clip": "models/clip"}'."""
     profile: bool = False
     """Say at the end where an iteration's time went, and write a trace of one."""
     resume: bool = False
@@ -76,6 +84,14 @@ class RunSettings(Schedule):
         check_seed(self.seed)
         if self.rollout_batch < 1:
             raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
+        check_no_secrets(parse_keywords(self.probe_kwargs or {}))
+        if self.probes and not self.development_interval:
+            raise ValueError(
+                f"probes={self.probes!r} are evaluated on the development set, which this run has not; give "
+                "development_every (--development-every 10), or leave them out"
+            )
+        if len(set(self.probes)) < len(self.probes):
+            raise ValueError(f"probes={self.probes!r} names a reward twice; give each once")
         if self.resume_from_older and not self.resume:
             raise ValueError("resume_from_older=True is for a run that goes on; give --resume too")
 
@@ -136,18 +152,23 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "development_samples": 64,
         "development_paths": 16,
         "track": "tensorboard",
+        "probes": (),
+        "probe_kwargs": None,
         "env_options.noisy_steps": None,
         "env_options.revision": None,
         "env_options.height": None,
         "env_options.width": None,
         "env_options.negative_prompt": None,
         "env_options.text_encoder_device": None,
+        "env_options.embedding_cache": None,
         "env_options.variant": None,
         "env_options.reward_kwargs": None,
         "env_options.reward_seconds": None,
+        "agent_options.optimizer": "adamw",
         "agent_options.lora_alpha": None,
         "agent_options.lora_targets": None,
         "agent_options.init_from": None,
+        "agent_options.sharding": "none",
         "agent_options.renoise": False,
         "agent_options.group_size": 1,  # of reward-weighted regression
         "agent_options.reward_deviation": "own",
@@ -161,6 +182,8 @@ ADDED: Final[Mapping[str, Mapping[str, Any]]] = {
         "agent_options.shared_noise": False,
         "agent_options.rollout_scheduler": None,
         "agent_options.rollout_steps": None,
+        "agent_options.reward_floors": (),
+        "agent_options.floor_step": 0.1,
     }
 }
 
@@ -227,7 +250,7 @@ def check_option_names(args: Sequence[str], settings: RunSettings) -> None:
             continue
         meant = " or ".join(_meant(option, known))
         hint = f"; did you mean {meant}?" if meant else ";"
-        raise ValueError(f"{option} is no option of train{hint} `diffusion-gym train --help` lists them")
+        raise ValueError(f"{option} is no option of train{hint} `diffusion-gym train --help-all` lists them")
 
 
 def _meant(option: str, known: Sequence[str]) -> list[str]:
@@ -331,6 +354,8 @@ def make_env(
                 f"runs on {processes.device}; leave --env.device out"
             )
         keywords["device"] = str(processes.device)
+        if settings.agent_options.sharding != "none" and processes.device.type != "cpu":
+            keywords["network_device"] = "cpu"  # no GPU need hold it whole
     if prompts is not None:
         keywords["prompts"] = prompts
     keywords["autoreset_mode"] = AutoresetMode.DISABLED.value
@@ -342,3 +367,22 @@ def make_env(
             raise
         told = f"env={settings.env!r} is no denoising environment ({error}); `diffusion-gym envs` lists them"
         raise ValueError(told) from error
+
+
+def make_probes(settings: RunSettings) -> dict[str, Reward]:
+    """The rewards of a run that are evaluated and never trained on, by name.
+
+    Raises:
+        ValueError: an unknown reward, or keywords that are not those of a probe.
+    """
+    keywords, found = parse_keywords(settings.probe_kwargs or {}), dict[str, Reward]()
+    for name, given in keywords.items():
+        if name not in settings.probes:
+            raise ValueError(unknown_name("probe_kwargs", name, list(settings.probes)))
+        if not isinstance(given, Mapping):
+            raise ValueError(f"probe_kwargs: {name!r} has {given!r}; give a JSON object of its keywords")
+    with tokens_only_to(settings.token_to):
+        for name in settings.probes:
+            made = make_reward(name, **keywords.get(name, {}))
+            found[name] = limited(made, settings.env_options.reward_seconds)
+    return found

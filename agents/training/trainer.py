@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -15,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from diffusion_gym.agents.algorithms import Agent, NoUsableReward
-from diffusion_gym.agents.processes import PeerFailed, Processes
+from diffusion_gym.agents.processes import PeerFailed, Processes, peers
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.agents.streams import stream
 from diffusion_gym.agents.training.checkpoint import Checkpoints, Progress
@@ -24,6 +25,7 @@ from diffusion_gym.agents.training.ending import Ending
 from diffusion_gym.agents.training.folders import holding
 from diffusion_gym.agents.training.pictures import drop_pictures_after, save_grid
 from diffusion_gym.agents.training.profile import Profile
+from diffusion_gym.agents.training.progress import ProgressLine, duration, estimated_seconds
 from diffusion_gym.agents.training.records import append_record, drop_records_after, read_metrics
 from diffusion_gym.agents.training.sampling import GRIDS, TRAINING
 from diffusion_gym.agents.training.schedule import Schedule
@@ -46,8 +48,9 @@ class Trainer:
         out: the run folder: `metrics.jsonl`, `checkpoints/`, `images/`, `tensorboard/`.
         schedule: how long, and what to write.
         seed: all randomness of the run derives from it.
-        pictures_env: a small vector environment for the picture grids; None for no pictures.
-        progress: show a progress bar.
+        pictures_env: a small vector environment for the picture grids; None for no pictures. With `sharding` every
+            process needs one, else the main one alone; the same of `development`.
+        progress: say what the run will take, and show how far it is.
         development: the development set of the main process; None for none.
         track: where numbers and pictures are shown: `tensorboard`; `wandb`, which is both; or `none`.
         profile: times the iterations; None for none.
@@ -74,11 +77,20 @@ class Trainer:
         if self.env.num_envs % group:
             raise ValueError(f"group_size={group} must divide the rollout's batch, num_envs={self.env.num_envs}")
         self.agent.check_env(self.env)
+        self.agent.floors.check_env(self.env)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.schedule.keep_checkpoints)
         self.done = Progress()
         self.processes = self.agent.processes
         self.processes.share(self.schedule.samples_per_iteration // self.env.num_envs)
         self.ending = Ending()
+        if self.processes.in_step:
+            for name in ("pictures_env", "development"):
+                self._require_in_all(name)
+
+    def _require_in_all(self, name: str) -> None:
+        """Refuse what one process has and another lacks, where all run the network in step."""
+        if len({*self.processes.gather_json(getattr(self, name) is not None)}) > 1:
+            raise ValueError(f"{name} is None in some processes only, but sharding has all sample; give it in all")
 
     @property
     def finished(self) -> bool:
@@ -100,7 +112,8 @@ class Trainer:
             FileExistsError: another process trains in the run folder.
             NoUsableReward: an iteration without one finite reward.
             RewardError: the reward failed.
-            PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before.
+            PeerFailed: another process failed while sampling. In all three cases a checkpoint holds the state before,
+                unless the processes run a network in step, which one that failed has left.
             KeyboardInterrupt: a second Ctrl-C, or a reward that does not answer to a run that is to end. If that was
                 while sampling, the same holds.
             OSError: a checkpoint could not be written.
@@ -130,14 +143,17 @@ class Trainer:
             drop_pictures_after(self.out / "images", "iteration", self.done.iteration)
             if self.development is not None:
                 self.development.go_back(self.done.iteration)
-        with self._tracker() as tracker, self._bar() as bar, self.ending.listening(self._say):
+        gone = peers() if self.processes.in_step else nullcontext()  # which shows in any call of the network
+        with gone, self._tracker() as tracker, self._line() as line, self.ending.listening(self._say):
+            started = time.perf_counter()
             if not self.done.iteration or self._pictures_due:  # a kill may have come between checkpoint and pictures
                 self._pictures()
+            self._estimate(time.perf_counter() - started)
             self._develop(tracker)
             try:
                 while not self._reached(until) and not self._asked_to_stop():
                     with self._profiled():
-                        self._iterate(tracker, bar)
+                        self._iterate(tracker, line)
             except NoUsableReward as error:  # in every process, before the agent has changed
                 self._save()
                 self.processes.agree(error)  # raises it; of several processes one tells
@@ -160,14 +176,14 @@ class Trainer:
         ahead = self.schedule.total_reward_queries - self.done.reward_queries
         return self.profile.iteration(last=ahead <= self.schedule.samples_per_iteration)
 
-    def _iterate(self, tracker: Tracker, bar: Any) -> None:
+    def _iterate(self, tracker: Tracker, line: ProgressLine) -> None:
         started = time.perf_counter()
         path = (self.seed, TRAINING, self.done.iteration)
         with self.agent.noise_window(path):
             trajectories = self._sample(path)
             sampled = time.perf_counter() - started
             self.agent.fraction_done = min(1.0, self.done.reward_queries / self.schedule.total_reward_queries)
-            updated = self.agent.update(trajectories, np.random.default_rng(stream(path, "update")))
+            updated = self.agent.learn(trajectories, np.random.default_rng(stream(path, "update")))
         self.agent.check_finite(self.done.iteration + 1, updated)
         number = self.schedule.samples_per_iteration
         self.done = Progress(self.done.iteration + 1, self.done.reward_queries + number)
@@ -183,8 +199,7 @@ class Trainer:
         if self.processes.main:
             append_record(self._metrics, record)
             tracker.scalars(record, self.done.reward_queries)
-        bar.update(number)
-        bar.set_postfix_str(f"reward {record['reward_mean']:.3f}, {record['images_per_second']:.1f} images/s")
+        line.update(number, record["reward_mean"], record["images_per_second"])
         if self.done.iteration % self.schedule.checkpoint_every == 0:
             self._save()
         if self._pictures_due:
@@ -198,7 +213,12 @@ class Trainer:
         return self._together(lambda: self.agent.sample(self.env, number, path))
 
     def _together(self, act: Callable[[], T]) -> T:
-        """What `act` gives; when it fails in one process, all of them raise instead of waiting for it."""
+        """What `act` gives; when it fails in one process, all of them raise instead of waiting for it.
+
+        Where they run a network in step, they learn of it by losing the connection as that process ends.
+        """
+        if self.processes.in_step:
+            return act()
         try:
             return self.processes.together(act)
         except BaseException:  # in every process, the agent being that of the last iteration
@@ -225,14 +245,36 @@ class Trainer:
             return Tracker()
         return open_tracker(self.track, self.out, self.done.reward_queries)
 
-    def _bar(self) -> Any:
+    @property
+    def _shown(self) -> bool:
+        return self.progress and self.processes.main
+
+    def _line(self) -> ProgressLine:
         asked, planned = self.schedule.total_reward_queries, self.schedule.planned_reward_queries
-        shown = self.progress and self.processes.main
-        if shown and planned != asked:
+        if self._shown and planned != asked:
             size = self.schedule.samples_per_iteration
             print(f"total_reward_queries={asked} is rounded up to {planned}, whole iterations of {size}", flush=True)
-        done = self.done.reward_queries
-        return tqdm(total=planned, initial=done, unit="image", disable=not shown, dynamic_ncols=True)
+        return ProgressLine(planned, self.done.reward_queries, shown=self._shown)
+
+    def _estimate(self, seconds: float) -> None:
+        """Say what the run will take: by its last iteration or, of a new run, by the first grid of pictures.
+
+        Args:
+            seconds: that the grid took.
+        """
+        size, planned = self.schedule.samples_per_iteration, self.schedule.planned_reward_queries
+        ahead = planned - self.done.reward_queries
+        if not self._shown or ahead <= 0:
+            return
+        rows = read_metrics(self._metrics)
+        if rows and (rate := rows[-1].get("images_per_second")):
+            needed = ahead / rate
+        elif self.pictures_env is not None:
+            needed = estimated_seconds(ahead, seconds / self.pictures_env.num_envs, self.agent.config)
+        else:
+            return
+        iterations = f"{ahead // size:,} iteration{'' if ahead == size else 's'}"
+        tqdm.write(f"{ahead:,} images to score, {iterations}: about {duration(needed)}", file=sys.stderr)
 
     @property
     def _pictures_due(self) -> bool:
@@ -241,12 +283,15 @@ class Trainer:
     def _pictures(self) -> None:
         """A grid of pictures from noise that is the same at every call; the other processes wait."""
         path = self.out / "images" / f"iteration-{self.done.iteration:06d}.png"
+        takes_part = self.processes.main or self.processes.in_step
+        there = self.processes.of_main(path.exists()) if self.processes.in_step else path.exists()
 
         def draw() -> None:
-            if self.processes.main and (env := self.pictures_env) is not None and not path.exists():
+            if takes_part and (env := self.pictures_env) is not None and not there:
                 with self.agent.averaged():
                     shown = collect_many(env, self.agent.policy, env.num_envs, (self.seed, GRIDS))
-                    save_grid(path, shown.images)
+                    if self.processes.main:
+                        save_grid(path, shown.images)
 
         with span("pictures", whole=True):
             self._together(draw)
@@ -257,10 +302,12 @@ class Trainer:
         if not every or not self.done.iteration or (self.done.iteration % every and not self.finished):
             return
 
+        stop = self._asked_to_stop if self.processes.in_step else lambda: self.ending.asked
+
         def evaluate() -> None:
             if self.development is not None:
                 with self.agent.averaged():
-                    done = self.development.track(self.agent.policy, self.done, tracker, lambda: self.ending.asked)
+                    done = self.development.track(self.agent.policy, self.done, tracker, stop)
                 if not done:
                     self._say("The development set is not evaluated now; --resume catches up on it.")
 

@@ -41,7 +41,9 @@ _KEY_BYTES: Final = 32
 _SHOWN, _WIDTH = 20, 160  # lines of a list, and characters of a line
 _PLAIN: Final = re.compile(r"\w[\w.-]*(:\d+)?", re.ASCII)
 # Keywords of rewards whose text is a choice, or said to a model: no path, no address.
-_TEXTS: Final = frozenset({"device", "dtype", "image_format", "mode", "prefix", "question", "reference", "vlm_model"})
+_TEXTS: Final = frozenset(
+    {"device", "dtype", "image_format", "mode", "prefix", "question", "reference", "rule", "vlm_model"}
+)
 _WRITTEN: Final = frozenset({"cache", "z_scores"})
 
 
@@ -184,12 +186,13 @@ def _options(prefix: str, values: Mapping[str, Any], *kinds: Any) -> Iterator[Cl
     """What options name: every text that is no choice of its type in a dataclass, by the rule of its option."""
     for name, value in values.items():
         option = prefix + name
-        if option == "env.reward_kwargs":
+        if option in ("env.reward_kwargs", "probe_kwargs"):
             given = {} if value is None else checked(dict[str, Any], value, option, "give names and values")
             yield from _keywords(option, parse_keywords(given))
-        elif option == "env.reward":
-            for source in reward_sources(value) if isinstance(value, str | Mapping) else _texts_in(value):
-                yield from _reward(option, source)
+        elif option in ("env.reward", "probes"):
+            for part in [value] if isinstance(value, str | Mapping) else _texts_in(value):
+                for source in reward_sources(part):
+                    yield from _reward(option, source)
         elif option in _RULES:
             for text in _texts_in(value):
                 yield from _RULES[option](option, text)
@@ -256,6 +259,10 @@ def _prompts(option: str, text: str) -> Iterator[Claim]:
         yield Claim("read", f"{text}, whose lines go to the reward", option)
 
 
+def _written(option: str, text: str) -> Iterator[Claim]:
+    yield Claim("write", text, option)
+
+
 def _track(option: str, text: str) -> Iterator[Claim]:
     if text not in ("tensorboard", "none"):
         yield Claim("contact", f"{text}, sending pictures and numbers", option)
@@ -291,7 +298,9 @@ _RULES: Final[Mapping[str, Callable[[str, str], Iterator[Claim]]]] = {
     "device": _plain,
     "env.model": _model,
     "env.prompts": _prompts,
+    "env.embedding_cache": _written,
     **{f"env.{name}": _plain for name in ("device", "dtype", "log_prob_reduction", "revision", "sampler", "variant")},
+    "env.text_encoder_device": _plain,
 }
 
 

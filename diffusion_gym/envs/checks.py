@@ -13,7 +13,7 @@ from diffusion_gym.devices import to_device
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import Reward
-from diffusion_gym.rewards.base import needed_metadata, reward_name
+from diffusion_gym.rewards.base import check_prompt, needed_metadata, reward_name
 from diffusion_gym.storage import json_text
 
 _OPTIONS = ["prompt", "latents", "reset_mask"]
@@ -26,6 +26,20 @@ def named_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
             return choice
     known = ", ".join(repr(getattr(choice, "value", choice)) for choice in choices)
     raise ValueError(f"{name}={value!r} must be one of {known}")
+
+
+def check_render_mode(render_mode: Any) -> Any:
+    """None or `rgb_array`.
+
+    Raises:
+        ValueError: another mode, such as `human`, whose window Gymnasium opens for `gym.make` alone.
+    """
+    try:
+        return named_choice("render_mode", render_mode, [None, "rgb_array"])
+    except ValueError as error:
+        if render_mode != "human":
+            raise
+        raise ValueError(f"{error}; gym.make with render_mode='human' shows one environment in a window") from None
 
 
 def check_num_envs(num_envs: Any) -> int:
@@ -128,7 +142,7 @@ def check_reset_mask(mask: Any, num_envs: int) -> np.ndarray:
 
 
 def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str], argument: str) -> None:
-    """Refuse prompts whose metadata lack a key that the reward needs, before a picture is made for them.
+    """Refuse prompts that the reward cannot judge, as for a key that their metadata lack, before a picture is made.
 
     Args:
         reward: the reward.
@@ -140,13 +154,19 @@ def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str]
         ValueError: the reward, the key, the first prompt that lacks it and what to write.
     """
     needed = needed_metadata(reward)
-    for prompt, told in zip(prompts, prompt_set.metadata_of(prompts) if needed else (), strict=False):
+    if not needed and not hasattr(reward, "check_prompt"):
+        return
+    for prompt, told in zip(prompts, prompt_set.metadata_of(prompts), strict=True):
         if lacking := [key for key in needed if key not in told]:
             raise ValueError(
                 f"reward={reward_name(reward)!r} needs {lacking[0]!r} in the metadata of each prompt, and {argument}: "
                 f"{prompt!r} has {', '.join(map(repr, told)) or 'none'}; give a .jsonl file with lines such as "
                 f'{{"prompt": {json_text(prompt)}, {json_text(lacking[0])}: ...}} (docs/prompts.md)'
             )
+        try:
+            check_prompt(reward, prompt, told)
+        except ValueError as error:
+            raise ValueError(f"reward={reward_name(reward)!r} with {argument}: {error}") from error
 
 
 def check_latents(latents: Any, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -29,7 +29,11 @@ def register_all() -> None:
         if id_ not in gym.registry:
             gym.register(
                 id=id_,
-                entry_point="diffusion_gym.envs.single:DenoisingEnv",
+                entry_point="diffusion_gym.envs.denoising:DenoisingEnv",
                 vector_entry_point="diffusion_gym.envs.vector:DenoisingVectorEnv",
                 kwargs=kwargs,
+                # The environment refuses steps out of order by itself, and the tests check its spaces: without
+                # Gymnasium's two wrappers `gym.make` gives the environment itself, whose `help` is its own.
+                order_enforce=False,
+                disable_env_checker=True,
             )

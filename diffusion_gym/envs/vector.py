@@ -29,10 +29,12 @@ from diffusion_gym.envs.checks import (
     check_metadata,
     check_num_envs,
     check_options,
+    check_render_mode,
     check_seeds,
     merged,
     named_choice,
 )
+from diffusion_gym.envs.description import description
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.images import to_uint8
 from diffusion_gym.models import OPTIONS, DenoisingModel, load_model, sampling_table, torch_dtype
@@ -99,7 +101,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.num_envs = check_num_envs(num_envs)
         self.autoreset_mode = AutoresetMode(named_choice("autoreset_mode", autoreset_mode, list(AutoresetMode)))
         self.output = named_choice("output", output, ["torch", "numpy"])
-        self.render_mode = named_choice("render_mode", render_mode, [None, "rgb_array"])
+        self.render_mode = check_render_mode(render_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         # Everything cheap is checked before weights are looked for.
         _check_known(options)
@@ -133,6 +135,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._worker: RewardWorker | None = None
         self._deferred: list[Future[RewardOutput]] = []
         self._forget()
+        self.__doc__ = description(self)  # what `help(env)` shows
 
     def _check_metadata(self, prompts: PromptSet) -> None:
         check_metadata(self.reward, prompts, (*prompts.prompts, *prompts.held_out), f"prompts={prompts.name!r}")
@@ -211,8 +214,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 infos = self._restart(ended, infos)
         self._done = ended if self.autoreset_mode != AutoresetMode.SAME_STEP else np.zeros_like(ended)
-        never = np.zeros(self.num_envs, dtype=bool)
-        return self._observe(), self._out(rewards), self._flags(ended), self._flags(never), infos
+        return self._observe(), self._out(rewards), self._flags(ended), self._flags(np.zeros_like(ended)), infos
 
     def skip_to_last_step(self) -> None:
         """Put every running episode before its last step, so that the next action is x_0."""
@@ -328,9 +330,8 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             full = torch.zeros(self.num_envs, *part.shape[1:], dtype=part.dtype, device=self.device)
             return self._out(full.index_copy(0, rows, part.to(self.device)))
 
-        components = {name: spread(value) for name, value in result.info.items()}
-        found = {"image": spread(pictures), "reward_components": self._with_masks(components, ended)}
-        return self._with_masks(found, ended)
+        components = self._with_masks({name: spread(value) for name, value in result.info.items()}, ended)
+        return self._with_masks({"image": spread(pictures), "reward_components": components}, ended)
 
     def _restart(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
         """Move what belongs to the finished episodes to `final_obs` and `final_info`, and reset them."""

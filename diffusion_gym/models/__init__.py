@@ -21,7 +21,13 @@ from diffusion_gym.storage import read_json
 
 # These import diffusers or peft, so they wait for their first use. A family imports no heavy library at its top.
 _HEAVY: Final = {"initial", "lora", "solvers"}
-_LOADED: Final = ("revision", "variant", "text_encoder_device")  # options by which weights are loaded
+_LOADED: Final = (
+    "revision",
+    "variant",
+    "text_encoder_device",
+    "embedding_cache",
+    "network_device",
+)  # options by which weights are loaded
 _SHARED: Final = ("height", "width", "negative_prompt")  # by which models differ that share their weights
 OPTIONS: Final = (*_LOADED, *_SHARED)
 _CACHE: Final = ModelCache()
@@ -49,9 +55,11 @@ def load_model(
         device: where its weights go.
         dtype: `float32`, `bfloat16` or `float16`.
         model_kwargs: those of `OPTIONS`: `revision`, the branch, tag or commit of a hub id; `variant`, such as `fp16`,
-            the weight files to take where there are several; `text_encoder_device`, by default the model's; `height`
-            and `width` of its pictures in pixels, by default the pipeline's; `negative_prompt`, which guidance pushes
-            away from, by default the empty one.
+            the weight files to take where there are several; `text_encoder_device`, by default the model's;
+            `embedding_cache`, a folder that keeps the embeddings of prompts, by default none; `network_device`, where
+            the network of a pipeline is loaded that sharding spreads over processes from there; `height` and `width`
+            of its pictures in pixels, by default the pipeline's; `negative_prompt`, which guidance pushes away from,
+            by default the empty one.
 
     Raises:
         ValueError: an unknown name, device, dtype or pipeline class; an option that is unknown or not the model's; or
@@ -114,19 +122,20 @@ def _load(model: str, device: torch.device, dtype: torch.dtype, chosen: Mapping[
         if "/" not in model and not Path(model).is_dir():
             raise ValueError(unknown_name("model", model, MODELS.names()) + "; or pass a directory or a hub id")
         loader = _model_class(model, chosen.get("revision"))
-        _refuse_foreign(model, loader, chosen)
-        found: DenoisingModel = loader(model, device=device, dtype=dtype, **chosen)
+        found: DenoisingModel = loader(model, device=device, dtype=dtype, **_accepted(model, loader, chosen))
         return found
-    _refuse_foreign(model, MODELS[model], chosen)
-    return MODELS[model](device=device, dtype=dtype, **chosen)
+    return MODELS[model](device=device, dtype=dtype, **_accepted(model, MODELS[model], chosen))
 
 
-def _refuse_foreign(model: str, loader: Any, chosen: Mapping[str, Any]) -> None:
-    """Refuse an option that a loader does not have."""
+def _accepted(model: str, loader: Any, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, none of which a loader may lack, but for the way that a large network takes to its device."""
     parameters = inspect.signature(loader).parameters
+    if "network_device" not in parameters:
+        chosen = {name: value for name, value in chosen.items() if name != "network_device"}
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         if foreign := [name for name in chosen if name not in parameters]:
             raise ValueError(f"model_kwargs={foreign[0]!r} is no option of model={model!r}; leave it out")
+    return chosen
 
 
 def _model_class(model: str, revision: str | None) -> Any:

@@ -27,6 +27,7 @@ class Checkpoint:
         variant: such as `fp16`: the weight files to take where a part has them.
         name: what the user calls it, for errors.
         text_device: where text encoders go; `device` by default.
+        network_device: where the network that trains goes, a `unet` or `transformer`; `device` by default.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class Checkpoint:
     variant: str | None = None
     name: str = ""
     text_device: torch.device | None = None
+    network_device: torch.device | None = None
 
     @property
     def index(self) -> dict[str, Any]:
@@ -73,11 +75,16 @@ class Checkpoint:
         }
         with quiet():
             network = load_network(kind, self.folder, argument=f"model={self.name!r}", part=part, **options)
-        device = (self.text_device or self.device) if part.startswith("text_encoder") else self.device
+        device = self._place(part)
         # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
         flat = device.type == "cpu" and all(weight.ndim < 5 for weight in network.parameters())
         layout = torch.channels_last if flat else torch.preserve_format
         return network.to(device, memory_format=layout).requires_grad_(False).eval()
+
+    def _place(self, part: str) -> torch.device:
+        if part.startswith("text_encoder"):
+            return self.text_device or self.device
+        return (self.network_device or self.device) if part in ("unet", "transformer") else self.device
 
     def tokenizer(self, kind: Any, part: str) -> Any:
         """The tokenizer in sub-folder `part`, of a class of transformers.

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from diffusion_gym.hub import MODEL_SOURCES, located, located_file
 from diffusion_gym.images import to_unit
 from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
+from diffusion_gym.models.embedding_store import EmbeddingStore, TextEncoders
 from diffusion_gym.models.embeddings import guidance_embedding
 from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
 from diffusion_gym.models.quiet import quiet
@@ -47,6 +48,9 @@ class LatentModel:
         revision: branch, tag or commit of a hub id.
         variant: such as `fp16`, the weight files to take where there are several.
         text_encoder_device: where the text encoders go; `device` by default.
+        embedding_cache: a folder in which the embeddings of prompts are kept; by default none is.
+        network_device: where the network that trains is loaded, to be spread over processes from there; `device` by
+            default.
 
     Raises:
         FileNotFoundError: `source` is neither a pipeline directory nor at hand from the hub.
@@ -89,6 +93,8 @@ class LatentModel:
         revision: str | None = None,
         variant: str | None = None,
         text_encoder_device: str | None = None,
+        embedding_cache: str | None = None,
+        network_device: str | None = None,
     ) -> None:
         parts = [*self._present(str(source), revision), "scheduler"]
         folder = located(str(source), parts, revision=revision, variant=variant)
@@ -99,7 +105,8 @@ class LatentModel:
         self.default_prompts = default_prompts
         self.negative_prompt = ""
         with quiet():
-            checkpoint = Checkpoint(folder, device, dtype, variant, self.name, self.text_device)
+            network = device if network_device is None else device_called(network_device)
+            checkpoint = Checkpoint(folder, device, dtype, variant, self.name, self.text_device, network)
             self.index = checkpoint.index
             check_index(self.name, self.index, self.INDEX)
             check_parts(self.name, folder, self.FIELDS)
@@ -109,11 +116,13 @@ class LatentModel:
                 setattr(self, part, self.parts.setdefault(part, None))
             self.unet = self.parts[self.NETWORK]
             self._prepare()
+            self.text_encoders = TextEncoders(checkpoint, self.parts, self.files[1])
             self.tokenizer_files = checkpoint.tokenizer_files()
             # The constructor corrects outdated configs, of the scheduler and of the network, in place.
             self.pipe = self._pipeline(self.unet, scheduler)
             self.scheduler_config: Mapping[str, Any] = stated(self.pipe.scheduler)
         self.tokenizers: list[tuple[Any, int]] = self._tokenizers()
+        self.store = None if embedding_cache is None else EmbeddingStore(embedding_cache, self._encoders_key())
         self.prompt_length = sum(length for _, length in self.tokenizers)
         self.vocab_size = max(len(tokenizer) for tokenizer, _ in self.tokenizers)
         self.num_train_timesteps: int = self.scheduler_config["num_train_timesteps"]
@@ -291,7 +300,25 @@ class LatentModel:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the text encoders make of tokens `(N, L)`, `(N, L, D)` on the model's device."""
         lengths = [length for _, length in self.tokenizers]
-        return self._encode(*tokens.to(self.text_device).split(lengths, dim=1)).to(self.device)
+        return self._encoded(*tokens.split(lengths, dim=1)).to(self.device)
+
+    def _encoded(self, *token_ids: torch.Tensor) -> torch.Tensor:
+        """`_encode` of token ids, or what the store has of it; text encoders that have left are loaded for that."""
+        if self.store is None and not self.text_encoders.released:
+            return self._encode(*(ids.to(self.text_device) for ids in token_ids))
+        rows = list(zip(*(ids.split(1) for ids in token_ids), strict=True))
+
+        def encode(places: Sequence[int]) -> list[torch.Tensor]:
+            with self.text_encoders.present():
+                return [self._encode(*(ids.to(self.text_device) for ids in rows[place])) for place in places]
+
+        return torch.cat(encode(range(len(rows)))) if self.store is None else self.store.embeddings(rows, encode)
+
+    def _encoders_key(self) -> str:
+        """What tells the embeddings of this model from those of others; some are packed for the network."""
+        own = {name: value for name, value in cast(Any, self.unet.config).items() if not name.startswith("_")}
+        tokens = [(length, tokenizer.pad_token_id) for tokenizer, length in self.tokenizers]
+        return self.text_encoders.key([type(self).__name__, own, tokens, self.text_device.type])
 
     def embed_null(self) -> torch.Tensor:
         """Embedding `(1, L, D)` that guidance pushes away from: that of the negative prompt, which is empty."""
@@ -362,9 +389,8 @@ class LatentModel:
 
         Its scheduler is that of the model's step tables.
         """
-        with quiet():
-            pipeline = self._pipeline(unet, self._scheduler(self.scheduler_config))
-        export_pipeline(folder, pipeline, self.tokenizer_files)
+        with quiet(), self.text_encoders.present():
+            export_pipeline(folder, self._pipeline(unet, self._scheduler(self.scheduler_config)), self.tokenizer_files)
 
     def save_lora(self, folder: str | Path, unet: nn.Module) -> None:
         """Write the adapters of `unet` so that `load_lora_weights` of the model's diffusers pipeline reads them."""

@@ -57,11 +57,16 @@ class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
     importance ratio of a fresh one stays 1. In half precision the sum would round what an adapter adds away.
 
     It is for a single adapter without dropout; s is alpha / rank.
+
+    Attributes:
+        off: the adapter adds nothing; see `WithoutAdapters`.
     """
+
+    off: bool = False
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """From `(..., D)` to `(..., D')` in the dtype of the base layer's output."""
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged or self.off:
             return self.base_layer(x)
         down, up, scale = self.lora_A["default"], self.lora_B["default"], self.scaling["default"]
         types = {x.dtype, self.base_layer.weight.dtype, down.weight.dtype}
@@ -133,6 +138,33 @@ def _end(name: str) -> str:
 def adapters_of(network: nn.Module) -> dict[str, Any]:
     """The layers with adapters, by name."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
+
+
+class WithoutAdapters(nn.Module):
+    """A network with adapters as the one that they were added to: the same weights, without what the adapters add.
+
+    Args:
+        network: of `with_lora`; its attributes are this one's too.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = (network,)  # its parameters are not this one's
+
+    def __getattr__(self, name: str) -> Any:
+        """What the network has."""
+        return getattr(self.__dict__["_network"][0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives without its adapters, without a gradient for them."""
+        layers = list(adapters_of(self._network[0]).values())
+        for layer in layers:
+            layer.off = True
+        try:
+            return self._network[0](*args, **kwargs)
+        finally:
+            for layer in layers:
+                layer.off = False
 
 
 def full_copy(unet: nn.Module) -> nn.Module:

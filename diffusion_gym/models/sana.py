@@ -68,7 +68,7 @@ class SanaModel(FlowModel):
         written = self.pipe._text_preprocessing([self.negative_prompt])
         length = {"padding": "max_length", "max_length": self.TOKENS, "truncation": True}
         ids = self.tokenizer(written, **length, return_tensors="pt").input_ids
-        return self._encode(ids.to(self.text_device)).to(self.device)
+        return self._encoded(ids).to(self.device)
 
     def _predict(
         self, unet: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, scale: float

@@ -9,7 +9,7 @@ import torch
 from diffusion_gym.hub import REWARD_SOURCES, located_file
 from diffusion_gym.hub_sources import NAMED_FILES
 from diffusion_gym.rewards.base import REWARDS
-from diffusion_gym.rewards.clip import CLIP
+from diffusion_gym.rewards.clip import load_clip
 from diffusion_gym.rewards.score_mlp import read_weights, score_mlp
 from diffusion_gym.rewards.vision import SharedNetwork, VisionReward
 
@@ -36,7 +36,7 @@ def aesthetic(
         FileNotFoundError: weights that are not here and cannot be fetched.
         ValueError: a value out of range, or a head that does not fit CLIP's embedding.
     """
-    tower = CLIP(clip, dtype, argument="reward_kwargs['clip']")
+    tower = load_clip(clip, dtype, argument="reward_kwargs['clip']")
     file = located_file(head, _HEAD_FILE, argument="reward_kwargs['head']")
     mlp = score_mlp(read_weights(file), source=f"reward_kwargs['head']={head!r}")
     width, expected = tower.width, mlp.layers[0].in_features

@@ -50,9 +50,13 @@ class Reward(Protocol):
     - `differentiable = True`: its scores have a gradient where the pictures have one, which `reward_gradient` follows.
     - `cancel()`: called from another thread, maybe several times, when nobody wants its answer any more; a call that
       waits should end.
+    - `compare(images, prompts, metadata, groups)`: a RewardOutput with win rates instead of scores, each picture
+      against the others of its group, `groups` being N whole numbers.
     - `default_prompts`: the prompt set to use with it; None for the model's.
     - `needs_metadata`: keys that the metadata of every prompt must have, such as `("text",)`; an environment refuses
       prompts without them before anything runs.
+    - `check_prompt(prompt, metadata)`: raises ValueError for a prompt that it cannot judge; an environment asks it of
+      all its prompts before anything runs.
     """
 
     def __call__(
@@ -124,6 +128,16 @@ def needed_metadata(reward: object) -> tuple[str, ...]:
     if not isinstance(keys, list | tuple | set | frozenset) or not all(isinstance(key, str) for key in keys):
         raise ValueError(f"reward={reward_name(reward)!r} has needs_metadata={keys!r}; write a tuple of strings")
     return tuple(sorted(keys) if isinstance(keys, set | frozenset) else keys)
+
+
+def check_prompt(reward: object, prompt: str, metadata: Mapping[str, Any]) -> None:
+    """Have `reward` refuse a prompt that it cannot judge, where it has such a `check_prompt`.
+
+    Raises:
+        ValueError: what the reward says of the prompt.
+    """
+    if callable(own := getattr(reward, "check_prompt", None)):
+        own(prompt, metadata)
 
 
 def _where(error: BaseException) -> str:

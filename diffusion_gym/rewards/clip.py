@@ -16,8 +16,8 @@ from diffusion_gym.rewards.vision import SharedNetwork, pretrained
 _VOCABULARIES: Final = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
-class CLIP:
-    """A CLIP model with its picture and text preprocessing; the weights are shared with every other user of them.
+def load_clip(source: str, dtype: str, *, argument: str, processor: str | None = None) -> CLIP:
+    """A CLIP model with its preprocessing; the weights are shared with every other user of them.
 
     Args:
         source: local directory or hub id of a `CLIPModel`.
@@ -25,20 +25,34 @@ class CLIP:
         argument: what the user calls `source`, for errors.
         processor: directory with the tokenizer and image processor; None for the model's own.
 
+    Raises:
+        FileNotFoundError: the files are not here and cannot be fetched.
+        ValueError: an unknown dtype, or the files are of something else.
+    """
+    network, folder = pretrained("CLIPModel", source, dtype, argument=argument)
+    return CLIP(network, processor or folder)
+
+
+class CLIP:
+    """A CLIP model with its picture and text preprocessing.
+
+    Args:
+        network: a `CLIPModel`.
+        processor: directory with the tokenizer and image processor.
+
     Attributes:
         preprocessing: makes pixel values of pictures.
         width: D, numbers of an embedding.
 
     Raises:
-        FileNotFoundError: the files are not here and cannot be fetched.
-        ValueError: an unknown dtype, or the files are of something else.
+        FileNotFoundError: the directory lacks an image processor.
+        ValueError: it cannot be used.
     """
 
-    def __init__(self, source: str, dtype: str, *, argument: str, processor: str | None = None) -> None:
-        network, folder = pretrained("CLIPModel", source, dtype, argument=argument)
-        self.network: SharedNetwork = network
-        self.preprocessing: Preprocessing = read_preprocessing(processor or folder)
-        self._processor = processor or folder
+    def __init__(self, network: SharedNetwork, processor: str) -> None:
+        self.network = network
+        self.preprocessing: Preprocessing = read_preprocessing(processor)
+        self._processor = processor
         self.width: int = network.config.projection_dim
 
     def image_embeddings(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_gym.hub import REWARD_SOURCES
 from diffusion_gym.rewards.base import REWARDS
-from diffusion_gym.rewards.clip import CLIP
+from diffusion_gym.rewards.clip import load_clip
 from diffusion_gym.rewards.vision import VisionReward
 
 (_CLIP,) = REWARD_SOURCES["CLIPScore"]
@@ -35,7 +35,7 @@ def clip_score(
         FileNotFoundError: weights that are not here and cannot be fetched.
         ValueError: a value out of range.
     """
-    tower = CLIP(clip, dtype, argument="reward_kwargs['clip']")
+    tower = load_clip(clip, dtype, argument="reward_kwargs['clip']")
 
     def score(pixels: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         cosine = tower.cosine(pixels, [prefix + prompt for prompt in prompts])

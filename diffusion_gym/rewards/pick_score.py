@@ -8,7 +8,7 @@ import torch
 
 from diffusion_gym.hub import REWARD_SOURCES, located
 from diffusion_gym.rewards.base import REWARDS
-from diffusion_gym.rewards.clip import CLIP
+from diffusion_gym.rewards.clip import load_clip
 from diffusion_gym.rewards.vision import VisionReward
 
 _CLIP, _PROCESSOR = REWARD_SOURCES["PickScore"]
@@ -40,7 +40,7 @@ def pick_score(
         ValueError: a value out of range.
     """
     own = located(processor, argument="reward_kwargs['processor']", weights=False)
-    tower = CLIP(clip, dtype, argument="reward_kwargs['clip']", processor=own)
+    tower = load_clip(clip, dtype, argument="reward_kwargs['clip']", processor=own)
 
     def score(pixels: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         cosine = tower.cosine(pixels, prompts)

@@ -54,8 +54,12 @@ def score_mlp(weights: Mapping[str, torch.Tensor], *, source: str) -> ScoreMLP:
     return mlp.float()
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path, *, below: str | None = None) -> dict[str, torch.Tensor]:
     """Named tensors of a `.safetensors` file, or of a `.pth` or `.pt` file that holds nothing but tensors.
+
+    Args:
+        path: the file.
+        below: the key under which a `.pth` or `.pt` file may have them.
 
     Raises:
         ValueError: the file is damaged, or holds other things than tensors.
@@ -67,6 +71,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch.load raises many kinds; each means: not to be read safely
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is no file of tensors that can be read safely ({reason})") from error
+    if below is not None and isinstance(weights, Mapping):
+        weights = weights.get(below, weights)
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path} holds {type(weights).__name__}, not named tensors; save the model's state_dict")
     return dict(weights)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, needed_metadata, reward_name
+from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, check_prompt, needed_metadata, reward_name
 from diffusion_gym.rewards.worker import RewardWorker
 
 _POLL: Final = 0.1  # seconds; an answer is not delayed by it
@@ -65,6 +65,10 @@ class TimeLimited:
             except BaseException:  # of a signal's handler
                 self._abandon()
                 raise
+
+    def check_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Refuse a prompt that the reward cannot judge."""
+        check_prompt(self.reward, prompt, metadata)
 
     def cancel(self) -> None:
         """Have the reward give up, where it can."""

@@ -1,4 +1,4 @@
-"""What the rewards with a vision model share: one copy of the weights a device, scoring in parts, no gradient."""
+"""What the rewards with a vision model share: one copy of the weights a device, scoring in parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import nn
 from diffusion_gym.hub import located
 from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.rewards.base import RewardOutput
-from diffusion_gym.rewards.preprocessing import Preprocessing
 
 Score = Callable[[torch.Tensor, Sequence[str]], Mapping[str, torch.Tensor]]
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,14 +30,19 @@ class VisionReward:
         device: where the model runs; None for the images' device.
         batch_size: most pictures at once, which bounds the memory.
 
+    Attributes:
+        differentiable: the scores have a gradient where the pictures have one.
+
     Raises:
         ValueError: an unknown device, or a batch size below 1.
     """
 
+    differentiable = True
+
     def __init__(
         self,
         name: str,
-        preprocessing: Preprocessing,
+        preprocessing: Callable[[torch.Tensor], torch.Tensor],
         score: Score,
         *,
         device: str | torch.device | None = None,
@@ -49,19 +53,19 @@ class VisionReward:
         self.name = name
         self.preprocessing = preprocessing
         self.score = score
-        self.device = None if device is None else _checked_device(device)
+        self.device = None if device is None else checked_device(device)
         self.batch_size = batch_size
 
-    @torch.no_grad()
     def __call__(
         self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> RewardOutput:
         """Score `images`, float `(N, 3, H, W)` in [0, 1], made for N `prompts`; all outputs are float32 `(N,)`."""
         parts = []
-        for start in range(0, len(images), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            pixels = self.preprocessing(images[rows].to(self.device or images.device))
-            parts.append(self.score(pixels, list(prompts[rows])))
+        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+            for start in range(0, len(images), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                pixels = self.preprocessing(images[rows].to(self.device or images.device))
+                parts.append(self.score(pixels, list(prompts[rows])))
         joined = {name: torch.cat([part[name].float() for part in parts]).to(images.device) for name in parts[0]}
         return RewardOutput(joined.pop("score"), joined)
 
@@ -99,6 +103,18 @@ def checked_dtype(dtype: str) -> torch.dtype:
     return _DTYPES[dtype]
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device called `device`, with its number.
+
+    Raises:
+        ValueError: it is not here.
+    """
+    try:
+        return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as the images' device reads
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r} is not available here; use None, 'cpu' or 'cuda:0'") from error
+
+
 def pretrained(network_class: str, source: str, dtype: str, *, argument: str) -> tuple[SharedNetwork, str]:
     """A network of transformers, loaded once a process, and the directory it came from.
 
@@ -132,10 +148,3 @@ def _loaded(network_class: str, folder: str, dtype: torch.dtype, files: Fingerpr
     for name, value in scales.items():  # a factor of all scores, such as CLIP's, keeps its digits
         network.get_parameter(name).data = value.float()
     return SharedNetwork(network)
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as the images' device reads
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={str(device)!r} is not available here; use None, 'cpu' or 'cuda:0'") from error

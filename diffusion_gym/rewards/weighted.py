@@ -12,7 +12,8 @@ import torch
 from pydantic import PositiveFloat, Strict
 
 from diffusion_gym.registry import unknown_name
-from diffusion_gym.rewards.base import Reward, RewardOutput, evaluate, needed_metadata
+from diffusion_gym.rewards.base import Reward, RewardOutput, check_prompt, evaluate, needed_metadata
+from diffusion_gym.rewards.differentiable import differentiable_scores, is_differentiable
 from diffusion_gym.schemas import checked
 from diffusion_gym.storage import read_json, write_json
 
@@ -36,6 +37,7 @@ class WeightedSum:
     Attributes:
         background: whether a part is evaluated in the background; see `Reward`.
         needs_metadata: what the parts need, together.
+        differentiable: whether all parts with a weight are; then the sum has a gradient where the pictures have one.
 
     Raises:
         ValueError: no parts, a weight that is no finite number, or means and deviations that do not fit the parts.
@@ -55,6 +57,8 @@ class WeightedSum:
         self.name = ",".join(f"{name}={weight:g}" for name, weight in self.weights.items())
         self.background = any(getattr(reward, "background", False) for reward in self.rewards.values())
         self.needs_metadata = tuple(dict.fromkeys(k for part in self.rewards.values() for k in needed_metadata(part)))
+        counted = [part for name, part in self.rewards.items() if self.weights[name]]
+        self.differentiable = bool(counted) and all(map(is_differentiable, counted))
         self.default_prompts = default_prompts
         self._unwritten: Path | None = None
         self._statistics: dict[str, tuple[float, float]] = {}
@@ -75,7 +79,7 @@ class WeightedSum:
         Raises:
             RewardError: a part failed.
         """
-        outputs = {name: evaluate(reward, images, prompts, metadata) for name, reward in self.rewards.items()}
+        outputs = {name: self._scored(name, images, prompts, metadata) for name in self.rewards}
         if self._unwritten is not None:
             self._estimate(self._unwritten, {name: output.scores for name, output in outputs.items()})
         total = torch.zeros(len(prompts), device=images.device)
@@ -83,10 +87,24 @@ class WeightedSum:
         for name, output in outputs.items():
             if self.weights[name]:
                 mean, std = self._statistics.get(name, (0.0, 1.0))
-                total += self.weights[name] * ((output.scores - mean) / std)
+                total = total + self.weights[name] * ((output.scores - mean) / std)
             info[name] = output.scores
             info |= {f"{name}/{part}": value for part, value in output.info.items()}
         return RewardOutput(total, info)
+
+    def _scored(
+        self, name: str, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> RewardOutput:
+        """A part's output, with gradient where one is asked for and the part counts."""
+        reward = self.rewards[name]
+        if self.differentiable and self.weights[name] and images.requires_grad and torch.is_grad_enabled():
+            return RewardOutput(differentiable_scores(reward, images, prompts, metadata))
+        return evaluate(reward, images.detach(), prompts, metadata)
+
+    def check_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Refuse a prompt that a part cannot judge."""
+        for reward in self.rewards.values():
+            check_prompt(reward, prompt, metadata)
 
     def cancel(self) -> None:
         """Have the parts that wait give up."""

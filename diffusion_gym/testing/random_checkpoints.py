@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from diffusion_gym.testing.random_shapes import head_shapes, image_reward_shapes
+from diffusion_gym.testing.random_shapes import head_shapes, image_reward_shapes, open_clip_shapes
 
 _SIZE, _PATCH = 32, 16  # pixels, of the tiny networks
 _GAIN: Final = 1.5  # of each matrix
@@ -54,14 +54,17 @@ def _write_clip(folder: Path, published: bool = False) -> str:
 
         config = clip_config(write_tokenizer(folder), published=published)
         write_folder(folder, _randomised(CLIPModel(config)).save_pretrained)
-    size = config.vision_config.image_size
+    _write_clip_processor(folder, config.vision_config.image_size)
+    return str(folder)
+
+
+def _write_clip_processor(folder: Path, size: int) -> None:
     _write_image_processor(
         folder,
         image_processor_type="CLIPImageProcessor",
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
     )
-    return str(folder)
 
 
 def _age(folder: Path) -> dict[str, Any]:
@@ -120,6 +123,25 @@ def _image_reward(folder: Path, published: bool = False) -> dict[str, Any]:
     return {"weights": str(folder / "ImageReward.safetensors"), "tokenizer": str(tokenizer)}
 
 
+def _hpsv2(folder: Path, published: bool = False) -> dict[str, Any]:
+    from diffusion_gym.storage import save_tensors
+    from diffusion_gym.testing.tokenizer import write_tokenizer
+
+    tokenizer = write_tokenizer(folder / "processor")
+    tokens = (len(tokenizer), tokenizer.model_max_length)
+    tiny = open_clip_shapes(vision=160, text=64, layers=(2, 2), growth=2, size=_SIZE, patch=_PATCH, tokens=tokens)
+    weights = _random_tensors(open_clip_shapes() if published else tiny)
+    save_tensors(folder / "HPSv2.safetensors", {**weights, "logit_scale": torch.tensor(4.6)})
+    _write_clip_processor(folder / "processor", 224 if published else _SIZE)
+    return {"weights": str(folder / "HPSv2.safetensors"), "processor": str(folder / "processor")}
+
+
+def _geneval(folder: Path) -> dict[str, Any]:
+    from diffusion_gym.testing.random_detector import write_random_mask2former
+
+    return {"detector": str(write_random_mask2former(folder / "detector")), "clip": _write_clip(folder / "clip")}
+
+
 def _prompt_alignment(folder: Path) -> dict[str, Any]:
     from diffusion_gym.testing.random_vlm import random_prompt_alignment
 
@@ -133,12 +155,15 @@ CHECKPOINTS: Final[dict[str, Callable[[Path], dict[str, Any]]]] = {
     "Over50": _age,
     "Under30": _age,
     "ImageReward": _image_reward,
+    "HPSv2": _hpsv2,
+    "GenEval": _geneval,
     "PromptAlignment": _prompt_alignment,
 }
 PUBLISHED: Final[dict[str, Callable[[Path], dict[str, Any]]]] = {
     "Aesthetic": partial(_aesthetic, published=True),
     "CLIPScore": partial(_clip_score, published=True),
     "ImageReward": partial(_image_reward, published=True),
+    "HPSv2": partial(_hpsv2, published=True),
 }
 
 

@@ -55,6 +55,50 @@ def image_reward_shapes(
     return shapes | {f"mlp.{name}": shape for name, shape in head_shapes(text).items()}
 
 
+def open_clip_shapes(
+    *,
+    vision: int = 1280,
+    text: int = 1024,
+    layers: tuple[int, int] = (32, 24),
+    growth: int = 4,
+    size: int = 224,
+    patch: int = 14,
+    tokens: tuple[int, int] = (49408, 77),
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of open_clip's ViT-H/14, of which HPSv2's published weights are, of that size by default.
+
+    Args:
+        vision: width of the vision transformer, a multiple of 80.
+        text: width of the text encoder, a multiple of 64, and of the embeddings.
+        layers: of the two.
+        growth: width of a hidden layer, times that of the network.
+        size: of the pictures, in pixels.
+        patch: of the patches, in pixels.
+        tokens: how many there are, and the most in a prompt.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": ((size // patch) ** 2 + 1, vision),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+        "visual.proj": (vision, text),
+        "positional_embedding": (tokens[1], text),
+        "token_embedding.weight": (tokens[0], text),
+        "text_projection": (text, text),
+        **_norm("visual.ln_pre", vision),
+        **_norm("visual.ln_post", vision),
+        **_norm("ln_final", text),
+    }
+    for tower, width, depth in (("visual.transformer", vision, layers[0]), ("transformer", text, layers[1])):
+        for layer in range(depth):
+            block = f"{tower}.resblocks.{layer}"
+            shapes |= _norm(f"{block}.ln_1", width) | _norm(f"{block}.ln_2", width)
+            shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+            shapes |= _linear(f"{block}.attn.out_proj", width, width)
+            shapes |= _linear(f"{block}.mlp.c_fc", growth * width, width)
+            shapes |= _linear(f"{block}.mlp.c_proj", width, growth * width)
+    return shapes
+
+
 def head_shapes(width: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the head on embeddings of `width` numbers."""
     from diffusion_gym.rewards.score_mlp import ScoreMLP

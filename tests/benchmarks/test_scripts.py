@@ -8,6 +8,7 @@ import gpu_rows
 import gradient_noise
 import layout
 import operations
+import pipelines
 import pytest
 import scaling
 import scaling_page
@@ -116,3 +117,15 @@ def test_a_picture_noised_anew_has_the_quieter_gradient_in_the_first_step(capsys
     assert [row[0] for row in cells] == [0, 1, 2] and cells[0][4] < 0.7
     for _, _, sampled, renoised, ratio in cells:
         assert ratio == pytest.approx(renoised / sampled, rel=0.06)
+
+
+def test_a_rollout_and_diffusers_take_turns_on_one_pipeline(tiny_pipeline, tmp_path):
+    found = pipelines.measure(tiny_pipeline, batch=2, steps=2, rounds=2)
+    assert {name: len(turns) for name, turns in found.items()} == {"diffusion_gym": 2, "diffusers": 2}
+    assert all(0 < turn["network"] < turn["seconds"] for turns in found.values() for turn in turns)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- pipelines --><!-- /pipelines -->")
+    record = {"family": "SDXL, tiny", "batch": 2, "steps": 2, "turns": found, "processor": "one of ours"}
+    write_json(tmp_path / "records" / "one.json", record)
+    pipelines.page(pipelines.PageOptions(tmp_path / "records", page))
+    assert "| SDXL, tiny | 2 |" in page.read_text() and "T = 2, guidance 3, float32, one of ours" in page.read_text()

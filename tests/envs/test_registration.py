@@ -9,8 +9,8 @@ import pytest
 from gymnasium.vector import VectorEnv
 
 import diffusion_gym
+from diffusion_gym.envs.denoising import DenoisingEnv
 from diffusion_gym.envs.registration import GENERIC_ID, environment_ids, register_all
-from diffusion_gym.envs.single import DenoisingEnv
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 
 

@@ -19,7 +19,7 @@ def part_of(rolled, kept):
         rolled,
         prompts=tuple(rolled.prompts[index] for index in kept),
         tokens=rolled.tokens[kept],
-        embeddings=rolled.embeddings[kept],
+        embeddings=rolled.embeddings.part(kept),
         latents=rolled.latents[:, kept],
         log_probs=rolled.log_probs[:, kept],
         rewards=rolled.rewards[kept],

@@ -19,8 +19,11 @@ from agent_updates import transitions, update, weights
 from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
+from diffusion_gym.agents.identity import fingerprint
 from diffusion_gym.agents.rollout import collect, denoise
+from diffusion_gym.agents.sharding import shard
 from diffusion_gym.agents.training.env_options import EnvOptions
+from diffusion_gym.devices import local_part
 from diffusion_gym.models import load_model
 from diffusion_gym.storage import read_json, write_json
 from diffusion_gym.testing.random_ddpm import write_random_ddpm
@@ -223,6 +226,47 @@ def test_adapters_load_in_plain_diffusers(folder, family, perturb, tmp_path):
     torch.testing.assert_close(output(begun.unet), output(policy.unet), rtol=0, atol=1e-5)
 
 
+def test_networks_of_all_families_are_spread_over_processes(folder_of, in_processes, perturb):
+    """Prediction, the pretrained one and the gradient of the adapters, with activations computed again."""
+    folders = {name: folder_of(name) for name in FAMILIES}
+
+    def seen(policy, observation):
+        torch.nn.Module.zero_grad(policy)
+        reference = policy.prediction(observation, reference=True)
+        prediction = policy.prediction(observation)
+        prediction.square().mean().backward()
+        grads = [each.grad for each in policy.trainable_parameters().values()]
+        gradient = torch.cat([each.flatten() for each in grads if each is not None])  # the last block drops the text
+        return prediction.detach(), reference, gradient
+
+    def child(processes):
+        found = {}
+        for name, folder in folders.items():
+            model, config = (
+                load(folder, FAMILIES[name]),
+                SamplerConfig(STEPS, guidance_scale=FAMILIES[name].guidance[-1]),
+            )
+            policies = []
+            for _ in range(2):
+                torch.manual_seed(0)
+                policies.append(perturb(DenoisingPolicy(model, config, lora_rank=2), 0.1))
+                policies[-1].set_training(gradient_checkpointing=True)
+            observation = policies[0].observation(start(model), 1, model.tokenize(PROMPTS))
+            whole = seen(policies[0], observation)
+            shard(policies[1], processes)
+            spread = seen(policies[1], observation)
+            held = sum(local_part(each).numel() for each in policies[1].unet.parameters() if not each.requires_grad)
+            total = sum(each.numel() for each in policies[0].unet.parameters() if not each.requires_grad)
+            differences = [float((a - b).norm() / b.norm()) for a, b in zip(spread, whole, strict=True)]
+            found[name] = [*differences, float((whole[0] - whole[1]).norm() / whole[1].norm()), held / total]
+        return found
+
+    for found in in_processes(2, child, seconds=600):
+        for name, (prediction, reference, gradient, adapted, held) in found.items():
+            assert prediction < 1e-5 and reference < 1e-5 and gradient < 1e-4, (name, found[name])
+            assert adapted > 1e-3 and 0.4 < held < 0.6, (name, found[name])
+
+
 @pytest.mark.parametrize("name", ["flux-schnell", "flux2-klein"])
 def test_guidance_of_a_distilled_model_is_refused(folder_of, name, tmp_path):
     folder = shutil.copytree(folder_of(name), tmp_path / name)
@@ -293,6 +337,31 @@ def test_text_encoders_may_be_on_another_device(folder_of):
     assert model.text_device == model.text_encoder_2.device == torch.device("cpu")
     with pytest.raises(ValueError, match="device='cuda:7' is not available here"):
         load_model(str(folder_of("flux-dev")), "cpu", "float32", {"text_encoder_device": "cuda:7"})
+
+
+# --- embeddings on disk ---------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_kept_on_disk_and_the_text_encoders_leave_memory(folder, family, tmp_path, monkeypatch):
+    """What comes from disk, or from encoders that came back, is bit for bit what was encoded; so is the fingerprint."""
+    plain = load(folder, family, negative_prompt="fog" if family.negative else None)
+    expected = [plain.embed(plain.tokenize([prompt])) for prompt in PROMPTS]
+    options = {name: each for name, each in {"negative_prompt": "fog"}.items() if family.negative}
+    options |= {"embedding_cache": str(tmp_path), **dict(zip(("height", "width"), family.size[0], strict=True))}
+    model, config = load_model(str(folder), "cpu", "float32", options), SamplerConfig(num_inference_steps=STEPS)
+    config = SamplerConfig(num_inference_steps=STEPS, guidance_scale=family.guidance[-1])
+    known, null = fingerprint(model, config), model.embed_null()
+    assert torch.equal(null, plain.embed_null()) and not model.text_encoders.released
+    assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2]))
+    model.text_encoders.release(model)
+    assert model.text_encoders.released and fingerprint(model, config) == known
+    encoded, own = [], type(model)._encode
+    monkeypatch.setattr(type(model), "_encode", lambda self, *ids: encoded.append(1) or own(self, *ids))
+    assert torch.equal(model.embed(model.tokenize(PROMPTS[:2])), torch.cat(expected[:2])) and not encoded
+    assert torch.equal(model.embed_null(), null) and not encoded
+    for _ in range(2):  # a prompt that is new, once
+        assert torch.equal(model.embed(model.tokenize(PROMPTS[2:])), expected[2]) and len(encoded) <= 1
+    assert model.text_encoders.released
 
 
 # --- which layers have adapters ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from diffusion_gym.hub import REWARD_SOURCES
 from diffusion_gym.rewards import REWARDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
-WITH_NETWORK = ["Aesthetic", "CLIPScore", "PickScore", "Over50", "Under30", "ImageReward"]
+WITH_NETWORK = ["Aesthetic", "CLIPScore", "PickScore", "Over50", "Under30", "ImageReward", "HPSv2", "GenEval"]
 
 
 def test_the_example_runs(tmp_path):

@@ -156,7 +156,7 @@ def test_count_refuses_prompts_without_a_number():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "guess"}, "mode='guess' must be describe or count"),
+        ({"mode": "guess"}, "mode='guess' must be describe, count, score or compare"),
         ({"bertscore": "other"}, "bertscore='other' must be 'native' or 'package'"),
         ({"reference": "a picture"}, "reference='a picture' must hold {prompt}"),
         ({"mode": "count", "question": "How many?"}, "must hold {things}"),

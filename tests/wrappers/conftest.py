@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents import DenoisingPolicy
-from diffusion_gym.envs.single import DenoisingEnv
+from diffusion_gym.envs.denoising import DenoisingEnv
 
 SHAPE = (4, 4, 4)
 

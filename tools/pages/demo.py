@@ -7,14 +7,19 @@ python -m tools.pages                                                           
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
+from typing import Any, Final
 
 from PIL import Image
 
-from diffusion_gym.storage import json_text
+from diffusion_gym.agents.training.pictures import cells
+from diffusion_gym.agents.training.records import read_metrics
+from diffusion_gym.agents.training.run_files import read_evaluation
+from diffusion_gym.storage import json_text, write_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -23,6 +28,7 @@ PAGES = {
     "docs/first-minutes.md": ("demo",),
     "docs/embedded-model.md": ("model", "flow model"),
 }
+_PAIRS: Final = 8  # of the picture
 CARDS = {"model": "shapes", "flow model": "shapes_flow"}
 
 
@@ -33,18 +39,51 @@ def take_over(runs: list[Path]) -> None:
         config = json.loads((run / "config.json").read_text())["settings"]
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         seconds = sum(row["seconds"] for row in rows)
-        left_out = ("prompts", "shown")
+        left_out = ("prompts", "shown", "probe")
         kept = {key: value for key, value in result.items() if key not in left_out}
         kept["held_out"] = {key: value for key, value in result["held_out"].items() if key not in left_out}
         kept |= {"train_seed": config["seed"], "minutes": seconds / 60}
         kept["images_per_second"] = result["reward_queries"] / seconds
         (RESULTS / f"demo-seed-{config['seed']}.json").write_text(json_text(kept, indent=2) + "\n")
-    sheets = [Image.open(runs[0] / "images" / f"{name}.png") for name in ("before", "after")]
-    gap = 24
-    picture = Image.new("RGB", (sum(s.width for s in sheets) + gap, sheets[0].height), "white")
-    picture.paste(sheets[0], (0, 0))
-    picture.paste(sheets[1], (sheets[0].width + gap, 0))
-    picture.save(ROOT / "docs" / "images" / "demo.png", optimize=True)
+    write_bytes(ROOT / "docs" / "images" / "demo.png", summary_picture(runs[0]))
+
+
+def summary_picture(run: Path) -> bytes:
+    """One picture of a run, a PNG: its learning curve beside pairs of pictures with prompts, and marks of success.
+
+    Args:
+        run: an evaluated run folder, of a strict reward or with strict success beside the reward.
+    """
+    from matplotlib.figure import Figure
+
+    evaluation, rows = read_evaluation(run), read_metrics(run / "metrics.jsonl")
+    if evaluation is None or "shown" not in evaluation or "success" not in evaluation:
+        raise ValueError(f"{run} has no evaluation with strict success; run diffusion-gym eval {run}")
+    shown = evaluation["shown"]["pictures"][:_PAIRS]
+    number, size = len(evaluation["shown"]["pictures"]), evaluation["shown"]["size"]
+    grids = [cells(Image.open(run / "images" / f"{name}.png"), size, number) for name in ("before", "after")]
+    figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained", facecolor="white")
+    chart, right = figure.subfigures(1, 2, width_ratios=(3, 8))
+    axes = chart.subplots()
+    success = [row["success_mean"] for row in rows]
+    axes.plot([row["reward_queries"] for row in rows], success, color="#1f5fc4", linewidth=2)
+    axes.axhline(evaluation["base_success"], color="#59636e", linestyle=":")
+    axes.set(xlabel="pictures scored", ylabel="strict success", ylim=(0, 1), title="learning curve")
+    axes.spines[["top", "right"]].set_visible(False)
+    places = right.subplots(2, _PAIRS)
+    for column, row in enumerate(shown):
+        for line, (grid, key) in enumerate(zip(grids, ("base_success", "success"), strict=True)):
+            place, passed = places[line][column], row[key] == 1
+            place.imshow(grid[column], interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            place.spines[:].set(color="#0b6b3a" if passed else "#b02020", linewidth=3)
+            place.set_xlabel("\N{CHECK MARK}" if passed else "\N{BALLOT X}", color="#0b6b3a" if passed else "#b02020")
+            if not column:
+                place.set_ylabel(("before", "after")[line])
+        places[0][column].set_title("\n".join(wrap(row["prompt"], 14)), fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
 
 
 def demo_table() -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import torch
 
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models.middle import middle_block, middle_features
 from diffusion_gym.rewards.preference.labels import Source
 
 Kind = Literal["denoiser", "clip"]
@@ -59,9 +60,9 @@ class ClipFeatures:
     """
 
     def __init__(self, clip: str) -> None:
-        from diffusion_gym.rewards.clip import CLIP
+        from diffusion_gym.rewards.clip import load_clip
 
-        self._tower = CLIP(clip, "float32", argument="features")
+        self._tower = load_clip(clip, "float32", argument="features")
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -75,20 +76,21 @@ class DenoiserFeatures:
 
     The picture gets the noise of 0.1 of the schedule, the same for every picture; the features are the means over each
     quarter of the picture of the network's middle block with the prompt, and what they differ by from those with the
-    empty prompt (diffusion models' inner activations as image features: arXiv:2112.03126).
+    empty prompt (diffusion models' inner activations as image features: arXiv:2112.03126). Of a transformer it is the
+    middle one of its blocks, whose tokens of the picture lie in quarters too.
 
     Args:
-        model: a diffusion model of prompts, with an autoencoder and a UNet.
+        model: a diffusion model of prompts, with an autoencoder that encodes, and a UNet or a transformer.
 
     Raises:
         ValueError: it is another model.
     """
 
     def __init__(self, model: Any) -> None:
-        if not model.prompt_length or not hasattr(model, "encode") or not hasattr(model.unet, "mid_block"):
+        if not model.prompt_length or middle_block(model.unet) is None or not _encodes(model):
             raise ValueError(
-                f"features='denoiser' needs a text-to-image model with an autoencoder and a UNet, which "
-                f"{model.name!r} is not; give a CLIPModel, a directory or a hub id"
+                "features='denoiser' needs a text-to-image model with an autoencoder that encodes pictures, "
+                f"and a UNet or a transformer, which {model.name!r} is not; give a CLIPModel, a directory or a hub id"
             )
         self._model = model
         table = model.step_table(SamplerConfig.from_options({"num_inference_steps": _STEPS}, model.sampler_defaults))
@@ -107,18 +109,18 @@ class DenoiserFeatures:
         sums = []
         for condition in (given, null):
             noisy = (self._signal * latents + self._share * eps for eps in self._noise)
-            sums.append(torch.stack([self._middle(x, condition) for x in noisy]).mean(0))
+            times = self._timestep.expand(len(latents))
+            sums.append(torch.stack([middle_features(model, x, times, condition, _PARTS) for x in noisy]).mean(0))
         return torch.cat([sums[0], sums[0] - sums[1]], dim=1)
 
-    def _middle(self, noisy: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        kept: list[torch.Tensor] = []
 
-        def keep(module: Any, given: Any, output: torch.Tensor) -> None:
-            kept.append(torch.nn.functional.adaptive_avg_pool2d(output.float(), _PARTS).flatten(1))
-
-        handle = self._model.unet.mid_block.register_forward_hook(keep)
-        try:
-            self._model.predict(self._model.unet, noisy, self._timestep.expand(len(noisy)), condition)
-        finally:
-            handle.remove()
-        return kept[0]
+def _encodes(model: Any) -> bool:
+    """Whether a model makes latents of pictures as its network takes them; some autoencoders have another form."""
+    if not hasattr(model, "encode"):
+        return False
+    height, width, _ = model.image_shape
+    try:
+        latents = model.encode(torch.zeros(1, 3, height, width))
+    except (AttributeError, IndexError, RuntimeError, ValueError):
+        return False
+    return latents.shape[1:] == torch.Size(model.latent_shape)

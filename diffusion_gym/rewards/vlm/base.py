@@ -44,7 +44,7 @@ class VLM(Protocol):
         """Answer one question a picture.
 
         Args:
-            pictures: uint8 `(N, H, W, 3)`.
+            pictures: uint8 `(N, H, W, 3)`, or `(N, K, H, W, 3)` for K pictures a question.
             questions: N strings.
 
         Returns:

@@ -147,10 +147,11 @@ class ChatVLM:
         return max(backoff * random.uniform(0.5, 1.0), asked or 0.0)
 
     def _body(self, picture: NDArray[np.uint8], question: str) -> dict[str, Any]:
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(picture, self.image_format)}},
-            {"type": "text", "text": question},
+        shown = picture if picture.ndim == 4 else picture[None]
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": data_url(one, self.image_format)}} for one in shown
         ]
+        content.append({"type": "text", "text": question})
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],

@@ -12,6 +12,7 @@ from diffusion_gym.devices import device_called
 from diffusion_gym.hub import located
 from diffusion_gym.pretrained import Fingerprint, fingerprint, load_network
 from diffusion_gym.quiet import quiet
+from diffusion_gym.rewards.vlm.base import VLMError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,6 +59,11 @@ class LocalVLM:
 
     def describe(self, pictures: torch.Tensor, questions: Sequence[str]) -> list[str | None]:
         """Answer one question a picture; see `VLM.describe`."""
+        if pictures.ndim == 5:
+            raise VLMError(
+                f"vlm={self.name!r} runs in this process and is asked about one picture at a time; to compare two, "
+                "give the URL of a chat server, such as vlm='http://127.0.0.1:8000/v1'"
+            )
         device = torch.device(self.device or pictures.device)
         dtype = self.dtype or ("float32" if device.type == "cpu" else "float16")
         model = _load(self.folder, device, dtype, self._files)

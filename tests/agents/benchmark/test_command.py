@@ -14,7 +14,7 @@ from benchmark_suites import write_suite
 from diffusion_gym.agents import cli
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark import command, matrix
-from diffusion_gym.agents.benchmark.cells import run_cell
+from diffusion_gym.agents.benchmark.cells import Cell, run_cell
 from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.storage import read_json, write_json
 
@@ -55,13 +55,14 @@ def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys, monkeyp
     arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     bench(*arguments)
     told = capsys.readouterr().out
-    assert "1 runs, 0 finished before" in told and f"Next: diffusion-gym report {out}" in told
+    assert "1 run of 8 reward queries, 0 finished before; the first that ends tells how long they take" in told
+    assert f"Next: diffusion-gym report {out}" in told
     assert re.search(r"1/1 size, ddpo_is, seed 0: reward 0\.\d+ -> 0\.\d+, 0\.\d minutes", told)
     assert read_json(out / "summary.json")["agents"]["ddpo_is"]["runs"] == 1 and (out / "points.csv").is_file()
     assert (out / "tiny.toml").read_text() == tiny_suite.read_text()
     stamp = next((out / "records").iterdir()).stat().st_mtime_ns
     bench(*arguments)
-    assert "1 runs, 1 finished before" in capsys.readouterr().out
+    assert "1 run of 8 reward queries, 1 finished before; records" in capsys.readouterr().out
     assert next((out / "records").iterdir()).stat().st_mtime_ns == stamp
     assert Results.read(out).agents == ["ddpo_is"]
 
@@ -236,3 +237,16 @@ def test_the_signals_of_schedulers_end_it_as_ctrl_c_does(tiny_suite, tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         bench("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", tmp_path / "out")
     assert "holds no benchmark; pass the --out" in capsys.readouterr().err  # it went on, and nothing was measured
+
+
+def test_the_time_left_is_that_of_the_runs_so_far(capsys):
+    progress = command._Progress(10, 0, jobs=2)
+    assert progress.left() == ""
+    cell = Cell("tiny", "size", "ddpo_is", 0, "out")
+    points = [{"reward": 0.0}, {"reward": 1.0}]
+    progress.show(cell, {"points": points, "total_seconds": 100.0})
+    progress.show(cell, {"error": "ValueError: no", "total_seconds": 1.0})
+    progress.show(cell, {"points": points, "total_seconds": 300.0})
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("1.7 minutes; about 8 min left") and told[1].endswith("ValueError: no; about 7 min left")
+    assert told[2].endswith("5.0 minutes; about 12 min left")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusion_gym.agents.algorithms import NoUsableReward
-from diffusion_gym.agents.benchmark.diversity import by_prompt, centred, model_features
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
+from diffusion_gym.agents.diversity import by_prompt, centred, model_features
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.agents.training import evaluation, sampling
 from diffusion_gym.prompts import PromptSet

@@ -61,6 +61,20 @@ def test_label_fit_and_train_on_the_answers_in_one_folder(tiny_pipeline, tmp_pat
     assert summary(again).startswith("anna: 62 answers")
 
 
+def test_label_and_fit_with_a_transformer(tmp_path):
+    out = tmp_path / "labels"
+    options = LabelOptions(model="ShapesFlow", prompts=PROMPTS, out=out, pictures=16, group=8)
+    run_label(options, by_brightness(60))
+    run_fit(FitOptions(out))
+    labels, reward = Labels(out), make_reward(str(out / "labels.safetensors"))
+    names = list(labels.pictures)
+    images, prompts = labels.images(names), [labels.pictures[name].prompt for name in names]
+    scores, bright = evaluate(reward, images, prompts).scores, images.mean((1, 2, 3))
+    for start in (0, 8):  # pictures of one prompt were compared
+        rows = slice(start, start + 8)
+        assert torch.corrcoef(torch.stack([scores[rows], bright[rows]]))[0, 1] > 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

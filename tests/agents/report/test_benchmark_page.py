@@ -85,7 +85,7 @@ def test_the_page_loads_nothing(text):
 
 def test_contents_lead_to_every_section(text):
     marks = headings(text)
-    expected = "scores learning pictures verdicts results trade-offs spread maps shares failures reproduce"
+    expected = "scores pictures learning verdicts results trade-offs spread maps shares failures reproduce"
     assert marks == expected.split()
     assert re.findall(r'href="#([a-z-]+)"', text.partition("</nav>")[0].partition("<nav")[2]) == marks
 
@@ -126,8 +126,10 @@ def test_scores_and_verdicts_are_those_of_the_results(made, text):
     expected = f"{verdict.difference.low:.3f} to {verdict.difference.high:.3f}"
     assert pair[0] == "ddpo_is better than rwr"
     assert "Benchmark made ddpo_is is better than rwr; 0 of 1 pairs are undecided." in words(text)  # before all else
-    assert pair[1:3] == [f"+{verdict.difference.value:.3f}", expected]
-    assert pair[5:] == [f"{verdict.p:.2g}", "8"]
+    assert pair[1] == f"+{verdict.difference.value:.3f} {expected}"
+    assert pair[3:] == [f"{verdict.p:.2g}", "8"]
+    table = text.partition('id="verdicts"')[2].partition("</table>")[0]
+    assert 'class="scroll' not in table  # it is read without a box that cuts it off
     scores = {row["agent"]: float(row["value"]) for row in table_rows(made, "scores")}
     for agent in GAINS:
         every = np.concatenate(results.scores(agent))

@@ -13,10 +13,10 @@ from diffusion_gym.agents.report.charts import (
     interval_chart,
     line_chart,
     map_chart,
-    running_mean,
     share_chart,
 )
-from diffusion_gym.agents.report.render import render
+from diffusion_gym.agents.report.numbers import running_mean
+from diffusion_gym.agents.report.render import breakable, render
 
 NAN = float("nan")
 PLACES = np.random.default_rng(0).normal(size=(12, 2))
@@ -112,3 +112,36 @@ def test_shares_divide_a_row():
 
 def test_running_mean():
     assert running_mean([1.0, 3.0, 8.0], 2) == [1.0, 2.0, 5.5]
+
+
+BAR = r'd="M([\d.]+) [\d.]+ L\1 [\d.]+" style="fill: none; stroke: var\(--series'
+
+
+def banded(number, points=4):
+    x = [float(index) for index in range(points)]
+    return [
+        Curve(
+            f"agent-{index}", x, [float(index)] * points, f"series-{index + 1}", band=[(index - 1, index + 2)] * points
+        )
+        for index in range(number)
+    ]
+
+
+@pytest.mark.parametrize(("number", "filled"), [(1, 1), (3, 3), (4, 0), (6, 0)])
+def test_intervals_of_many_curves_are_bars_in_place_of_bands_that_hide_each_other(number, filled):
+    svg = line_chart("t", "x", "y", banded(number)).svg
+    assert len(re.findall(r"<use[^>]*fill: var\(--series-\d\); fill-opacity", svg)) == filled
+    bars = [float(x) for x in re.findall(BAR, svg)]
+    assert len(bars) == (0 if filled else 4 * number) and len(set(bars)) == len(bars)  # none covers another
+
+
+def test_of_curves_with_many_points_some_intervals_are_shown_in_turns():
+    svg = line_chart("t", "x", "y", banded(4, points=31), from_zero=False).svg
+    bars = [float(x) for x in re.findall(BAR, svg)]
+    assert len(bars) == 31 and len(set(bars)) == len(bars)
+
+
+def test_a_long_name_breaks_between_its_parts_alone():
+    assert breakable("ddpo_is") == "ddpo_is"
+    name = "my_agents.running_mean:RunningMean<b>"
+    assert breakable(name) == "my_<wbr>agents.<wbr>running_<wbr>mean:<wbr>RunningMean&lt;b&gt;"

@@ -13,6 +13,7 @@ import torch
 
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.training import runs
+from diffusion_gym.devices import local_part
 from run_folders import reward_for
 from scale_out_runs import BATCH, ITERATIONS, OPTIONS, REWARDS_MODULE, SAMPLES, codes
 
@@ -20,7 +21,8 @@ from scale_out_runs import BATCH, ITERATIONS, OPTIONS, REWARDS_MODULE, SAMPLES, 
 @pytest.fixture(scope="session")
 def rewards_folder(tmp_path_factory):
     """Where the module with the tests' rewards is."""
-    import torch.utils.tensorboard  # noqa: F401 - the forks need not import it again
+    import torch.distributed.fsdp  # noqa: F401 - the forks need not import it again
+    import torch.utils.tensorboard  # noqa: F401 - the same
 
     import diffusion_gym.models.latent  # noqa: F401 - the same
     import diffusion_gym.models.lora  # noqa: F401 - the same
@@ -101,7 +103,7 @@ def train(in_processes, arguments, rewards_folder):
                     code = stop.code
                 except Exception as error:
                     code = f"{type(error).__name__}: {error}"
-            weights = [weight.detach().flatten() for agent in agents for weight in agent.parameters]
+            weights = [local_part(weight.detach()).flatten() for agent in agents for weight in agent.parameters]
             digest = hashlib.sha256(torch.cat(weights).numpy().tobytes()).hexdigest() if weights else ""
             state = [agent.state() for agent in agents]
             return {"code": code, "out": shown.getvalue(), "err": errors.getvalue(), "agent": [digest, state]}

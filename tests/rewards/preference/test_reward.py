@@ -126,12 +126,15 @@ def test_a_file_of_something_else_is_named(file, tmp_path):
         make_reward(str(file))
 
 
-def test_denoiser_features_depend_on_picture_and_prompt_and_not_on_the_batch():
-    features = load_features(feature_source("denoiser", Source(model="Shapes")), CPU)
+@pytest.mark.parametrize("name, width", [("Shapes", 96), ("ShapesFlow", None)])
+def test_denoiser_features_depend_on_picture_and_prompt_and_not_on_the_batch(name, width):
+    """Of a UNet's middle block, and of a transformer's middle one of its blocks."""
+    width = width or load_model(name, "cpu", "float32").unet.inner_dim
+    features = load_features(feature_source("denoiser", Source(model=name)), CPU)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = ["a red circle", "two blue stars", "a red circle"]
     found = features(images, prompts)
-    assert found.shape == (3, 8 * 96) and found.isfinite().all() and not found.requires_grad
+    assert found.shape == (3, 8 * width) and found.isfinite().all() and not found.requires_grad
     for row in range(3):
         alone = features(images[row : row + 1], prompts[row : row + 1])[0]
         torch.testing.assert_close(alone, found[row], rtol=1e-3, atol=1e-4)
@@ -153,8 +156,19 @@ def test_a_model_without_prompts_has_no_such_features():
     class Unconditional:
         name, prompt_length = "Church", 0
 
-    with pytest.raises(ValueError, match="'Church' is not; give a CLIPModel"):
-        DenoiserFeatures(Unconditional())
+    class Unencoded:
+        """Its autoencoder has no distribution of latents, as Sana's has none."""
+
+        name, prompt_length, image_shape, latent_shape = "Sana", 4, (8, 8, 3), (4, 2, 2)
+        unet = torch.nn.Module()
+        unet.layers = torch.nn.ModuleList([torch.nn.Identity()])
+
+        def encode(self, images):
+            return images.latent_dist
+
+    for model in (Unconditional(), Unencoded()):
+        with pytest.raises(ValueError, match=f"'{model.name}' is not; give a CLIPModel"):
+            DenoiserFeatures(model)
 
 
 def test_clip_features_are_the_embedding_and_its_product_with_the_prompt(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_gym.agents.benchmark.diversity import (
+from diffusion_gym.agents.diversity import (
     by_prompt,
     centred,
     model_features,

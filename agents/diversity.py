@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffusion_gym.agents.advantages import rows_by_prompt
 from diffusion_gym.agents.policy import DenoisingPolicy
 
 Features = NDArray[np.float64]
@@ -90,9 +91,7 @@ def by_prompt(features: Features, prompts: Sequence[str]) -> dict[str, float]:
     Returns:
         `vendi` and `distance`; NaN where no prompt has two pictures.
     """
-    labels = np.array(prompts, dtype=object)
-    groups = [features[labels == prompt] for prompt in dict.fromkeys(prompts)]
-    groups = [group for group in groups if len(group) > 1]
+    groups = [features[rows] for rows in rows_by_prompt(prompts).values() if len(rows) > 1]
     if not groups:
         return {"vendi": float("nan"), "distance": float("nan")}
     return {
