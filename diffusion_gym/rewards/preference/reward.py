@@ -24,7 +24,7 @@ _TENSORS: Final = ("mean", "std", "weights")
 
 
 class _Header(Schema):
-    format: Literal["diffusion-gym preferences 1"] = "diffusion-gym preferences 1"
+    format: Literal["diffusion-gym preferences 2"] = "diffusion-gym preferences 2"
     features: Kind
     source: str
     revision: str | None = None
