@@ -58,7 +58,7 @@ def test_label_fit_and_train_on_the_answers_in_one_folder(tiny_pipeline, tmp_pat
         f"{tiny_pipeline}, seed 0",
         f"{run}, iteration 2, seed 0",
     }
-    assert summary(again).startswith("anna: 62 answers")
+    assert summary(again).startswith("anna: 112 answers")
 
 
 def test_label_and_fit_with_a_transformer(tmp_path):

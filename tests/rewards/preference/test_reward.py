@@ -88,6 +88,8 @@ def test_a_file_scores_as_the_fit_that_it_holds_in_any_batch(file, fitted, monke
     scaled = fitted.scaling(brightness(stored, prompts))
     torch.testing.assert_close(output.scores, (scaled @ fitted.posterior.weights).float())
     torch.testing.assert_close(output.info["uncertainty"], fitted.posterior.spread(scaled).float())
+    wary = evaluate(make_reward(str(file), pessimism=0.5), images, prompts)
+    torch.testing.assert_close(wary.scores, output.scores - 0.5 * output.info["uncertainty"])
     both = make_reward(f"{file}=2,Compressibility=0")
     torch.testing.assert_close(evaluate(both, images, prompts).scores, 2 * output.scores)
     assert make_reward(str(file)).accuracy == fitted.accuracy
@@ -101,7 +103,7 @@ def test_a_larger_picture_is_of_another_model(file):
 def test_a_file_of_something_else_is_named(file, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no file; make it with `diffusion-gym fit-preferences"):
         make_reward(str(tmp_path / "none.safetensors"))
-    for keyword, value in (("device", "tpu9"), ("batch_size", 0)):
+    for keyword, value in (("device", "tpu9"), ("batch_size", 0), ("pessimism", -1.0)):
         with pytest.raises(ValueError, match=f"{keyword}={value!r}"):
             make_reward(str(file), **{keyword: value})
     with pytest.raises(TypeError, match="'batch'.*did you mean 'batch_size'"):
