@@ -80,7 +80,7 @@ def test_custom_agent(run, tmp_path):
     out = tmp_path / "run"
     sizes = ["--total-reward-queries", 8, "--samples-per-iteration", 4, "--rollout-batch", 4]
     shown = run("custom_agent.py", *sizes, "--env.num-inference-steps", 3, "--agent.group-size", 2, "--out", out)
-    assert shown.startswith("custom_agent:RLOO on DiffusionDenoise-Shapes-Location, preset shapes-demo")
+    assert shown.startswith("custom_agent:RLOO on DiffusionDenoise-Shapes-Location-v0, preset shapes-demo")
     assert [row["reward_queries"] for row in metrics(out)] == [4, 8]
     assert json.loads((out / "config.json").read_text())["settings"]["agent_options"]["group_size"] == 2
 

@@ -328,7 +328,7 @@ def test_sizes_are_those_of_the_parameters():
         (REWARD_SOURCES["Aesthetic"][1], "`diffusion-gym download Aesthetic` (all of that reward's weights)"),
         (
             REWARD_SOURCES["CLIPScore"][0],
-            "`diffusion-gym download Aesthetic` (or CLIPScore: all of that reward's weights)",
+            "`diffusion-gym download Aesthetic` (or CLIPScore, GenEval: all of that reward's weights)",
         ),
         (MODEL_SOURCES["SD14"], f"`diffusion-gym download {MODEL_SOURCES['SD14']}`, or"),
     ],

@@ -19,7 +19,7 @@ from diffusion_gym.storage import exact_json, json_text, number_or_nan, read_jso
 ROOT = Path(__file__).resolve().parent.parent
 # Not files and not answers: lists between our own processes, a size, a hash, words of tokenizers, an error's text.
 OTHERS = {"processes.py", "remote.py", "cache.py", "files.py"}
-OTHERS |= {"random_sd14.py", "random_checkpoints.py", "trust.py"}
+OTHERS |= {"random_sd14.py", "random_checkpoints.py", "trust.py", "embedding_store.py"}
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 

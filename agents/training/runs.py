@@ -176,7 +176,7 @@ def _train(settings: RunSettings, processes: Processes) -> tuple[Progress, str]:
     processes = agent.processes
     samples = processes.main or processes.in_step
     pictures = make_env(settings, _PICTURES, processes=processes) if samples else None
-    development = processes.together(lambda: _development(settings, processes) if samples else None)
+    development = processes.together(lambda: _development(settings, processes))
     trainer = Trainer(env, agent, settings.out, settings.schedule, settings.seed, pictures, track=settings.track)
     trainer.development = development
     _begin(trainer, settings)
@@ -239,7 +239,7 @@ def how_to_go_on(folder: Path) -> str:
 
 def _development(settings: RunSettings, processes: Processes) -> DevelopmentSet | None:
     """The development set, in the largest batches that fit it and are no more than the grids'."""
-    if not settings.development_interval:
+    if not settings.development_interval or not (processes.main or processes.in_step):
         return None
     samples = settings.development_samples
     batch = max(size for size in range(1, _PICTURES + 1) if samples % size == 0)

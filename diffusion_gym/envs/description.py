@@ -28,7 +28,7 @@ def description(env: DenoisingVectorEnv) -> str:
     """
     model, prompts, sampler = env.model, env.prompt_set, env.sampler_config
     guided = f", guidance scale {sampler.guidance_scale:g}" if model.prompt_length else ""
-    height, width, _ = model.image_shape
+    height, width, _ = getattr(model, "image_shape", ("H", "W", 3))  # which a model of somebody else's may not say
     parts: Any = env.single_observation_space
     observed = [f"  {name:10}{_space(space)}: {_MEANINGS[name]}" for name, space in parts.items()]
     lines = [

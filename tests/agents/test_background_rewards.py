@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion_gym.agents import rollout
+from diffusion_gym.agents.embeddings import TextEmbeddings
 from diffusion_gym.agents.rollout import Trajectories, collect_many
 from diffusion_gym.rewards import RewardError, RewardOutput
 from diffusion_gym.wrappers import KLPenaltyVectorEnv, OneStepVectorEnv
@@ -62,6 +63,7 @@ def differing(first, second):
     found = []
     for entry in fields(Trajectories):
         one, other = getattr(first, entry.name), getattr(second, entry.name)
+        one, other = ((own.all() if isinstance(own, TextEmbeddings) else own) for own in (one, other))
         pairs = [(one[key], other[key]) for key in one] if isinstance(one, dict) else [(one, other)]
         for a, b in pairs:
             same = torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b

@@ -17,7 +17,7 @@ from diffusion_gym.agents.advantages import (
     usable_counts,
 )
 from diffusion_gym.agents.algorithms import RWR
-from diffusion_gym.agents.benchmark.diversity import by_prompt
+from diffusion_gym.agents.diversity import by_prompt
 from diffusion_gym.agents.rollout import collect_many
 from diffusion_gym.prompts import make_prompts
 

@@ -121,7 +121,13 @@ def test_resume_and_eval_need_the_module(tiny_pipeline, folder, capsys):
 
 def test_from_the_console(folder):
     """The installed command finds a module of the current directory, and explains its options."""
-    command = [str(Path(sys.executable).parent / "diffusion-gym"), "train", "--agent", "custom_agent:RLOO", "--help"]
+    command = [
+        str(Path(sys.executable).parent / "diffusion-gym"),
+        "train",
+        "--agent",
+        "custom_agent:RLOO",
+        "--help-all",
+    ]
     without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, cwd=folder, env=without, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -189,7 +189,7 @@ def test_alone_nothing_needs_a_launcher(unlaunched):
 def test_sharded_training_is_refused(unlaunched, name, option, world):
     unlaunched.setenv(f"ACCELERATE_USE_{name}", "true")
     unlaunched.setenv("WORLD_SIZE", world)
-    with pytest.raises(ValueError, match=f"{option} shards one model over processes"):
+    with pytest.raises(ValueError, match=f"{option} is not how this package spreads a network .* sharding='fsdp2'"):
         Processes.launched()
 
 

@@ -12,7 +12,7 @@ from diffusion_gym.agents.rollout import collect_many
 from host_reads import HostReads
 
 # These read tensors that live on the host: tokens, the steps to train on, and the pairs that were drawn of them.
-ON_THE_HOST = {"embeddings.find", "base.transitions", "base.local_on_host", "replay.local"}
+ON_THE_HOST = {"embeddings.find", "base.transitions", "base.local_on_host", "processes.own"}
 ON_THE_HOST |= {"forward_process.noised", "dgpo.minibatches", "reward_gradient.losses", "reward_gradient.begin"}
 END_OF_EPISODE = {"vector._require_finite", "base._finite_rows", "rollout.collect"}  # the last for the pictures
 

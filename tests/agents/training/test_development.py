@@ -357,7 +357,7 @@ def test_the_command_line(tiny_pipeline, tmp_path, capsys):
     assert len(prompts) == 4 and set(prompts) <= {"a red circle", "&lt;b&gt;two&lt;/b&gt; stars"}
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in ("development-every", "development-samples", "development-paths"))
     assert "--track {tensorboard,wandb,none}" in shown

@@ -66,7 +66,7 @@ def test_probes_are_evaluated_and_change_nothing(tiny_pipeline, tmp_path):
 def followed(make_env, tmp_path):
     def made(probe, reward="Compressibility", **keywords):
         env = make_env(3, num_inference_steps=2, autoreset_mode="Disabled", reward=reward, **keywords)
-        return DevelopmentSet(env, tmp_path, 0, 6, 0, {"probe": probe})
+        return DevelopmentSet(env, tmp_path, 0, 6, 0, probes={"probe": probe})
 
     return made
 
