@@ -133,3 +133,13 @@ def test_help_explains_every_option(capsys):
 def test_a_wrong_option_is_told_which_one_may_be_meant(capsys, words, meant):
     error = failure(["train", "--env", "DiffusionDenoise-Shapes-Color", "--out", "unused", *words], capsys)
     assert "is no option of train; did you mean" in error and re.search(rf" {re.escape(meant)}(\?| or )", error), error
+
+
+def test_an_interruption_before_the_command_begins_is_one_line_too(monkeypatch, capsys):
+    def interrupt(*args, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("warnings.filterwarnings", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["presets"])
+    assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1
