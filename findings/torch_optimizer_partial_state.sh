@@ -4,7 +4,7 @@
 # step 4. Moments of another shape are taken too, and fail in the next step with a message about broadcasting that names
 # neither the parameter nor the file.
 # Seen: loaded a state without one of two parameters, steps then 4 and 1; loaded moments (2,) for a weight (3, 4)
-# Here: checkpoints carry a checksum of their tensors; moments of another shape or without their fellows are refused by name.
+# Here: checkpoints carry a checksum of their tensors; moments that are misshapen or incomplete are refused by name.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
