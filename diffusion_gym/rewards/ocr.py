@@ -45,7 +45,7 @@ class OCR:
         read: what was read in the last pictures, lines joined by spaces.
 
     Raises:
-        ValueError: the package is not installed, or a value is out of range.
+        ValueError: the package is not installed or cannot be loaded, or a value is out of range.
     """
 
     name = "OCR"
@@ -140,7 +140,13 @@ def edit_distance(first: str, second: str) -> int:
 @lru_cache(maxsize=4)
 def _reader(detector_side: int, min_confidence: float) -> Any:
     """A function that reads a picture, uint8 `(H, W, 3)`; several threads may call it."""
-    from rapidocr_onnxruntime import RapidOCR
+    try:
+        from rapidocr_onnxruntime import RapidOCR
+    except ImportError as error:  # of OpenCV, on a machine without a screen
+        raise ValueError(
+            f"reward='OCR': the package rapidocr-onnxruntime cannot be loaded ({error}); its OpenCV takes the system's "
+            "libGL and glib (apt install libgl1 libglib2.0-0), or opencv-python-headless in place of opencv-python"
+        ) from error
 
     engine = RapidOCR(
         det_limit_side_len=detector_side,

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -152,3 +153,9 @@ def test_the_prompt_set_is_what_the_script_writes(tmp_path):
         assert prompts.metadata[prompt]["text"] == asked_text(prompt, {})
     trained = {prompts.metadata[prompt]["text"] for prompt in prompts.prompts}
     assert not trained & {prompts.metadata[prompt]["text"] for prompt in prompts.splits["new-texts"]}
+
+
+def test_a_package_that_cannot_be_loaded_is_said_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)  # its import fails
+    with pytest.raises(ValueError, match=r"reward='OCR'.*cannot be loaded.*libgl1"):
+        make_reward("OCR", detector_side=77)  # other settings than those that are kept
