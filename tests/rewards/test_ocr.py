@@ -1,6 +1,7 @@
 """`OCR` on rendered text, read by the real networks that come with rapidocr-onnxruntime."""
 
 import functools
+import importlib.util
 import random
 import sys
 
@@ -156,6 +157,7 @@ def test_the_prompt_set_is_what_the_script_writes(tmp_path):
 
 
 def test_a_package_that_cannot_be_loaded_is_said_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)  # its import fails
+    empty = importlib.util.module_from_spec(importlib.util.find_spec("rapidocr_onnxruntime"))  # never run
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", empty)
     with pytest.raises(ValueError, match=r"reward='OCR'.*cannot be loaded.*libgl1"):
         make_reward("OCR", detector_side=77)  # other settings than those that are kept
