@@ -1,15 +1,19 @@
 """The program `diffusion-gym`: help and version are answered without the package, whose import takes seconds.
 
-It is a module of its own because importing one from within the package imports the package, and with it torch.
+Ctrl-C ends it in one line also during that import. It is a module of its own because importing one from within the
+package imports the package, and with it torch.
 """
 
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 
 def main() -> None:
@@ -20,9 +24,24 @@ def main() -> None:
     elif first == "--version":
         print(f"diffusion-gym {_constant('_version.py', 'VERSION')}")
     else:
-        from diffusion_gym.console import main as run
+        run_command()
 
-        run()
+
+def run_command() -> None:
+    """Run the command of this process's words by the package."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, as by a job in a shell's background
+        signal.signal(signal.SIGINT, _stop)
+    from diffusion_gym.agents.cli import main as run
+
+    signal.signal(signal.SIGINT, before)
+    run()
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    # Not an exception: a library whose import it interrupts may turn it into another.
+    os.write(2, b"error: stopped at once\n")
+    os._exit(130)
 
 
 def _constant(path: str, name: str) -> Any:

@@ -6,7 +6,6 @@ Mode collapse is a fall of both (thesis, section 5.4).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion_gym.agents.advantages import rows_by_prompt
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.models.middle import middle_block, middle_features
 
 Features = NDArray[np.float64]
 
@@ -34,21 +34,17 @@ def model_features(policy: DenoisingPolicy, finished: torch.Tensor, batch: int =
         `(N, D)`.
 
     Raises:
-        ValueError: the network has no middle block, as transformers have none.
+        ValueError: the network has no middle block.
     """
-    network = cast(Any, policy.model.unet)
-    middle = getattr(network, "mid_block", None)
-    if middle is None:
-        raise ValueError(f"{type(network).__name__} has no middle block to take features from")
-    features: list[torch.Tensor] = []
-    handle = middle.register_forward_hook(lambda module, given, output: features.append(output.float().mean((2, 3))))
-    null = policy.embed(policy.model.tokenize([""])) if policy.model.prompt_length else None
-    try:
-        for part in finished.split(batch):
-            embeddings = None if null is None else null.expand(len(part), *null.shape[1:])
-            policy.model.predict(network, part, policy.table.network_timesteps[-1].expand(len(part)), embeddings)
-    finally:
-        handle.remove()
+    model = policy.model
+    if middle_block(model.unet) is None:
+        raise ValueError(f"{type(model.unet).__name__} has no middle block to take features from")
+    null = policy.embed(model.tokenize([""])) if model.prompt_length else None
+    features = []
+    for part in finished.split(batch):
+        embeddings = None if null is None else null.expand(len(part), *null.shape[1:])
+        timesteps = policy.table.network_timesteps[-1].expand(len(part))
+        features.append(middle_features(model, part, timesteps, embeddings, parts=1))
     return torch.cat(features).double().cpu().numpy()
 
 

@@ -212,8 +212,7 @@ def collect(
     tokens = None if tokens is None else torch.as_tensor(tokens, device=policy.device)
     with span("text encoder"):
         embeddings = policy.text_embeddings(prompts)
-        batch = None if embeddings is None else embeddings.all()
-        given = {} if batch is None else {"embedding": batch}
+        given = {} if embeddings is None else {"embedding": embeddings.all()}
 
     def act(state: Mapping[str, Any], step: int) -> DenoisingDistribution:
         with span("rollout UNet"):
@@ -223,7 +222,7 @@ def collect(
     timesteps = policy.table.timesteps[: len(log_probs)]
     if isinstance(env, OneStepVectorEnv):
         x = torch.as_tensor(infos["latents"], device=policy.device)
-        output = partial(_output, policy, batch, reference)
+        output = partial(_output, policy, given.get("embedding"), reference)
         x = denoise(policy, x, tokens, generator, act) if solver is None else solver.solve(output, x, generator)
         latents[0] = x
         _, rewards, _, _, infos = env.step(x)

@@ -9,16 +9,45 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import dataclass
+from typing import Literal
 from weakref import ref
 
 import torch
 from torch import nn
 
+from diffusion_gym.agents.finite import require_choice
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.policy_options import ShardedNetwork
+from diffusion_gym.agents.policy_options import PolicyOptions, ShardedNetwork
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.devices import whole
 from diffusion_gym.models.digest import remember_weights
+
+Sharding = Literal["none", "fsdp2"]
+
+
+@dataclass(frozen=True)
+class ShardingOptions(OptimizerOptions, PolicyOptions):
+    """Whether the network is spread, and what does not go with it."""
+
+    sharding: Sharding = "none"
+    """Spread the network over the processes with `fsdp2`, where one card cannot hold it; see docs/scale-out.md. It
+    needs a micro_batch_size; of one process alone it changes nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self, "sharding", Sharding)
+        if self.sharding != "none" and not self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size=0 does not go with sharding={self.sharding!r}: the processes run the network in "
+                "step, so that none can try on its own what fits; give a micro_batch_size, such as 1"
+            )
+        if self.sharding != "none" and self.trainable == "full" and self.mixed_precision == "fp16":
+            raise ValueError(
+                f"mixed_precision='fp16' does not go with trainable='full' and sharding={self.sharding!r}: no process "
+                "has the whole gradient, in which overflow is looked for; use 'bf16', or LoRA"
+            )
 
 
 def shard(policy: DenoisingPolicy, processes: Processes) -> None:

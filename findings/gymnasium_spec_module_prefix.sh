@@ -3,7 +3,7 @@
 # of registering, is no id for gym.spec: NameNotFound, also after gym.make has made the environment. The spec of what was
 # made has the id without the module, and its JSON makes it again in a new process by way of the entry point.
 # Seen: gym.make made Line-v0; gym.spec raised NameNotFound; the spec's id was Line-v0
-# Here: examples that look a spec up import diffusion_gym first and name the id alone.
+# Here: examples that look a spec up import the package first and name the id alone.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

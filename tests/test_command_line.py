@@ -17,7 +17,7 @@ from diffusion_gym.agents.cli import _COMMANDS, EvalOptions
 from diffusion_gym.agents.cli import main as run
 from diffusion_gym.agents.command_line import parsed
 from diffusion_gym.agents.completion import _OPTIONS, SHELLS
-from diffusion_gym.console import main
+from diffusion_gym_launcher import run_command
 
 EVERY = {"eval": "--help", "train": "--help-all"}
 PLACES = {"eval": ["eval", "RUN"], "train": ["train", "--env", "DiffusionDenoise-Shapes-Color-v0", "--out", "RUN"]}
@@ -77,26 +77,27 @@ import os, signal, sys
 
 class Interrupting:
     def find_spec(self, name, *given):
-        if name == "diffusion_gym.agents":
+        if name == sys.argv[1]:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from diffusion_gym.console import main
+from diffusion_gym_launcher import run_command
 
-main()
+run_command()
 """
 
 
-def test_ctrl_c_while_it_imports():
-    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+@pytest.mark.parametrize("imported", ["torch", "diffusion_gym.agents"])
+def test_ctrl_c_while_it_imports(imported):
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, imported], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: stopped at once\n")
 
 
 def test_the_program_runs_the_command(monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["diffusion-gym", "--help"])
-    main()
+    run_command()
     assert capsys.readouterr().out.startswith("usage: diffusion-gym COMMAND")
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -35,7 +35,7 @@ def test_help_and_version_import_nothing_that_takes_seconds(words):
 def test_everything_else_is_a_command(monkeypatch, words):
     ran = []
     monkeypatch.setattr(sys, "argv", ["diffusion-gym", *words])
-    monkeypatch.setattr("diffusion_gym.console.main", lambda: ran.append(sys.argv[1:]))
+    monkeypatch.setattr("diffusion_gym_launcher.run_command", lambda: ran.append(sys.argv[1:]))
     diffusion_gym_launcher.main()
     assert ran == [words]
 

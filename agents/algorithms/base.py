@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from pydantic import ConfigDict
 from diffusion_gym.agents.advantages import NoUsableReward, usable_rewards
 from diffusion_gym.agents.algorithms.metrics import Metrics
 from diffusion_gym.agents.averaging import WeightAverage
-from diffusion_gym.agents.finite import Diverged, all_finite, require, require_choice
-from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses, OptimizerOptions
+from diffusion_gym.agents.finite import Diverged, all_finite, require
+from diffusion_gym.agents.optimization import AccumulatingOptimizer, Losses
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.reward_floors import FloorsState, RewardFloorOptions, RewardFloors
 from diffusion_gym.agents.rollout import Trajectories, collect_many, trained_steps
+from diffusion_gym.agents.sharding import ShardingOptions, shard
 from diffusion_gym.devices import local_part, to_device
 from diffusion_gym.registry import Registry, imported
 from diffusion_gym.schemas import Positive, Schema
@@ -33,17 +33,13 @@ from diffusion_gym.wrappers.one_step import OneStepVectorEnv
 if TYPE_CHECKING:
     from diffusion_gym.models.solvers import Solver
 
-Sharding = Literal["none", "fsdp2"]
 _CPU_POSITIONS: Final = 4096  # of latents in one pass: 64 of 8x8, 16 of 16x16; benchmarks/scaling.py
 
 
 @dataclass(frozen=True)
-class AgentConfig(OptimizerOptions, PolicyOptions, RewardFloorOptions):
+class AgentConfig(ShardingOptions, RewardFloorOptions):
     """Options that every agent shares; the defaults are those of the DDPO paper, table F.6."""
 
-    sharding: Sharding = "none"
-    """Spread the network over the processes with `fsdp2`, where one card cannot hold it; see docs/scale-out.md. It
-    needs a micro_batch_size; of one process alone it changes nothing."""
     init_from: str | None = None
     """Exported adapters, ours or those of diffusers or peft, to begin from; with `trainable=full` a pipeline too. The
     KL reference stays the pretrained model."""
@@ -56,17 +52,6 @@ class AgentConfig(OptimizerOptions, PolicyOptions, RewardFloorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "sharding", Sharding)
-        if self.sharding != "none" and not self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size=0 does not go with sharding={self.sharding!r}: the processes run the network in "
-                "step, so that none can try on its own what fits; give a micro_batch_size, such as 1"
-            )
-        if self.sharding != "none" and self.trainable == "full" and self.mixed_precision == "fp16":
-            raise ValueError(
-                f"mixed_precision='fp16' does not go with trainable='full' and sharding={self.sharding!r}: no process "
-                "has the whole gradient, in which overflow is looked for; use 'bf16', or LoRA"
-            )
         require(self, "at least 0 and less than 1", "ema_decay")
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"timestep_fraction={self.timestep_fraction!r} must be larger than 0 and at most 1")
@@ -138,7 +123,8 @@ class Agent(ABC):
         self.steps = trained_steps(policy.table, config.trained_steps, deterministic=deterministic)
         self.processes.copy_main_(list(policy.trainable_parameters().values()))
         if config.sharding != "none" and self.processes.count > 1:
-            self._shard()
+            shard(policy, self.processes)
+            self.processes = replace(self.processes, in_step=True)
         elif (place := next(policy.model.unet.parameters()).device) != policy.device:
             raise ValueError(
                 f"network_device={str(place)!r} is for a network that is spread over processes from there; leave it "
@@ -147,13 +133,6 @@ class Agent(ABC):
         self.optimizer = self.make_optimizer(policy.trainable_parameters())
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.floors = RewardFloors(config, self.processes)
-
-    def _shard(self) -> None:
-        """Spread the network over the processes, which then run it in step."""
-        from diffusion_gym.agents.sharding import shard
-
-        shard(self.policy, self.processes)
-        self.processes = replace(self.processes, in_step=True)
 
     def make_optimizer(
         self, parameters: Mapping[str, torch.nn.Parameter], adam: torch.optim.Optimizer | None = None

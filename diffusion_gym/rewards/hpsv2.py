@@ -6,7 +6,6 @@ transformers' CLIP here, with none of its weights missing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -19,6 +18,7 @@ from diffusion_gym.hub_sources import NAMED_FILES
 from diffusion_gym.pretrained import Fingerprint, fingerprint
 from diffusion_gym.rewards.base import REWARDS
 from diffusion_gym.rewards.clip import CLIP, load_tokenizer
+from diffusion_gym.rewards.published import not_those_of, number_positions, renamed
 from diffusion_gym.rewards.score_mlp import read_weights
 from diffusion_gym.rewards.vision import SharedNetwork, VisionReward, checked_dtype
 
@@ -101,23 +101,17 @@ def _loaded(file: str, dtype: torch.dtype, processor: str, files: Fingerprint) -
 
     weights = read_weights(file, below="state_dict")
     try:
-        renamed = dict(_renamed(weights))
+        named = dict(_renamed(weights))
         with quiet(), torch.device("meta"):
-            network = _blank(renamed, load_tokenizer(processor))
-        scale = renamed.pop("logit_scale").float()
+            network = _blank(named, load_tokenizer(processor))
+        scale = named.pop("logit_scale").float()
         network.load_state_dict(
-            {name: value.to(dtype) for name, value in renamed.items()} | {"logit_scale": scale}, assign=True
+            {name: value.to(dtype) for name, value in named.items()} | {"logit_scale": scale}, assign=True
         )
     except (KeyError, RuntimeError) as error:
-        lines = str(error).splitlines()
-        raise ValueError(f"{file} does not hold the weights of HPSv2 ({' '.join(lines)[:200]})") from error
-    for part in (
-        "text_model",
-        "vision_model",
-    ):  # buffers that are computed, not stored, so they are still without values
-        embeddings = getattr(network, part).embeddings
-        places = torch.arange(embeddings.position_embedding.num_embeddings)[None]
-        embeddings.register_buffer("position_ids", places, persistent=False)
+        raise not_those_of(f"{file} does not hold the weights of HPSv2", error) from error
+    for tower in (network.text_model, network.vision_model):
+        number_positions(tower.embeddings, tower.embeddings.position_embedding.num_embeddings)
     return SharedNetwork(network)
 
 
@@ -128,8 +122,7 @@ def _renamed(weights: Mapping[str, torch.Tensor]) -> Any:
             continue
         new = name.removeprefix("module.")
         value = value.T.contiguous() if new in _TRANSPOSED else value
-        for pattern, replacement in _RENAMES:
-            new = re.sub(pattern, replacement, new)
+        new = renamed(new, _RENAMES)
         if ".attn.in_proj_" in new:  # query, key and value in one
             for part, own in zip("qkv", value.chunk(3), strict=True):
                 yield new.replace(".attn.in_proj_", f".self_attn.{part}_proj."), own.clone()
@@ -153,9 +146,8 @@ def _blank(weights: Mapping[str, torch.Tensor], tokenizer: Any) -> Any:
 
     vocabulary, text = weights["text_model.embeddings.token_embedding.weight"].shape
     vision, _, patch, _ = weights["vision_model.embeddings.patch_embedding.weight"].shape
-    patches = (
-        weights["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
-    )  # the first is the class token's
+    # The first place is the class token's.
+    patches = weights["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
     places = weights["text_model.embeddings.position_embedding.weight"].shape[0]
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return CLIPModel(

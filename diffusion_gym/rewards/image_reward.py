@@ -6,7 +6,6 @@ read into transformers' own BLIP modules here, under their new names and with no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -20,6 +19,7 @@ from diffusion_gym.pretrained import Fingerprint, fingerprint
 from diffusion_gym.rewards.base import REWARDS
 from diffusion_gym.rewards.clip import load_tokenizer
 from diffusion_gym.rewards.preprocessing import clip_preprocessing
+from diffusion_gym.rewards.published import not_those_of, number_positions, renamed
 from diffusion_gym.rewards.score_mlp import read_weights, score_mlp
 from diffusion_gym.rewards.vision import SharedNetwork, VisionReward, checked_dtype
 
@@ -93,17 +93,14 @@ class ImageRewardNetwork(nn.Module):
 
     def __init__(self, weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
         super().__init__()
-        vision = {_renamed(name): value for name, value in _below(weights, "blip.visual_encoder.").items()}
+        vision = {renamed(name, _RENAMES): value for name, value in _below(weights, "blip.visual_encoder.").items()}
         text = _below(weights, "blip.text_encoder.")
         try:
             self.vision = _filled(_blank_vision(vision), vision, dtype)
             self.text = _filled(_blank_text(text, vision), text, dtype)
         except (KeyError, RuntimeError) as error:
-            lines = str(error).splitlines()
-            raise ValueError(f"the weights are not those of ImageReward ({' '.join(lines)[:200]})") from error
-        # A buffer that is computed, not stored, so it is still without values.
-        places = torch.arange(self.text.config.max_position_embeddings)[None]
-        self.text.embeddings.register_buffer("position_ids", places, persistent=False)
+            raise not_those_of("the weights are not those of ImageReward", error) from error
+        number_positions(self.text.embeddings, self.text.config.max_position_embeddings)
         self.mlp = score_mlp(_below(weights, "mlp."), source="ImageReward's mlp")
 
     def forward(self, pixels: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -137,12 +134,6 @@ def _below(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
     """What is named `prefix` and more, under the rest of its name."""
     found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     return {name: value for name, value in found.items() if name != _COUNTED}
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _filled(blank: Any, weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:

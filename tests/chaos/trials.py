@@ -8,16 +8,14 @@ import subprocess
 import time
 from contextlib import contextmanager
 from functools import partial
-from http.client import HTTPException
-from urllib.request import Request, urlopen
 
 from benchmark_suites import write_suite
 from diffusion_gym.agents.algorithms import AGENTS
 from run_folders import carrying_arguments, metrics_lines
 from tests.chaos.folders import benchmark_difference, difference, half_written, newest_checkpoint
+from tests.chaos.person import ANSWERS, answer_questions, lines_of
 from tests.chaos.programs import Program, end_all, load_pipeline, run_function, start_function
 
-ANSWERS = 30  # of a person who labels
 ITERATIONS, SAMPLES = 4, 4  # of a training, which is as short as it can be: there are hundreds of them
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
@@ -215,15 +213,15 @@ def label_killed(place, folder, rng, told):
         program.sleep(rng.uniform(0, 0.02))
         program.kill()
         ended()
-        told.append(f"broken with {len(_lines(taken))} of {ANSWERS} answers taken")
-        stored = [json.loads(line)["number"] for line in _lines(out / "answers.jsonl") if line.endswith("\n")]
-        if lost := {int(line) for line in _lines(taken)}.difference(stored):
+        told.append(f"broken with {len(lines_of(taken))} of {ANSWERS} answers taken")
+        stored = [json.loads(line)["number"] for line in lines_of(out / "answers.jsonl") if line.endswith("\n")]
+        if lost := {int(line) for line in lines_of(taken)}.difference(stored):
             raise Broken(f"the answers {sorted(lost)} were taken and are not stored")
     program = _label(place, out)
     run_function(answer_questions, place.url, taken)
     program.send(signal.SIGINT)
     _finish(program)
-    if _lines(out / "answers.jsonl") != _lines(whole / "answers.jsonl"):
+    if lines_of(out / "answers.jsonl") != lines_of(whole / "answers.jsonl"):
         raise Broken("the answers are others than those of the uninterrupted session")
 
 
@@ -238,33 +236,7 @@ def _label(place, out, seconds=None):
 
 def _wait_for_lines(program, file, number, port):
     """Wait until the file has so many lines, or the page is gone."""
-    program.wait_until(lambda: len(_lines(file)) >= number or not _answers(port))
-
-
-def answer_questions(url, taken):
-    """Choose the older of the two pictures until all is answered or the page is gone; the numbers of the answers that
-    the page took are the lines of the file `taken`."""
-    try:
-        with taken.open("a") as file:
-            state = _read_json(f"{url}/question?person=anna")
-            while state["answered"] < ANSWERS:
-                asked = state["question"]
-                answer = "first" if asked["first"] < asked["second"] else "second"
-                state = _read_json(f"{url}/answer", {"person": "anna", "number": asked["number"], "answer": answer})
-                file.write(f"{asked['number']}\n")
-                file.flush()
-    except (OSError, HTTPException):
-        pass  # the page is gone
-
-
-def _read_json(url, body=None):
-    data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as response:
-        return json.load(response)
-
-
-def _lines(path):
-    return path.read_text().splitlines(keepends=True) if path.exists() else []
+    program.wait_until(lambda: len(lines_of(file)) >= number or not _answers(port))
 
 
 def server_killed(place, folder, rng, told):

@@ -4,6 +4,20 @@ import pytest
 
 from diffusion_gym.agents.cli import main
 
+# Of a training of two iterations, each with an evaluation of its development set.
+DEVELOPED = {
+    "--env": "DiffusionDenoise-v0",
+    "--env.reward": "Compressibility",
+    "--env.num-inference-steps": 2,
+    "--total-reward-queries": 8,
+    "--samples-per-iteration": 4,
+    "--rollout-batch": 4,
+    "--agent.batch-size": 4,
+    "--development-samples": 4,
+    "--development-every": 1,
+    "--track": "none",
+}
+
 
 def train_arguments(tiny_pipeline, out, **extra):
     options = {

@@ -95,9 +95,8 @@ class PreferenceReward:
                 f"{self._header.source!r}, and these have {images.shape[2]} x {images.shape[3]}; label pictures of it"
             )
         device = self._device or images.device
-        seen = to_float(to_uint8(images)).to(
-            device
-        )  # people saw 8 bits, and a saved picture scores as it did in training
+        # People saw 8 bits, and a saved picture scores as it did in training.
+        seen = to_float(to_uint8(images)).to(device)
         if device not in self._features:
             self._features[device] = load_features(_source(self._header), device)
         parts = [

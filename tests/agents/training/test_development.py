@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import DEVELOPED
 from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.processes import Processes
@@ -328,20 +329,7 @@ def test_a_run_has_a_set_of_any_size_in_its_main_process(tiny_pipeline, tmp_path
 
 def test_the_command_line(tiny_pipeline, tmp_path, capsys):
     out = tmp_path / "run"
-    options = {
-        "--env": "DiffusionDenoise-v0",
-        "--env.model": tiny_pipeline,
-        "--env.reward": "Compressibility",
-        "--env.num-inference-steps": 2,
-        "--total-reward-queries": 8,
-        "--samples-per-iteration": 4,
-        "--rollout-batch": 4,
-        "--agent.batch-size": 4,
-        "--development-samples": 4,
-        "--development-every": 1,
-        "--track": "none",
-        "--out": out,
-    }
+    options = {**DEVELOPED, "--env.model": tiny_pipeline, "--out": out}
     arguments = [str(part) for pair in options.items() for part in pair]
     main(["train", "--env.prompts", "a red circle", "<b>two</b> stars", *arguments])
     assert file_names(out / "images") == [f"{kind}-{i:06d}.png" for kind in ("development",) for i in (1, 2)] + [

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from command_line import DEVELOPED
 from diffusion_gym.agents.cli import main
 from diffusion_gym.agents.report.development import development
 from diffusion_gym.agents.training import trust
@@ -17,22 +18,9 @@ from diffusion_gym.rewards import RewardError, evaluate, make_reward
 from diffusion_gym.testing.random_checkpoints import CHECKPOINTS
 from run_folders import metrics_rows
 
-SHORT = {
-    "--env": "DiffusionDenoise-v0",
-    "--env.reward": "Compressibility",
-    "--env.num-inference-steps": 2,
-    "--total-reward-queries": 8,
-    "--samples-per-iteration": 4,
-    "--rollout-batch": 4,
-    "--agent.batch-size": 4,
-    "--development-samples": 4,
-    "--development-every": 1,
-    "--track": "none",
-}
-
 
 def train(pipeline, out, *more):
-    words = [str(word) for pair in {**SHORT, "--env.model": pipeline, "--out": out}.items() for word in pair]
+    words = [str(word) for pair in {**DEVELOPED, "--env.model": pipeline, "--out": out}.items() for word in pair]
     main(["train", *words, *more])
 
 
