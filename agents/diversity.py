@@ -18,12 +18,18 @@ from diffusion_gym.models.middle import middle_block, middle_features
 Features = NDArray[np.float64]
 
 
+def has_features(policy: DenoisingPolicy) -> bool:
+    """Whether a policy's pretrained network can be asked by `model_features`: a UNet, or a transformer of blocks."""
+    return middle_block(policy.model.unet) is not None
+
+
 @torch.no_grad()
 def model_features(policy: DenoisingPolicy, finished: torch.Tensor, batch: int = 64) -> Features:
     """Features of finished latents by the pretrained network itself: what its middle block makes of them.
 
-    The network sees x_0 at the sampler's last timestep and the empty prompt; its middle block is averaged over space
-    (diffusion models' inner activations as image features: Baranchuk et al., arXiv:2112.03126).
+    The network sees x_0 at the sampler's last timestep and the empty prompt; its middle block, of a transformer the
+    middle one of its blocks, is averaged over space (diffusion models' inner activations as image features: Baranchuk
+    et al., arXiv:2112.03126).
 
     Args:
         policy: whose pretrained network is asked.
@@ -37,7 +43,7 @@ def model_features(policy: DenoisingPolicy, finished: torch.Tensor, batch: int =
         ValueError: the network has no middle block.
     """
     model = policy.model
-    if middle_block(model.unet) is None:
+    if not has_features(policy):
         raise ValueError(f"{type(model.unet).__name__} has no middle block to take features from")
     null = policy.embed(model.tokenize([""])) if model.prompt_length else None
     features = []

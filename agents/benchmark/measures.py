@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch.nn.functional import interpolate
 
 from diffusion_gym.agents.algorithms import NoUsableReward
-from diffusion_gym.agents.diversity import Features, by_prompt, centred, model_features, vendi_score
+from diffusion_gym.agents.diversity import Features, by_prompt, centred, has_features, model_features, vendi_score
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.training.denoised_path import denoised_path
@@ -109,7 +109,7 @@ class Evaluator:
 
     def _features(self, policy: DenoisingPolicy, trajectories: Trajectories) -> Features | None:
         """Features less the mean of the pretrained model's from the same noise; None where the network has none."""
-        if getattr(policy.model.unet, "mid_block", None) is None:
+        if not has_features(policy):
             return None
         if self._base is None:
             self._base = model_features(policy, self._trajectories(self.env, policy, reference=True).finished)

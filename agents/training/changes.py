@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from diffusion_gym.agents.diversity import by_prompt, centred, model_features, vendi_score
+from diffusion_gym.agents.diversity import by_prompt, centred, has_features, model_features, vendi_score
 from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.envs.vector import DenoisingVectorEnv
@@ -88,7 +88,7 @@ def diversity(policy: DenoisingPolicy, tuned: Trajectories, base: Trajectories) 
     Returns:
         `vendi` and `base_vendi`: the effective number of different pictures among those of one prompt, or of all.
     """
-    if getattr(policy.model.unet, "mid_block", None) is None:
+    if not has_features(policy):
         return {}
     before = model_features(policy, base.finished)
     scored = {}

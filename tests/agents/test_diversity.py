@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_gym.agents.benchmark.measures import Evaluator
 from diffusion_gym.agents.diversity import (
     by_prompt,
     centred,
+    has_features,
     model_features,
     pairwise_distance,
     vendi_score,
 )
+from diffusion_gym.agents.training.evaluation import compare
+from diffusion_gym.testing.random_ddpm import write_random_ddpm
+from diffusion_gym.testing.random_flux import write_random_flux
+from diffusion_gym.testing.random_pipeline import write_random_pipeline
+from diffusion_gym.testing.random_qwen import write_random_flux2_klein, write_random_qwen_image, write_random_z_image
+from diffusion_gym.testing.random_sana import write_random_sana
+from diffusion_gym.testing.random_xl_sd3 import write_random_sd3, write_random_sdxl
 
 
 def draw(number, dimensions, seed=0):
@@ -91,3 +100,30 @@ def test_a_network_without_a_middle_block_is_refused(make_policy, make_env, monk
     monkeypatch.setattr(policy.model, "unet", torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="Linear has no middle block to take features from"):
         model_features(policy, torch.zeros(1, *policy.model.latent_shape))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_random_pipeline,
+        write_random_sdxl,
+        write_random_sd3,
+        write_random_flux,
+        write_random_flux2_klein,
+        write_random_qwen_image,
+        write_random_z_image,
+        write_random_sana,
+        write_random_ddpm,
+    ],
+)
+def test_an_evaluation_and_a_benchmark_measure_the_diversity_of_every_family(make_env, make_policy, tmp_path, write):
+    """Of UNets and of transformers, whose pictures and prompts are two sequences or one."""
+    options = {"prompts": [""]} if write is write_random_ddpm else {"prompts": ["a red circle"]}
+    env = make_env(4, model=str(write(tmp_path / "model")), autoreset_mode="Disabled", num_inference_steps=2, **options)
+    policy = make_policy(env)
+    assert has_features(policy)
+    measured = Evaluator(env, None, 4, seed=7).measure(policy).values
+    evaluated = compare(env, policy, 4, 7, kl_samples=1).diversity
+    for name, value in {**evaluated, **{name: measured[name] for name in ("vendi", "all_vendi")}}.items():
+        assert 1 < value <= 4, name
+    assert measured["distance"] > 0
