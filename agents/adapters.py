@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,9 +14,12 @@ from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.agents.policy_options import PolicyOptions
+from diffusion_gym.config import SamplerConfig
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.envs.vector import DenoisingVectorEnv
 from diffusion_gym.models import DenoisingModel
+from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 # DDPO in the words of actor-critic libraries; each line says why.
 ACTOR_CRITIC: Final = {
@@ -130,6 +134,57 @@ def env_identity(env: Any) -> Identity:
     return identity(base.model, base.model_kwargs, base.sampler_config)
 
 
+# --- policies, and files of what they learned -------------------------------------------------------------------
+
+
+def taken(options: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Those of `options` that are called `names`, which are not in it any more."""
+    return {name: options.pop(name) for name in names if name in options}
+
+
+def made_policy(model: DenoisingModel, config: SamplerConfig, options: PolicyOptions, library: str) -> DenoisingPolicy:
+    """The policy of a model and sampler that a library can train.
+
+    Raises:
+        ValueError: no step is stochastic, gradients would be of float16, or an option cannot be had.
+    """
+    policy = DenoisingPolicy(model, config, **options.trained_part)
+    policy.require_noise()
+    policy.set_training(**options.computation)
+    if policy.mixed_precision == "fp16" or model.dtype == torch.float16:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"mixed_precision={policy.mixed_precision!r}, dtype={dtype!r}: float16 gradients need loss scaling, which "
+            f"{library} does not do; use bf16 or bfloat16"
+        )
+    return policy
+
+
+def save_learned(
+    path: str | Path, file_format: str, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON values, by name, as one safetensors file, without pickle; `load_learned` reads it."""
+    save_tensors(path, tensors, {"format": file_format, **{name: exact_json(value) for name, value in content.items()}})
+
+
+def load_learned(path: str | Path, file_format: str, writer: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `save_learned` wrote.
+
+    Args:
+        path: the file.
+        file_format: that it must have.
+        writer: what writes such files, for errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, or of another format.
+    """
+    tensors, content = load_tensors(path), tensors_metadata(path)
+    if content.pop("format", None) != file_format:
+        raise ValueError(f"path={str(path)!r} is no file of {writer}")
+    return tensors, {name: parse_json(text) for name, text in content.items()}
+
+
 # --- refusals --------------------------------------------------------------------------------------------------
 
 
@@ -144,21 +199,11 @@ def require_spaces(model: DenoisingModel, observation_space: Any, action_space: 
             )
 
 
-def require_finite_rewards(rewards: np.ndarray, ids: np.ndarray, why: str) -> None:
-    """Raise a ValueError that ends with `why` if rewards `(M,)` of the envs `ids` are NaN or infinite."""
+def require_finite_rewards(rewards: np.ndarray, why: str, ids: np.ndarray | None = None) -> None:
+    """Raise a ValueError that ends with `why` if rewards `(M,)` of the envs `ids`, 0 to M-1, are NaN or infinite."""
     if not np.isfinite(rewards).all():
-        failed = ids[~np.isfinite(rewards)].tolist()
+        failed = (np.arange(len(rewards)) if ids is None else ids)[~np.isfinite(rewards)].tolist()
         raise ValueError(f"the reward of env {failed} is NaN or infinite, {why}")
-
-
-def require_no_float16(policy: DenoisingPolicy, library: str) -> None:
-    """Raise a ValueError if gradients would be of float16."""
-    if policy.mixed_precision == "fp16" or policy.model.dtype == torch.float16:
-        dtype = str(policy.model.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"mixed_precision={policy.mixed_precision!r}, dtype={dtype!r}: float16 gradients need loss scaling, which "
-            f"{library} does not do; use bf16 or bfloat16"
-        )
 
 
 def require_no_groups(normalization: str) -> None:

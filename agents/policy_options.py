@@ -69,3 +69,8 @@ class PolicyOptions(Options):
     def trained_part(self) -> dict[str, Any]:
         """The options of what trains, by which a `DenoisingPolicy` is made."""
         return {name: getattr(self, name) for name in ("trainable", "lora_rank", "lora_alpha", "lora_targets")}
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """The options of how the network computes, as `DenoisingPolicy.set_training` takes them."""
+        return {name: getattr(self, name) for name in ("cfg_training", "mixed_precision", "gradient_checkpointing")}

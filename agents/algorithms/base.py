@@ -114,11 +114,7 @@ class Agent(ABC):
         if config.init_from is not None:
             policy.begin_from(config.init_from)
         self.processes = processes or Processes()
-        policy.set_training(
-            cfg_training=config.cfg_training,
-            mixed_precision=config.mixed_precision,
-            gradient_checkpointing=config.gradient_checkpointing,
-        )
+        policy.set_training(**config.computation)
         deterministic = not self.needs_stochastic_steps
         self.steps = trained_steps(policy.table, config.trained_steps, deterministic=deterministic)
         self.processes.copy_main_(list(policy.trainable_parameters().values()))
@@ -286,9 +282,13 @@ class Agent(ABC):
         self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
     ) -> dict[str, torch.Tensor]:
         """One gradient step on the policy; arguments and result as `AccumulatingOptimizer.step`."""
-        metrics = self.optimizer.step(items, losses, count)
+        metrics = self.optimizer.step(items, losses, count, unless=self.finished)
         self.average.update()
         return metrics
+
+    def finished(self, means: Losses) -> bool:
+        """Whether an update with these means is not to be taken, and ends the iteration before its other minibatches."""
+        return False
 
     def learned(self) -> list[torch.Tensor]:
         """All that an update changes by gradients: weights, their average, the optimiser's moments."""

@@ -134,10 +134,6 @@ class MinibatchAgent(Agent):
             for start in range(0, len(order), size)
         ]
 
-    def finished(self, means: Losses) -> bool:
-        """Whether the update with these means ends the iteration before its other minibatches."""
-        return False
-
     def minibatch(self, usable: int) -> int:
         """Trajectories behind one update, of `usable` ones."""
         return self.config.batch_size

@@ -66,10 +66,10 @@ class SB3Learner(LibraryLearner):
         return {"micro_batch_size": size} if size else {}  # 0 is automatic for native agents alone
 
     def _shared(self, micro_batch: dict[str, Any]) -> dict[str, Any]:
-        names = (*self.options.trained_part, "cfg_training", "mixed_precision", "gradient_checkpointing")
+        options = {**self.options.trained_part, **self.options.computation}
         return {
             "n_steps": self.settings.samples_per_iteration // self.env.num_envs * self.horizon,
             "seed": SEED_STRIDE * self.settings.seed,
             **self.chosen("learning_rate", "max_grad_norm"),
-            "policy_kwargs": {**self.chosen(*names), "optimizer_kwargs": self.options.adamw, **micro_batch},
+            "policy_kwargs": {**options, "optimizer_kwargs": self.options.adamw, **micro_batch},
         }

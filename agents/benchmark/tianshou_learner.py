@@ -59,9 +59,8 @@ class TianshouLearner(LibraryLearner):
         return ddpo_sf(self.env, self._policy(), **self._shared())
 
     def _policy(self) -> GuidedPolicy:
-        names = (*self.options.trained_part, "micro_batch_size")
-        precision = ("cfg_training", "mixed_precision", "gradient_checkpointing")
-        return GuidedPolicy.from_env(self.env, **self.chosen(*names, *precision))
+        options = {**self.options.trained_part, **self.options.computation}
+        return GuidedPolicy.from_env(self.env, **options, **self.chosen("micro_batch_size"))
 
     def _shared(self) -> dict[str, Any]:
         names = ("normalization", "trained_steps", "statistics_buffer", "statistics_min_count", "advantage_clip")

@@ -14,7 +14,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import BasePolicy
 
-from diffusion_gym.agents.adapters import env_identity, require_no_groups
+from diffusion_gym.agents.adapters import env_identity, require_no_groups, taken
 from diffusion_gym.agents.advantages import RewardNormalizer
 from diffusion_gym.agents.algorithms.ddpo_is import DDPOIS
 from diffusion_gym.agents.algorithms.ddpo_iskl import DDPOISKL, DDPOISKLConfig
@@ -27,19 +27,13 @@ from diffusion_gym.agents.rollout import Trajectories
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
 from diffusion_gym.agents.sb3.policy import CFGUNetPolicy, UnsavedModel
 from diffusion_gym.agents.sb3.setup import FROM_ENV, Env, as_vec_env, ddpo_settings
-from diffusion_gym.storage import (
-    exact_json,
-    joined,
-    part_of,
-    read_archive,
-    write_archive,
-)
+from diffusion_gym.storage import exact_json, joined, part_of, read_archive, write_archive
 
 _PROGRESS: Final = ("num_timesteps", "_total_timesteps", "_current_progress_remaining", "_n_updates")
 # Options of the native agent; the divergence to the pretrained model counts only where a weight is given.
-_STATISTICS: Final = ("normalization", "statistics_buffer", "statistics_min_count", "advantage_clip")
-_NATIVE: Final = ("micro_batch_size", "trained_steps", *_STATISTICS, "kl_weight", "kl_form")
 _WITHOUT_KL: Final = {"kl_weight": 0.0, "kl_form": "closed_form"}
+_STATISTICS: Final = ("normalization", "statistics_buffer", "statistics_min_count", "advantage_clip")
+_NATIVE: Final = ("micro_batch_size", "trained_steps", *_STATISTICS, *_WITHOUT_KL)
 _INSTEAD: Final = {
     "normalize_advantage": "normalization",
     "rollout_buffer_class": "its own",
@@ -84,7 +78,7 @@ class DDPOPPO(PPO):
     ) -> None:
         if policy != "CFGUNetPolicy" and not (isinstance(policy, type) and issubclass(policy, CFGUNetPolicy)):
             raise ValueError(f"policy={policy!r} must be 'CFGUNetPolicy' or a subclass: DDPO trains a denoising policy")
-        native: dict[str, Any] = {**_WITHOUT_KL, **{name: options.pop(name) for name in _NATIVE if name in options}}
+        native: dict[str, Any] = {**_WITHOUT_KL, **taken(options, _NATIVE)}
         native |= {"trained_steps": tuple(native.get("trained_steps", DDPOISKLConfig.trained_steps))}
         for name, instead in _INSTEAD.items():
             if value := options.pop(name, None):
@@ -121,7 +115,6 @@ class DDPOPPO(PPO):
         size = self.batch_size // self.horizon
         config = replace(
             self.config,
-            **asdict(self.policy.options),
             clip_range=clip_range,
             batch_size=size,
             inner_epochs=self.n_epochs,
@@ -279,7 +272,7 @@ class NativeUpdate(DDPOISKL):
         return super().losses(batch) if self.config.kl_weight else DDPOIS.losses(cast(Any, self), batch)
 
     def finished(self, means: Losses) -> bool:
-        """Whether `target_kl` stops the training, as in SB3's PPO."""
+        """Whether `target_kl` stops the training before this update, as in SB3's PPO."""
         target = self.algorithm.target_kl
         return target is not None and float(means["approx_kl"]) > 1.5 * target
 
@@ -297,9 +290,3 @@ class NativeUpdate(DDPOISKL):
         observation = transitions_at(items[:, :-1]).observation
         errors = (self.algorithm.policy.predict_values(observation).flatten() - returns) ** 2
         return {**rows, "loss": rows["loss"] + weight * errors, "value_loss": errors.detach()}
-
-    def minimize(
-        self, items: torch.Tensor, losses: Callable[[torch.Tensor], Losses], count: int
-    ) -> dict[str, torch.Tensor]:
-        """One step, before which `target_kl` stops."""
-        return self.optimizer.step(items, losses, count, unless=self.finished)

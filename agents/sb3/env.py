@@ -17,20 +17,10 @@ from diffusion_gym.agents.adapters import SharedEnv, info_rows, layers, require_
 
 FailedRewards = Literal["refuse", "keep"]
 _OF_THE_END = ("final_obs", "final_info", "episode")
-
-
-def require_finite(rewards: np.ndarray) -> np.ndarray:
-    """Rewards `(N,)` as they are.
-
-    Raises:
-        ValueError: one of them is NaN or infinite.
-    """
-    why = (
-        "which would make SB3's weights NaN; let the reward return a number, or leave such trajectories out: ddpo_is "
-        "or ddpo_sf with trained_steps=(0, 1), or DDPOPPO"
-    )
-    require_finite_rewards(rewards, np.arange(len(rewards)), why)
-    return rewards
+WHY_FINITE = (
+    "which would make SB3's weights NaN; let the reward return a number, or leave such trajectories out: ddpo_is or "
+    "ddpo_sf with trained_steps=(0, 1), or DDPOPPO"
+)
 
 
 class SB3VecEnv(SharedEnv, VecEnv):
@@ -103,15 +93,14 @@ class SB3VecEnv(SharedEnv, VecEnv):
         observation, rewards, terminations, truncations, infos = self.env.step(self._actions)
         scores = to_numpy(rewards).astype(np.float32)
         if self.failed_rewards == "refuse":
-            require_finite(scores)
+            require_finite_rewards(scores, WHY_FINITE)
         terminated = to_numpy(terminations)
         ended = terminated | to_numpy(truncations)
         self._returns += scores
         self._lengths += 1
-        if not ended.any():
-            rows = self._rows(infos)
-        else:
-            observation, rows = self._turn_over(observation, infos, ended)
+        observation, rows = (
+            self._turn_over(observation, infos, ended) if ended.any() else (observation, self._rows(infos))
+        )
         for index, row in enumerate(rows):
             row["TimeLimit.truncated"] = bool(ended[index] and not terminated[index])
         return self._out(observation), scores, ended, rows
@@ -123,26 +112,18 @@ class SB3VecEnv(SharedEnv, VecEnv):
         over = np.flatnonzero(ended)
         if self._same_step:
             last = {key: _stack([infos["final_obs"][i][key] for i in over]) for key in observation}
-            statistics: dict[str, Any] = {key: infos[key] for key in ("episode", "_episode") if key in infos}
-            fresh = {key: infos[key] for key in infos if key.removeprefix("_") not in _OF_THE_END}
-            # What goes on has its infos at the top; what has ended has them below.
-            rows, ends = self._rows(fresh), self._rows({**statistics, **infos["final_info"]})
-            begun = list(rows)
-            for index in over:
-                rows[index] = ends[index]
+            # What goes on has its infos at the top; what has ended has them below, but for Gymnasium's statistics.
+            statistics = {key: infos[key] for key in ("episode", "_episode") if key in infos}
+            begun, ends = self._rows(infos, _OF_THE_END), self._rows({**statistics, **infos["final_info"]})
+            rows = [ends[index] if ended[index] else row for index, row in enumerate(begun)]
         else:
-            last = {key: observation[key][over] for key in observation}
-            rows = self._rows(infos)
+            last, rows = {key: observation[key][over] for key in observation}, self._rows(infos)
             observation, fresh = self.env.reset(options={"reset_mask": ended.copy()})
             begun = self._rows(fresh)
-        last, now = self._out(last), time.time()
+        last, seconds = self._out(last), round(time.time() - self._began, 6)
         for row, index in enumerate(over):
             rows[index]["terminal_observation"] = {key: value[row] for key, value in last.items()}
-            summary = {
-                "r": float(self._returns[index]),
-                "l": int(self._lengths[index]),
-                "t": round(now - self._began, 6),
-            }
+            summary = {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": seconds}
             rows[index].setdefault("episode", summary)
             self.reset_infos[index] = begun[index]
         self._returns[over], self._lengths[over] = 0, 0
@@ -181,8 +162,8 @@ class SB3VecEnv(SharedEnv, VecEnv):
         wrapped = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
         return [wrapped for _ in self._get_indices(indices)]
 
-    def _rows(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
-        return info_rows(infos, np.arange(self.num_envs))
+    def _rows(self, infos: dict[str, Any], without: Sequence[str] = ()) -> list[dict[str, Any]]:
+        return info_rows(infos, np.arange(self.num_envs), without)
 
     def _batched_options(self) -> dict[str, Any] | None:
         names = list(dict.fromkeys(name for options in self._options for name in options))

@@ -10,22 +10,19 @@ from typing import Any, Self
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import get_device
 
-from diffusion_gym.agents.adapters import require_no_float16, require_spaces, to_tensors
+from diffusion_gym.agents.adapters import load_learned, made_policy, require_spaces, save_learned, taken, to_tensors
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity, require_fingerprint
 from diffusion_gym.agents.optimization import OptimizerOptions, recomputed
-from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.devices import numbered
 from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.models import DenoisingModel, load_model
-from diffusion_gym.storage import exact_json, load_tensors, parse_json, save_tensors, tensors_metadata
 
 _FORMAT = "diffusion-gym-sb3-policy-1"
 _COMPUTING = [entry.name for entry in fields(PolicyOptions)]
@@ -47,16 +44,6 @@ class UnsavedModel:
             f"policy_kwargs['model']={self.model.name!r} was given as an object, which is not pickled; make the "
             "environment with the model's name or folder, or save model.policy.save(path) alone"
         )
-
-
-class _NoFeatures(BaseFeaturesExtractor):
-    """SB3 wants a features extractor; the UNet takes the observation as it is."""
-
-    def __init__(self, observation_space: spaces.Space[Any]) -> None:
-        super().__init__(observation_space, features_dim=1)
-
-    def forward(self, observations: Any) -> Any:
-        return observations
 
 
 class CFGUNetPolicy(ActorCriticPolicy):
@@ -111,7 +98,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        computing = PolicyOptions(**{name: options.pop(name) for name in _COMPUTING if name in options})
+        computing = PolicyOptions(**taken(options, _COMPUTING))
         _refuse(observation_space, {"model": model, "sampler": sampler}, options)
         kind: Any = getattr(torch.optim, optimizer_class) if isinstance(optimizer_class, str) else optimizer_class
         default = OptimizerOptions().adamw if kind is torch.optim.AdamW else {}  # SB3's is Adam with eps=1e-5
@@ -119,7 +106,6 @@ class CFGUNetPolicy(ActorCriticPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            features_extractor_class=_NoFeatures,
             optimizer_class=kind,
             optimizer_kwargs=default if optimizer_kwargs is None else optimizer_kwargs,
             normalize_images=False,
@@ -146,12 +132,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
                 f"device={str(device)!r}: policy_kwargs['model'] is an object on {model.device}; pass "
                 f"device={str(model.device)!r}"
             )
-        training = asdict(self.options)
-        actor = {name: training.pop(name) for name in self.options.trained_part}
-        self.actor = DenoisingPolicy(model, self._config, **actor)
-        self.actor.require_noise()
-        self.actor.set_training(**training)
-        require_no_float16(self.actor, "SB3")
+        self.actor = made_policy(model, self._config, self.options, "SB3")
         self.value_net = ValueNetwork.of(self.actor) if self._with_values else None
         trained = list(self.trained_parameters().values())
         self.optimizer = self.optimizer_class(trained, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -207,10 +188,6 @@ class CFGUNetPolicy(ActorCriticPolicy):
             return torch.zeros(len(obs["latents"]), 1, device=self.device)
         return self.value_net.values(self.actor, obs)[:, None]
 
-    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-        """The observation as it is."""
-        return obs
-
     def obs_to_tensor(self, observation: Any) -> tuple[dict[str, torch.Tensor], bool]:
         """Observations, of one state or N, NumPy or torch, as tensors of N states, and whether it was N."""
         tensors = to_tensors(observation, self.device)
@@ -257,10 +234,6 @@ class CFGUNetPolicy(ActorCriticPolicy):
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        spaces_of = {"observation_space": self.observation_space, "action_space": self.action_space}
-        return {**spaces_of, "lr_schedule": self._dummy_schedule, **self.arguments()}
-
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that make this policy again: JSON values, but for what has no name."""
         kind: Any = self.optimizer_class
@@ -284,7 +257,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         arguments = {name: value for name, value in self.arguments().items() if not name.startswith("optimizer")}
         if isinstance(arguments["model"], UnsavedModel):
             arguments["model"] = None
-        save_tensors(path, self.state_dict(), {"format": _FORMAT, "arguments": exact_json(arguments)})
+        save_learned(path, _FORMAT, self.state_dict(), {"arguments": arguments})
 
     @classmethod
     def load(  # type: ignore[override]
@@ -300,10 +273,8 @@ class CFGUNetPolicy(ActorCriticPolicy):
         Raises:
             ValueError: the file is none of `save`'s, or lacks its model.
         """
-        tensors, metadata = load_tensors(path), tensors_metadata(path)
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"path={str(path)!r} is no file of CFGUNetPolicy.save")
-        arguments = parse_json(metadata["arguments"])
+        tensors, content = load_learned(path, _FORMAT, "CFGUNetPolicy.save")
+        arguments = content["arguments"]
         if model is not None:
             arguments["model"] = UnsavedModel(model)
         if arguments["model"] is None:

@@ -12,12 +12,12 @@ from gymnasium.wrappers import TransformReward
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
-from diffusion_gym.agents.adapters import ACTOR_CRITIC, env_identity, require_trained_values
+from diffusion_gym.agents.adapters import ACTOR_CRITIC, env_identity, require_finite_rewards, require_trained_values
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.rollout import trained_steps
 from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
-from diffusion_gym.agents.sb3.env import FailedRewards, SB3VecEnv, require_finite
+from diffusion_gym.agents.sb3.env import WHY_FINITE, FailedRewards, SB3VecEnv
 from diffusion_gym.agents.sb3.policy import OPTIONS, UnsavedModel
 from diffusion_gym.registry import unknown_name
 
@@ -90,7 +90,8 @@ def as_vec_env(
 
 
 def _finite(reward: Any) -> float:
-    return float(require_finite(np.array([reward]))[0])
+    require_finite_rewards(np.array([reward]), WHY_FINITE)
+    return float(reward)
 
 
 def ddpo_settings(

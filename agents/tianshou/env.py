@@ -123,7 +123,7 @@ class TianshouVectorEnv(SharedEnv, BaseVectorEnv):
         self._taken[ids] += 1
         scores = to_numpy(rewards)[ids]
         why = "and Tianshou cannot leave a trajectory out; let the reward return a number, or train with a native agent"
-        require_finite_rewards(scores, ids, why)
+        require_finite_rewards(scores, why, ids)
         flags = to_numpy(terminated)[ids], to_numpy(truncated)[ids]
         return self._observe(observation, ids), scores, *flags, self._infos(infos, ids)
 

@@ -7,20 +7,12 @@ from typing import Any
 
 import torch
 
+from diffusion_gym.agents.adapters import load_learned, save_learned
 from diffusion_gym.agents.identity import require_same
 from diffusion_gym.agents.optimizer_state import optimizer_tensors, restore_optimizer
 from diffusion_gym.agents.tianshou.ddpo import DDPOPPO, DDPOReinforce
 from diffusion_gym.agents.tianshou.policy import denoising_policy, policy_identity
-from diffusion_gym.storage import (
-    exact_json,
-    joined,
-    load_tensors,
-    parse_json,
-    part_of,
-    restore_parameters,
-    save_tensors,
-    tensors_metadata,
-)
+from diffusion_gym.storage import joined, part_of, restore_parameters
 
 _FORMAT = "diffusion-gym-tianshou-1"
 
@@ -39,7 +31,7 @@ def save(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> str:
     """
     tensors = {**_weights(algorithm), **joined({"optimizer": optimizer_tensors(_optimizer(algorithm))})}
     content = {"statistics": algorithm.rewards.statistics.state(), "identity": policy_identity(algorithm.policy)}
-    save_tensors(path, tensors, {"format": _FORMAT, **{name: exact_json(value) for name, value in content.items()}})
+    save_learned(path, _FORMAT, tensors, content)
     return str(path)
 
 
@@ -54,14 +46,12 @@ def load(algorithm: DDPOReinforce | DDPOPPO, path: str | Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, none of `save`'s, or of another policy.
     """
-    tensors, metadata, owner = load_tensors(path), tensors_metadata(path), f"path={str(path)!r}"
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{owner} is no file of diffusion_gym.agents.tianshou.save")
-    require_same(parse_json(metadata.get("identity", "{}")), policy_identity(algorithm.policy), owner)
+    owner, (tensors, content) = f"path={str(path)!r}", load_learned(path, _FORMAT, "diffusion_gym.agents.tianshou.save")
+    require_same(content.get("identity", {}), policy_identity(algorithm.policy), owner)
     stored = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
     restore_parameters(_weights(algorithm), stored, owner)
     restore_optimizer(_optimizer(algorithm), part_of(tensors, "optimizer"))
-    algorithm.rewards.statistics.load(parse_json(metadata["statistics"]))
+    algorithm.rewards.statistics.load(content["statistics"])
 
 
 def _weights(algorithm: DDPOReinforce | DDPOPPO) -> dict[str, torch.nn.Parameter]:

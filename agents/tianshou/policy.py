@@ -11,7 +11,8 @@ from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
 from torch import nn
 from torch.distributions import Distribution
 
-from diffusion_gym.agents.adapters import require_no_float16, to_tensors
+from diffusion_gym.agents.adapters import made_policy, taken, to_tensors
+from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.optimization import recomputed
@@ -153,10 +154,14 @@ class GuidedPolicy(ProbabilisticActorPolicy):
         Raises:
             ValueError: `env` is no denoising environment, or training needs float16.
         """
-        names = [entry.name for entry in fields(PolicyOptions) if entry.name in options]
-        policy = DenoisingPolicy.from_env(env, **{name: options.pop(name) for name in names})
-        require_no_float16(policy, "Tianshou")
-        return cls(GuidedActor(policy, micro_batch_size), **options)
+        base, computing = (
+            denoising_env(env),
+            PolicyOptions(**taken(options, [entry.name for entry in fields(PolicyOptions)])),
+        )
+        return cls(
+            GuidedActor(made_policy(base.model, base.sampler_config, computing, "Tianshou"), micro_batch_size),
+            **options,
+        )
 
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
         """Actions and their distribution for the states in `batch.obs`; gradients flow in train mode alone.
