@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,6 +141,11 @@ def env_identity(env: Any) -> Identity:
 def taken(options: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Those of `options` that are called `names`, which are not in it any more."""
     return {name: options.pop(name) for name in names if name in options}
+
+
+def policy_options(options: dict[str, Any]) -> PolicyOptions:
+    """The `PolicyOptions` among the options of a library's policy, which are not in it any more."""
+    return PolicyOptions(**taken(options, [entry.name for entry in fields(PolicyOptions)]))
 
 
 def made_policy(model: DenoisingModel, config: SamplerConfig, options: PolicyOptions, library: str) -> DenoisingPolicy:

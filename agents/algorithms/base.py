@@ -287,7 +287,7 @@ class Agent(ABC):
         return metrics
 
     def finished(self, means: Losses) -> bool:
-        """Whether an update with these means is not to be taken, and ends the iteration before its other minibatches."""
+        """Whether an update with these means is not taken, and ends the iteration before its other minibatches."""
         return False
 
     def learned(self) -> list[torch.Tensor]:

@@ -14,6 +14,15 @@ from diffusion_gym.agents.advantages import usable_rewards
 from diffusion_gym.agents.rollout import Trajectories
 
 
+def require_whole_episodes(n_steps: int, horizon: int) -> None:
+    """Raise a ValueError unless a rollout of so many steps holds whole episodes of `horizon` steps."""
+    if n_steps < 1 or n_steps % horizon:
+        raise ValueError(
+            f"n_steps={n_steps} must be a multiple of T={horizon}: the reward comes with the last denoising step, and "
+            "a rollout that ends before it has none"
+        )
+
+
 class TrajectoryBuffer(RolloutBuffer):
     """What SB3's `DictRolloutBuffer` holds, for episodes of T steps that begin together.
 
@@ -44,8 +53,7 @@ class TrajectoryBuffer(RolloutBuffer):
     def __init__(
         self, buffer_size: int, *args: Any, horizon: int, steps: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
-        if buffer_size % horizon:
-            raise ValueError(f"n_steps={buffer_size} must be a multiple of T={horizon}, so that episodes are whole")
+        require_whole_episodes(buffer_size, horizon)
         self.horizon, self.steps = horizon, torch.arange(horizon) if steps is None else torch.tensor(steps)
         super().__init__(buffer_size, *args, **kwargs)
 

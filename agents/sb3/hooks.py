@@ -41,7 +41,7 @@ def extend_algorithms() -> None:
 
 def _setup_model(original: Callable[..., None]) -> Callable[..., None]:
     def setup(algorithm: Any) -> None:
-        known = algorithm.env is not None and is_denoising(algorithm.env)
+        known = is_denoising(algorithm.env)
         guided = issubclass(algorithm.policy_class, CFGUNetPolicy)
         if known and guided:
             given = algorithm.policy_kwargs

@@ -13,7 +13,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import get_device
 
-from diffusion_gym.agents.adapters import load_learned, made_policy, require_spaces, save_learned, taken, to_tensors
+from diffusion_gym.agents.adapters import (
+    load_learned,
+    made_policy,
+    policy_options,
+    require_spaces,
+    save_learned,
+    to_tensors,
+)
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity, require_fingerprint
 from diffusion_gym.agents.optimization import OptimizerOptions, recomputed
@@ -25,8 +32,8 @@ from diffusion_gym.envs.spaces import make_spaces
 from diffusion_gym.models import DenoisingModel, load_model
 
 _FORMAT = "diffusion-gym-sb3-policy-1"
-_COMPUTING = [entry.name for entry in fields(PolicyOptions)]
-OPTIONS = [*_COMPUTING, "value_network", "micro_batch_size", "optimizer_class", "optimizer_kwargs", "device"]
+_OWN = ("value_network", "micro_batch_size", "optimizer_class", "optimizer_kwargs", "device")
+OPTIONS = [*(entry.name for entry in fields(PolicyOptions)), *_OWN]
 
 
 class UnsavedModel:
@@ -98,7 +105,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        computing = PolicyOptions(**taken(options, _COMPUTING))
+        computing = policy_options(options)
         _refuse(observation_space, {"model": model, "sampler": sampler}, options)
         kind: Any = getattr(torch.optim, optimizer_class) if isinstance(optimizer_class, str) else optimizer_class
         default = OptimizerOptions().adamw if kind is torch.optim.AdamW else {}  # SB3's is Adam with eps=1e-5
@@ -110,10 +117,10 @@ class CFGUNetPolicy(ActorCriticPolicy):
             optimizer_kwargs=default if optimizer_kwargs is None else optimizer_kwargs,
             normalize_images=False,
         )
-        self.options, self.micro_batch_size = computing, micro_batch_size
-        self._source: dict[str, Any] = {"model": model, "model_kwargs": dict(model_kwargs or {}), "dtype": dtype}
+        self.options, self.micro_batch_size, self._last_timesteps = computing, micro_batch_size, None
+        source = {"model": model, "model_kwargs": dict(model_kwargs or {}), "dtype": dtype}
+        self._source: dict[str, Any] = {**source, "value_network": value_network}
         self._config = SamplerConfig(**(sampler or {}))
-        self._with_values, self._last_timesteps = value_network, None
         self._make(get_device(device), lr_schedule(1))
         require_spaces(self.actor.model, observation_space, action_space)
         require_fingerprint(fingerprint, self.identity(), "policy_kwargs")
@@ -133,7 +140,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
                 f"device={str(model.device)!r}"
             )
         self.actor = made_policy(model, self._config, self.options, "SB3")
-        self.value_net = ValueNetwork.of(self.actor) if self._with_values else None
+        self.value_net = ValueNetwork.of(self.actor) if self._source["value_network"] else None
         trained = list(self.trained_parameters().values())
         self.optimizer = self.optimizer_class(trained, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -243,7 +250,6 @@ class CFGUNetPolicy(ActorCriticPolicy):
             **asdict(self.options),
             "sampler": dict(vars(self._config)),
             "fingerprint": self.identity()["fingerprint"],
-            "value_network": self._with_values,
             "micro_batch_size": self.micro_batch_size,
             "optimizer_class": kind.__name__ if named else kind,
             "optimizer_kwargs": self.optimizer_kwargs,

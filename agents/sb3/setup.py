@@ -16,7 +16,7 @@ from diffusion_gym.agents.adapters import ACTOR_CRITIC, env_identity, require_fi
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.rollout import trained_steps
-from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer
+from diffusion_gym.agents.sb3.buffer import TrajectoryBuffer, require_whole_episodes
 from diffusion_gym.agents.sb3.env import WHY_FINITE, FailedRewards, SB3VecEnv
 from diffusion_gym.agents.sb3.policy import OPTIONS, UnsavedModel
 from diffusion_gym.registry import unknown_name
@@ -120,11 +120,7 @@ def ddpo_settings(
         **given,
         "policy_kwargs": policy_kwargs(env, **given.get("policy_kwargs", {})),
     }
-    if settings["n_steps"] < 1 or settings["n_steps"] % horizon:
-        raise ValueError(
-            f"n_steps={settings['n_steps']} must be a multiple of T={horizon}: the reward comes with the last "
-            "denoising step, and a rollout that ends before it has none"
-        )
+    require_whole_episodes(settings["n_steps"], horizon)
     steps = list(range(horizon))
     if part is not None:
         steps = trained_steps(base.model.step_table(base.sampler_config), part).tolist()

@@ -13,7 +13,7 @@ from tianshou.algorithm.modelfree.reinforce import Reinforce
 from tianshou.algorithm.optim import OptimizerFactory, ParamsType
 from tianshou.data import ReplayBuffer
 
-from diffusion_gym.agents.adapters import ACTOR_CRITIC, require_no_groups, require_trained_values
+from diffusion_gym.agents.adapters import ACTOR_CRITIC, require_no_groups, require_trained_values, taken
 from diffusion_gym.agents.advantages import AdvantageOptions, Normalization, RewardNormalizer
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
 from diffusion_gym.agents.optimization import OptimizerOptions
@@ -115,10 +115,15 @@ class TrajectoryRewards:
 
 
 class _OnTrajectories:
-    """What DDPO does to the rollout that both algorithms are given."""
+    """What DDPO does to the rollout that both algorithms are given; options of `TrajectoryRewards` are taken out."""
 
-    rewards: TrajectoryRewards
+    policy: GuidedPolicy
     _credit: str  # where the algorithm keeps what its loss multiplies log-probabilities or ratios by
+
+    def __init__(self, *, policy: GuidedPolicy, **options: Any) -> None:
+        denoising, rewards = denoising_policy(policy), taken(options, _REWARD_OPTIONS)
+        super().__init__(policy=policy, **options)  # type: ignore[call-arg]
+        self.rewards = TrajectoryRewards(denoising, **rewards)
 
     def _preprocess_batch(self, batch: Any, buffer: ReplayBuffer, indices: np.ndarray) -> Any:
         self.rewards.normalize(batch)
@@ -145,7 +150,6 @@ class DDPOReinforce(_OnTrajectories, Reinforce):
         ValueError: the policy is no `GuidedPolicy`, or an option is out of its range.
     """
 
-    policy: GuidedPolicy
     _credit = "returns"
 
     def __init__(
@@ -157,10 +161,8 @@ class DDPOReinforce(_OnTrajectories, Reinforce):
         max_grad_norm: float | None = ACTOR_CRITIC["max_grad_norm"],
         **rewards: Any,
     ) -> None:
-        denoising = denoising_policy(policy)
         self._max_grad_norm = max_grad_norm
-        super().__init__(policy=policy, gamma=gamma, return_standardization=False, optim=optim)
-        self.rewards = TrajectoryRewards(denoising, **rewards)
+        super().__init__(policy=policy, optim=optim, gamma=gamma, return_standardization=False, **rewards)
 
     def _create_optimizer(self, module: torch.nn.Module, factory: OptimizerFactory, max_grad_norm: Any = None) -> Any:
         return super()._create_optimizer(module, factory, max_grad_norm=self._max_grad_norm)
@@ -182,18 +184,14 @@ class DDPOPPO(_OnTrajectories, PPO):
         ValueError: the policy is no `GuidedPolicy`, or an option is out of its range.
     """
 
-    policy: GuidedPolicy
     _credit = "adv"
 
     def __init__(
         self, *, policy: GuidedPolicy, critic: torch.nn.Module, optim: OptimizerFactory, **options: Any
     ) -> None:
-        denoising = denoising_policy(policy)
         if options.get("recompute_advantage"):
             raise ValueError("recompute_advantage=True would undo the normalisation of rewards; leave it out")
-        rewards = {name: options.pop(name) for name in _REWARD_OPTIONS if name in options}
         super().__init__(policy=policy, critic=critic, optim=optim, **options)
-        self.rewards = TrajectoryRewards(denoising, **rewards)
 
 
 def ddpo_sf(
@@ -219,10 +217,7 @@ def ddpo_sf(
     Raises:
         ValueError: `env` is no denoising environment, or an argument is out of its range.
     """
-    policy = policy or GuidedPolicy.from_env(env)
-    return DDPOReinforce(
-        policy=policy, optim=optim or AdamWFactory(OptimizerOptions(learning_rate=learning_rate)), **changes
-    )
+    return DDPOReinforce(**_parts(env, policy, learning_rate, optim), **changes)
 
 
 def ddpo_is(
@@ -257,12 +252,15 @@ def ddpo_is(
         **changes,
     }
     require_trained_values(value_network, settings["vf_coef"])
-    policy = policy or GuidedPolicy.from_env(env)
-    denoising = denoising_policy(policy)
+    parts = _parts(env, policy, learning_rate, optim)
+    denoising = denoising_policy(parts["policy"])
     critic = ValueCritic(denoising) if value_network else ZeroCritic(denoising.device)
-    return DDPOPPO(
-        policy=policy,
-        critic=critic,
-        optim=optim or AdamWFactory(OptimizerOptions(learning_rate=learning_rate)),
-        **settings,
-    )
+    return DDPOPPO(critic=critic, **parts, **settings)
+
+
+def _parts(
+    env: Any, policy: GuidedPolicy | None, learning_rate: float, optim: OptimizerFactory | None
+) -> dict[str, Any]:
+    """Policy and optimiser that were given, or those of the environment and the learning rate."""
+    made = optim or AdamWFactory(OptimizerOptions(learning_rate=learning_rate))
+    return {"policy": policy or GuidedPolicy.from_env(env), "optim": made}

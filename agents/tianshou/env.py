@@ -130,10 +130,8 @@ class TianshouVectorEnv(SharedEnv, BaseVectorEnv):
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
         """Seed the next `reset` of each env: env i with `seed + i`, or `seed[i]`."""
         self._assert_is_not_closed()
-        each: Any = (
-            seed if isinstance(seed, list) else [None if seed is None else int(seed) + i for i in range(len(self))]
-        )
-        seeds: list[int | None] = [*each]
+        counted = [None if seed is None or isinstance(seed, list) else int(seed) + i for i in range(len(self))]
+        seeds: list[int | None] = [*seed] if isinstance(seed, list) else counted
         if len(seeds) != len(self):
             raise ValueError(f"seed={seed!r} lists {len(seeds)} seeds for {len(self)} envs; give one each")
         self._seeds = seeds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -11,13 +11,12 @@ from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
 from torch import nn
 from torch.distributions import Distribution
 
-from diffusion_gym.agents.adapters import made_policy, taken, to_tensors
+from diffusion_gym.agents.adapters import made_policy, policy_options, to_tensors
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity
 from diffusion_gym.agents.optimization import recomputed
 from diffusion_gym.agents.policy import DenoisingPolicy
-from diffusion_gym.agents.policy_options import PolicyOptions
 from diffusion_gym.agents.value import ValueNetwork
 from diffusion_gym.envs.spaces import make_spaces
 
@@ -41,29 +40,19 @@ class GuidedGaussian(Distribution):
 
     @property
     def mean(self) -> torch.Tensor:
-        """mu_theta, `(N, C, H, W)`."""
-        return self.gaussian.mean
-
-    @property
-    def mode(self) -> torch.Tensor:
         """mu_theta, `(N, C, H, W)`: the action of deterministic evaluation."""
         return self.gaussian.mean
 
-    @property
-    def stddev(self) -> torch.Tensor:
-        """sigma_t, `(N, 1)`: one number for all dimensions, because Tianshou logs it for each."""
-        return self.gaussian.std.flatten(1)
+    mode = mean
 
     @property
     def variance(self) -> torch.Tensor:
-        """sigma_t^2, `(N, 1)`."""
-        return self.stddev**2
+        """sigma_t^2, `(N, 1)`: one number for all dimensions, because Tianshou logs its root `stddev` for each."""
+        return self.gaussian.std.flatten(1) ** 2
 
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:
         """Actions x_{t-1}, float32 `(*sample_shape, N, C, H, W)`, from PyTorch's global generator."""
-        shape = torch.Size(sample_shape)
-        drawn = [self.gaussian.sample() for _ in range(shape.numel())]
-        return torch.stack(drawn).reshape(*shape, *self.gaussian.mean.shape)
+        return replace(self.gaussian, mean=self.mean.expand(*sample_shape, *self.mean.shape)).sample()
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(N,)` of actions `(N, C, H, W)`; 0 at deterministic steps."""
@@ -154,14 +143,9 @@ class GuidedPolicy(ProbabilisticActorPolicy):
         Raises:
             ValueError: `env` is no denoising environment, or training needs float16.
         """
-        base, computing = (
-            denoising_env(env),
-            PolicyOptions(**taken(options, [entry.name for entry in fields(PolicyOptions)])),
-        )
-        return cls(
-            GuidedActor(made_policy(base.model, base.sampler_config, computing, "Tianshou"), micro_batch_size),
-            **options,
-        )
+        base = denoising_env(env)
+        policy = made_policy(base.model, base.sampler_config, policy_options(options), "Tianshou")
+        return cls(GuidedActor(policy, micro_batch_size), **options)
 
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
         """Actions and their distribution for the states in `batch.obs`; gradients flow in train mode alone.
@@ -202,12 +186,12 @@ class ValueCritic(nn.Module):
 
     def __init__(self, policy: DenoisingPolicy) -> None:
         super().__init__()
-        self.network, self._device = ValueNetwork.of(policy), policy.device
+        self.network = ValueNetwork.of(policy)
         self._values = partial(self.network.values, policy)  # the policy itself would become a part of this module
 
     def forward(self, obs: Any) -> torch.Tensor:
         """Values, `(N, 1)`."""
-        return self._values(to_tensors(obs, self._device))[:, None]
+        return self._values(obs)[:, None]
 
 
 def denoising_policy(policy: Any) -> DenoisingPolicy:
