@@ -212,6 +212,12 @@ def require_finite_rewards(rewards: np.ndarray, why: str, ids: np.ndarray | None
         raise ValueError(f"the reward of env {failed} is NaN or infinite, {why}")
 
 
+def require_micro_batch_size(size: int) -> None:
+    """Raise a ValueError for a negative number of transitions in a part; see `recomputed`."""
+    if size < 0:
+        raise ValueError(f"micro_batch_size={size!r} must be 0 (all at once) or larger")
+
+
 def require_no_groups(normalization: str) -> None:
     """Raise a ValueError for `group`, which rollouts of a library do not have."""
     if normalization == "group":

@@ -117,8 +117,7 @@ class KLPenaltyVectorEnv(EpisodesVectorEnv):
         self._state = kept(observation)
         infos = with_info(infos, "kl", kl, moved)
         if "final_info" in infos:
-            copy = kl.clone() if isinstance(kl, torch.Tensor) else kl.copy()
-            infos["final_info"] = with_info(infos["final_info"], "kl", copy, self.events.ended)
+            infos["final_info"] = with_info(infos["final_info"], "kl", kept({"kl": kl})["kl"], self.events.ended)
         return observation, rewards - self.beta * kl, terminations, truncations, infos
 
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from diffusion_gym.envs.vector import DenoisingVectorEnv
+from diffusion_gym.wrappers.episodes import EpisodesVectorEnv, with_info
 from diffusion_gym.wrappers.single import SingleWrapper
 
 
-class OneStepVectorEnv(VectorWrapper):
+class OneStepVectorEnv(EpisodesVectorEnv):
     """A bandit over finished pictures: every episode has one step, whose action is x_0.
 
     An observation holds the `prompt` alone (nothing for an unconditional model). The noise x_T of a new episode is in
@@ -44,27 +44,24 @@ class OneStepVectorEnv(VectorWrapper):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """New prompts; `info["latents"]` has the noise x_T. Arguments as the wrapped environment's."""
-        inner: Any = self.env  # Gymnasium's type leaves out lists of seeds
-        observation, infos = inner.reset(seed=seed, options=options)
-        return _state(observation), self._with_noise(observation, infos, infos["_prompt"])
+        observation, infos = super().reset(seed=seed, options=options)
+        return _state(observation), self._with_noise(observation, infos)
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Score x_0, float32 `(N, C, H, W)`: every episode ends. Results as the wrapped environment's last step."""
         inner: Any = self.env.unwrapped
         inner.skip_to_last_step()
-        observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        observation, rewards, terminations, truncations, infos = super().step(actions)
         if (final_obs := infos.get("final_obs")) is not None:
             states = np.full_like(final_obs, None)
             states[:] = [None if last is None else _state(last) for last in final_obs]
             infos = {**infos, "final_obs": states}
-        begun = ~torch.as_tensor(terminations).cpu().numpy()  # what did not end has been reset in place of its step
-        if self.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP:
-            begun = np.ones_like(begun)
-        return _state(observation), rewards, terminations, truncations, self._with_noise(observation, infos, begun)
+        return _state(observation), rewards, terminations, truncations, self._with_noise(observation, infos)
 
-    def _with_noise(self, observation: dict[str, Any], infos: dict[str, Any], begun: np.ndarray) -> dict[str, Any]:
-        """`infos` with x_T of the episodes that have `begun`, if any."""
-        return {**infos, "latents": observation["latents"], "_latents": begun.copy()} if begun.any() else infos
+    def _with_noise(self, observation: dict[str, Any], infos: dict[str, Any]) -> dict[str, Any]:
+        """`infos` with x_T of the episodes that have begun, if any."""
+        begun = self.events.begun
+        return with_info(infos, "latents", observation["latents"], begun) if begun.any() else infos
 
 
 class OneStep(SingleWrapper[OneStepVectorEnv], RecordConstructorArgs):

@@ -17,6 +17,7 @@ from diffusion_gym.agents.adapters import (
     load_learned,
     made_policy,
     policy_options,
+    require_micro_batch_size,
     require_spaces,
     save_learned,
     to_tensors,
@@ -82,7 +83,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         options: of the actor.
 
     Raises:
-        ValueError: spaces that are not the model's, or an option that would change actions.
+        ValueError: spaces that are not the model's, an option that would change actions, or one out of its range.
     """
 
     value_net: ValueNetwork | None  # type: ignore[assignment]
@@ -105,6 +106,7 @@ class CFGUNetPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        require_micro_batch_size(micro_batch_size)
         computing = policy_options(options)
         _refuse(observation_space, {"model": model, "sampler": sampler}, options)
         kind: Any = getattr(torch.optim, optimizer_class) if isinstance(optimizer_class, str) else optimizer_class

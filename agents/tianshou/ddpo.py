@@ -37,8 +37,7 @@ class AdamWFactory(OptimizerFactory):
 
     def _create_optimizer_for_params(self, params: ParamsType) -> torch.optim.Optimizer:
         every: Any = params  # Tianshou gives all parameters of a module, frozen ones too
-        trained = [parameter for parameter in every if parameter.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.options.learning_rate, **self.options.adamw)
+        return self.options.make([parameter for parameter in every if parameter.requires_grad])
 
 
 class TrajectoryRewards:
@@ -82,14 +81,18 @@ class TrajectoryRewards:
             ValueError: the rollout does not hold whole trajectories, or actions were changed on their way.
         """
         self._require_whole(batch)
-        self._require_unchanged_actions(batch)
-        if self.options.normalization == "none":
-            return
-        returns = np.asarray(batch.rew, dtype=np.float64).reshape(-1, self.horizon).sum(1)
-        # With gamma 1 this is the return of every step of the trajectory.
-        batch.rew = np.zeros(len(batch))
-        prompts = batch.info.prompt[:: self.horizon].tolist()
-        batch.rew[self.horizon - 1 :: self.horizon] = self._normalizer.normalize(prompts, returns)
+        parts = (batch.obs.latents, batch.act, np.asarray(batch.rew, dtype=np.float64))
+        states, actions, rewards = (part.reshape(-1, self.horizon, *part.shape[1:]) for part in parts)
+        if not np.array_equal(states[:, 1:], actions[:, :-1]):
+            raise ValueError(
+                "observation.latents are not the actions before them; take off what scales, clips or adds noise to "
+                "actions or observations"
+            )
+        if self.options.normalization != "none":
+            # With gamma 1 the reward at the end is the return of every step of the trajectory.
+            prompts, normalized = batch.info.prompt[:: self.horizon].tolist(), np.zeros_like(rewards)
+            normalized[:, -1] = self._normalizer.normalize(prompts, rewards.sum(1))
+            batch.rew = normalized.ravel()
 
     def trained(self, batch: Any) -> Any:
         """The part of a rollout to train on: steps with sigma > 0 in `trained_steps`, as in the native agents."""
@@ -103,14 +106,6 @@ class TrajectoryRewards:
                 f"the rollout's {len(batch)} steps are not whole trajectories of T={self.horizon} steps: collect "
                 f"episodes, or a multiple of num_envs * {self.horizon} steps, into a buffer that holds all of them, "
                 "such as TrajectoryCollector's"
-            )
-
-    def _require_unchanged_actions(self, batch: Any) -> None:
-        states, actions = (part.reshape(-1, self.horizon, *part.shape[1:]) for part in (batch.obs.latents, batch.act))
-        if not np.array_equal(states[:, 1:], actions[:, :-1]):
-            raise ValueError(
-                "observation.latents are not the actions before them; take off what scales, clips or adds noise to "
-                "actions or observations"
             )
 
 

@@ -11,7 +11,7 @@ from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
 from torch import nn
 from torch.distributions import Distribution
 
-from diffusion_gym.agents.adapters import made_policy, policy_options, to_tensors
+from diffusion_gym.agents.adapters import made_policy, policy_options, require_micro_batch_size, to_tensors
 from diffusion_gym.agents.denoising_env import denoising_env
 from diffusion_gym.agents.distribution import DenoisingDistribution
 from diffusion_gym.agents.identity import Identity, identity
@@ -73,8 +73,7 @@ class GuidedActor(nn.Module):
 
     def __init__(self, policy: DenoisingPolicy, micro_batch_size: int = 0) -> None:
         super().__init__()
-        if micro_batch_size < 0:
-            raise ValueError(f"micro_batch_size={micro_batch_size!r} must be 0 (all at once) or larger")
+        require_micro_batch_size(micro_batch_size)
         self.policy, self.micro_batch_size = policy, micro_batch_size
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[DenoisingDistribution, Any]:

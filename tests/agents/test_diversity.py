@@ -6,22 +6,35 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_gym import SamplerConfig
+from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.benchmark.measures import Evaluator
 from diffusion_gym.agents.diversity import (
     by_prompt,
     centred,
-    has_features,
     model_features,
     pairwise_distance,
     vendi_score,
 )
-from diffusion_gym.agents.training.evaluation import compare
+from diffusion_gym.agents.rollout import Trajectories
+from diffusion_gym.agents.training.changes import diversity
+from diffusion_gym.models import load_model
 from diffusion_gym.testing.random_ddpm import write_random_ddpm
 from diffusion_gym.testing.random_flux import write_random_flux
 from diffusion_gym.testing.random_pipeline import write_random_pipeline
 from diffusion_gym.testing.random_qwen import write_random_flux2_klein, write_random_qwen_image, write_random_z_image
 from diffusion_gym.testing.random_sana import write_random_sana
 from diffusion_gym.testing.random_xl_sd3 import write_random_sd3, write_random_sdxl
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(finished):
+    """Trajectories of which only the end is known, of one prompt."""
+    number, none = len(finished), torch.zeros(0)
+    return Trajectories(("",) * number, None, none, finished[None], none, torch.zeros(number), {}, none)
 
 
 def draw(number, dimensions, seed=0):
@@ -116,14 +129,14 @@ def test_a_network_without_a_middle_block_is_refused(make_policy, make_env, monk
         write_random_ddpm,
     ],
 )
-def test_an_evaluation_and_a_benchmark_measure_the_diversity_of_every_family(make_env, make_policy, tmp_path, write):
+def test_evaluations_and_benchmarks_measure_the_diversity_of_every_family(tmp_path, write):
     """Of UNets and of transformers, whose pictures and prompts are two sequences or one."""
-    options = {"prompts": [""]} if write is write_random_ddpm else {"prompts": ["a red circle"]}
-    env = make_env(4, model=str(write(tmp_path / "model")), autoreset_mode="Disabled", num_inference_steps=2, **options)
-    policy = make_policy(env)
-    assert has_features(policy)
-    measured = Evaluator(env, None, 4, seed=7).measure(policy).values
-    evaluated = compare(env, policy, 4, 7, kl_samples=1).diversity
-    for name, value in {**evaluated, **{name: measured[name] for name in ("vendi", "all_vendi")}}.items():
-        assert 1 < value <= 4, name
-    assert measured["distance"] > 0
+    model = load_model(str(write(tmp_path / "model")), "cpu", "float32")
+    policy = DenoisingPolicy(model, SamplerConfig(num_inference_steps=2))
+    base, tuned = (pictures(torch.randn(4, *model.latent_shape, generator=seeded(seed))) for seed in (1, 2))
+    found = diversity(policy, tuned, base)
+    assert found.keys() == {"vendi", "base_vendi"} and all(1 < value <= 4 for value in found.values())
+    evaluator = Evaluator(None, None, 4, seed=7)
+    evaluator._base = model_features(policy, base.finished)  # of a rollout, which needs no environment here
+    features = evaluator._features(policy, tuned)
+    assert by_prompt(features, tuned.prompts)["vendi"] == pytest.approx(found["vendi"])

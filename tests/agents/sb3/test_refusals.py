@@ -105,5 +105,8 @@ def test_other_values_that_are_refused(make_env, ddpo):
     ):
         with pytest.raises(ValueError, match=message):
             ddpo(env, **options)
+    for make in (ddpo_is, ddpo_sf, ddpo):
+        with pytest.raises(ValueError, match="micro_batch_size=-1 must be 0 .all at once. or larger"):
+            make(env, policy_kwargs={"micro_batch_size": -1})
     with pytest.raises(ValueError, match="eta=0.* makes every denoising step deterministic"):
         ddpo_is(make_env(2, eta=0.0))
