@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TransformReward
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from diffusion_gym.agents.adapters import ACTOR_CRITIC, env_identity, require_finite_rewards, require_trained_values
 from diffusion_gym.agents.algorithms.ddpo_is import ClippedConfig
@@ -75,11 +75,8 @@ def as_vec_env(
         return SB3VecEnv(env, output=output, failed_rewards=failed_rewards)
     if isinstance(env, gym.Env):
         return env if failed_rewards == "keep" else TransformReward(env, _finite)
-    inner = env
-    while isinstance(inner, VecEnvWrapper):
-        inner = inner.venv
-    if isinstance(inner, SB3VecEnv):
-        inner.failed_rewards = failed_rewards
+    if isinstance(env.unwrapped, SB3VecEnv):
+        env.unwrapped.failed_rewards = failed_rewards
     normalize = unwrap_vec_normalize(env)
     if normalize is not None and normalize.norm_obs:
         raise ValueError(
