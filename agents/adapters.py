@@ -149,11 +149,7 @@ def policy_options(options: dict[str, Any]) -> PolicyOptions:
 
 
 def made_policy(model: DenoisingModel, config: SamplerConfig, options: PolicyOptions, library: str) -> DenoisingPolicy:
-    """The policy of a model and sampler that a library can train.
-
-    Raises:
-        ValueError: no step is stochastic, gradients would be of float16, or an option cannot be had.
-    """
+    """A policy that a library can train; raise a ValueError if all its steps are deterministic or gradients float16."""
     policy = DenoisingPolicy(model, config, **options.trained_part)
     policy.require_noise()
     policy.set_training(**options.computation)
@@ -174,17 +170,7 @@ def save_learned(
 
 
 def load_learned(path: str | Path, file_format: str, writer: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_learned` wrote.
-
-    Args:
-        path: the file.
-        file_format: that it must have.
-        writer: what writes such files, for errors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, or of another format.
-    """
+    """What `save_learned` wrote; raise a ValueError for a file that is truncated, or not `writer`'s: of its format."""
     tensors, content = load_tensors(path), tensors_metadata(path)
     if content.pop("format", None) != file_format:
         raise ValueError(f"path={str(path)!r} is no file of {writer}")

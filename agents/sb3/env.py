@@ -113,7 +113,7 @@ class SB3VecEnv(SharedEnv, VecEnv):
         if self._same_step:
             last = {key: _stack([infos["final_obs"][i][key] for i in over]) for key in observation}
             # What goes on has its infos at the top; what has ended has them below, but for Gymnasium's statistics.
-            statistics = {key: infos[key] for key in ("episode", "_episode") if key in infos}
+            statistics: dict[str, Any] = {key: infos[key] for key in ("episode", "_episode") if key in infos}
             begun, ends = self._rows(infos, _OF_THE_END), self._rows({**statistics, **infos["final_info"]})
             rows = [ends[index] if ended[index] else row for index, row in enumerate(begun)]
         else:

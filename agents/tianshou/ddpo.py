@@ -112,7 +112,6 @@ class TrajectoryRewards:
 class _OnTrajectories:
     """What DDPO does to the rollout that both algorithms are given; options of `TrajectoryRewards` are taken out."""
 
-    policy: GuidedPolicy
     _credit: str  # where the algorithm keeps what its loss multiplies log-probabilities or ratios by
 
     def __init__(self, *, policy: GuidedPolicy, **options: Any) -> None:
@@ -145,6 +144,7 @@ class DDPOReinforce(_OnTrajectories, Reinforce):
         ValueError: the policy is no `GuidedPolicy`, or an option is out of its range.
     """
 
+    policy: GuidedPolicy
     _credit = "returns"
 
     def __init__(
@@ -179,6 +179,7 @@ class DDPOPPO(_OnTrajectories, PPO):
         ValueError: the policy is no `GuidedPolicy`, or an option is out of its range.
     """
 
+    policy: GuidedPolicy
     _credit = "adv"
 
     def __init__(
