@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.policies import BasePolicy
 
 from diffusion_gym.agents.adapters import env_identity, require_no_groups, taken
 from diffusion_gym.agents.advantages import RewardNormalizer
@@ -64,7 +63,6 @@ class DDPOPPO(PPO):
         ValueError: a value out of its range, or an environment or policy that does not denoise.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"CFGUNetPolicy": CFGUNetPolicy}
     policy: CFGUNetPolicy  # type: ignore[assignment]
     rollout_buffer: TrajectoryBuffer
 
