@@ -28,7 +28,7 @@ class AdamWFactory(OptimizerFactory):
     """AdamW on the parameters that train.
 
     Args:
-        options: learning rate and moments; those of the native agents by default.
+        options: learning rate, moments and their bits; those of the native agents by default.
     """
 
     def __init__(self, options: OptimizerOptions | None = None) -> None:

@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("tianshou")
 
+from diffusion_gym.agents.optimization import OptimizerOptions
 from diffusion_gym.agents.tianshou import (
+    AdamWFactory,
     GuidedPolicy,
     TrajectoryCollector,
     ddpo_is,
@@ -34,6 +36,8 @@ def test_wrong_options(make):
             build(env, advantage_clip=0)
         with pytest.raises(ValueError, match="learning_rate=-1"):
             build(env, learning_rate=-1)
+        with pytest.raises(ValueError, match="optimizer='adamw8bit' needs device='cuda'"):  # not AdamW in its place
+            build(env, optim=AdamWFactory(OptimizerOptions(optimizer="adamw8bit")))
     algorithm = ddpo_sf(env)
     with pytest.raises(ValueError, match="episodes=0"):
         TrajectoryCollector(algorithm, env, 0)
