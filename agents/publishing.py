@@ -113,6 +113,7 @@ def _told(hub_id: str) -> Iterator[None]:
         remedy = "run the same command again"
         if status in (401, 403, 404):
             remedy = f"log in with `hf auth login`, or set HF_TOKEN to a token that may write there, and {remedy}"
+        reason = f"{kind}: {' '.join(said.split())}"
         raise OSError(
-            f"hub_id={hub_id!r}: the hub did not take it ({kind}: {' '.join(said.split())}); {remedy}: nothing here has changed"
+            f"hub_id={hub_id!r}: the hub did not take it ({reason}); {remedy}: nothing here has changed"
         ) from error

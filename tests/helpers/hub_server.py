@@ -101,8 +101,8 @@ def _preupload(server, body):
 
 
 def _batch(server, body):
-    objects = [{**each, "actions": {"upload": {"href": f"{server.endpoint}/store"}}} for each in json.loads(body)["objects"]]
-    return {"transfer": "basic", "objects": objects}
+    actions = {"upload": {"href": f"{server.endpoint}/store"}}
+    return {"transfer": "basic", "objects": [{**each, "actions": actions} for each in json.loads(body)["objects"]]}
 
 
 def _commit(server, body):
