@@ -1,5 +1,6 @@
 """The pages that the site is built from, and what a built page must not do; building it is `make docs`."""
 
+import json
 import tomllib
 
 import pytest
@@ -119,3 +120,41 @@ def test_links_that_a_reader_follows_may_lead_elsewhere(tmp_path):
         '<img src="small.png"><img src="/small.png"><img src="data:image/png;base64,">'
     )
     assert check.problems(tmp_path) == []
+
+
+@pytest.mark.parametrize("rule", ["a { background: url('https://e.org/a.png') }", "@import '//e.org/a.png';"])
+def test_a_style_that_fetches_from_elsewhere_is_found(tmp_path, rule):
+    (tmp_path / "own.css").write_text("a { background: url(a.png) } b { background: url(data:image/png;base64,) }")
+    (tmp_path / "theirs.css").write_text(rule)
+    (problem,) = check.problems(tmp_path)
+    assert problem.startswith("theirs.css loads ") and "e.org/a.png, which is elsewhere" in problem
+
+
+@pytest.fixture
+def searched(tmp_path):
+    """A built site whose search finds what it must; what it returns writes its index."""
+
+    def write(**changed):
+        entry = {"location": "index.html#a", "title": "Words", "text": ", ".join(check._SOUGHT)}
+        (tmp_path / "search.json").write_text(json.dumps({"items": [{**entry, **changed}]}))
+
+    (tmp_path / "index.html").write_text('{"search":"./worker.js"}')
+    (tmp_path / "worker.js").touch()
+    write()
+    return write
+
+
+def test_a_search_that_finds_what_is_sought_has_no_problem(searched, tmp_path):
+    assert check.search_problems(tmp_path) == []
+
+
+def test_a_search_that_would_not_work_is_found(searched, tmp_path):
+    searched(text="clip range, guidance scale, KL, eta, Stable-Baselines3")
+    assert check.search_problems(tmp_path) == ["search.json has no entry with 'reward queries'"]
+    searched(location="gone.html#a")
+    assert check.search_problems(tmp_path) == ["search.json leads to gone.html, which is not there"]
+    (tmp_path / "search.json").unlink()
+    assert check.search_problems(tmp_path) == ["search.json is not there; it needs project.plugins.search"]
+    (tmp_path / "worker.js").unlink()
+    (problem,) = check.search_problems(tmp_path)
+    assert "no worker of the search" in problem

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.site.check import problems
+from tools.site.check import problems, search_problems
 from tools.site.stage import ROOT, reference_page, stage
 
 SETTINGS = ROOT / "zensical.toml"
@@ -39,7 +39,7 @@ def main() -> None:
     built = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=ROOT)
     if built.returncode:
         raise SystemExit(built.returncode)
-    if found := problems(html):
+    if found := [*problems(html), *search_problems(html)]:
         raise SystemExit("\n".join(found))
     print(f"{len(list(html.rglob('*.html')))} pages in {html}")
 

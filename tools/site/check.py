@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,9 @@ _LOADS: Final = {"img": "src", "script": "src", "iframe": "src", "source": "src"
 _FETCHED: Final = {"stylesheet", "icon", "preload", "preconnect", "dns-prefetch", "modulepreload"}
 # The theme's bundle would fetch a library for these from a host of others.
 _FOREIGN: Final = ("mermaid", "glightbox", "pyodide")
+_STYLED: Final = re.compile(r"url\(\s*['\"]?((?:https?:)?//[^)'\"]+)|@import\s+['\"]((?:https?:)?//[^'\"]+)")
+# What a reader looks for first; each must be found by the site's own search.
+_SOUGHT: Final = ("clip range", "guidance scale", "reward queries", "KL", "eta", "Stable-Baselines3")
 
 
 class Loaded(HTMLParser):
@@ -34,7 +39,11 @@ class Loaded(HTMLParser):
 
 def problems(html: Path) -> list[str]:
     """A sentence for each page that loads something from elsewhere, something missing, or too much."""
-    found = list[str]()
+    found = [
+        f"{style.relative_to(html)} loads {''.join(address)}, which is elsewhere"
+        for style in sorted(html.rglob("*.css"))
+        for address in _STYLED.findall(style.read_text(encoding="utf-8"))
+    ]
     for page in sorted(html.rglob("*.html")):
         loaded, name = Loaded(), page.relative_to(html)
         loaded.feed(page.read_text(encoding="utf-8"))
@@ -60,3 +69,19 @@ def problems(html: Path) -> list[str]:
         if weight > LIMIT:
             found.append(f"{name} weighs {weight:,} bytes with what it loads; at most {LIMIT:,}, so split it")
     return found
+
+
+def search_problems(html: Path) -> list[str]:
+    """A sentence for each way in which the site's search would not work: no index here, dead entries, no answer."""
+    index, start = html / "search.json", (html / "index.html").read_text(encoding="utf-8")
+    worker = re.search(r'"search":"([^"]+)"', start)
+    if worker is None or not (html / worker[1]).is_file():
+        return ["index.html names no worker of the search that is there; it needs project.plugins.search"]
+    if not index.is_file():
+        return ["search.json is not there; it needs project.plugins.search"]
+    entries = json.loads(index.read_text(encoding="utf-8"))["items"]
+    pages = sorted({entry["location"].partition("#")[0] for entry in entries})
+    found = [f"search.json leads to {page}, which is not there" for page in pages if not (html / page).is_file()]
+    texts = [f"{entry['title']} {entry['text']}".lower() for entry in entries]
+    missing = [words for words in _SOUGHT if not any(words.lower() in text for text in texts)]
+    return found + [f"search.json has no entry with {words!r}" for words in missing]
