@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         file = item.nodeid.partition("::")[0]
         group = next((folder for folder in TOGETHER if file.startswith(folder)), file)
-        item.add_marker(pytest.mark.xdist_group("tests/agents/tianshou/" if "tianshou/" in item.nodeid else group))
+        item.add_marker(pytest.mark.xdist_group("tests/agents/tianshou/" if "tianshou" in item.nodeid else group))
 
 
 @pytest.fixture(scope="session", autouse=True)
