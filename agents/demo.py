@@ -66,9 +66,8 @@ def run_demo(options: DemoOptions) -> None:
     if before:
         print(f"{(time.perf_counter() - started) / 60:.1f} minutes since iteration {before}")
     else:
-        minutes, rate = (trained - started) / 60, done.reward_queries / (trained - started)
-        in_all = (time.perf_counter() - started) / 60
-        print(f"{minutes:.1f} minutes of training, {rate:.1f} images/s; {in_all:.1f} in all")
+        minutes, in_all = ((until - started) / 60 for until in (trained, time.perf_counter()))
+        print(f"{minutes:.1f} minutes until trained; {in_all:.1f} in all")
     print(f"In diffusers: {loading}")
     print(f"Report: {page}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,8 +34,8 @@ def run_push(options: PushOptions) -> None:
 
     Raises:
         FileNotFoundError: the run has exported nothing, or the id is none.
-        ValueError: something in `model/` is no file, or leads elsewhere.
-        OSError: the hub refused, or cannot be reached.
+        ValueError: something in `model/` leads elsewhere; or a private upload is asked for to a public repository.
+        OSError: the hub refused or ignored a file, or cannot be reached.
     """
     repository = Repository(options.hub_id, "hub_id")
     write_card(options.run, options.hub_id)
@@ -65,18 +67,53 @@ def uploads(folder: Path) -> list[str]:
 
 def _upload(hub_id: str, folder: Path, files: list[str], private: bool) -> str:
     """Upload in one commit; returns its address."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     api = HfApi()
-    try:
-        api.create_repo(hub_id, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=hub_id, folder_path=folder, allow_patterns=files, commit_message="Upload from diffusion_gym"
+    with _told(hub_id):
+        try:
+            there = api.model_info(hub_id)
+        except RepositoryNotFoundError:
+            there = None
+    if there is not None and private and not there.private:
+        raise ValueError(
+            f"private=True, but hub_id={hub_id!r} is there and public; make it private in its settings, or leave "
+            "--private out: nothing was uploaded"
         )
-    except Exception as error:  # many kinds, of the hub's client and of the HTTP library that its version uses
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if there is not None:
+        print(f"{hub_id} is there: files of these names are replaced, its others stay", flush=True)
+    with _told(hub_id):
+        if there is None:  # private=None leaves an organisation its own default
+            api.create_repo(hub_id, private=private or None, exist_ok=True)
+        # Not `upload_folder`: it takes patterns, so that a name with brackets is left out, and may commit in parts.
+        added = [CommitOperationAdd(name, folder / name) for name in files]
+        done = api.create_commit(hub_id, added, commit_message="Upload from diffusion_gym")
+        arrived = {entry.rfilename for entry in api.model_info(hub_id, revision=done.oid).siblings or ()}
+    if missing := [name for name in files if name not in arrived]:
         raise OSError(
-            f"hub_id={hub_id!r}: the hub did not take it ({reason}); log in with `hf auth login`, or set HF_TOKEN to a "
-            "token that may write there, and run the same command again: nothing here has changed"
+            f"hub_id={hub_id!r}: the hub ignored {', '.join(missing)}; remove what names it from the .gitignore there, "
+            "and run the same command again"
+        )
+    return str(done.commit_url)
+
+
+@contextmanager
+def _told(hub_id: str) -> Iterator[None]:
+    """Put what the hub's client raises into one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except Exception as error:  # many kinds, of the hub's client and of the HTTP library that its version uses
+        kind, said, status = type(error).__name__, str(error), None
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            kind, said = str(status), error.server_message or said
+        remedy = "run the same command again"
+        if status in (401, 403, 404):
+            remedy = f"log in with `hf auth login`, or set HF_TOKEN to a token that may write there, and {remedy}"
+        reason = f"{kind}: {' '.join(said.split())}"
+        raise OSError(
+            f"hub_id={hub_id!r}: the hub did not take it ({reason}); {remedy}: nothing here has changed"
         ) from error
-    return str(done)

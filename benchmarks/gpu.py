@@ -27,12 +27,14 @@ from typing import Any, Final, Literal
 import torch
 import tyro
 from gpu_rows import Row, measure
+from peers.page_options import PageOptions
 
 from diffusion_gym.agents.report.marked import markdown_table, write_marked
 from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "gpu"
+PAGE: Final = PageOptions(RECORDS, ROOT / "docs" / "gpu.md")
 _OUT_OF_MEMORY: Final = "out of memory"
 _SIZES: Final = {
     "exact": {"SD 1.4": "sd14", "SDXL": "sdxl", "SD 3.5 medium": "sd35-medium"},
@@ -65,16 +67,6 @@ class RunOptions:
         """The folder of the records."""
         measures = self.scale == "exact" and self.device.startswith("cuda")
         return self.records or (RECORDS if measures else self.work / f"records-{self.scale}-{self.device}")
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """Write the tables of docs/gpu.md."""
-
-    records: Path = RECORDS
-    """The records."""
-    page: Path = ROOT / "docs" / "gpu.md"
-    """The page; what stands between its `gpu` markers is written anew."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +279,7 @@ def _is_done(path: Path) -> bool:
     return path.exists() and read_json(path).get("error", _OUT_OF_MEMORY) == _OUT_OF_MEMORY
 
 
-def page(options: PageOptions) -> None:
+def page(options: PageOptions = PAGE) -> None:
     """Write the tables between the page's markers; without records it says that nothing was measured.
 
     Raises:

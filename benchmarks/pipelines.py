@@ -25,6 +25,7 @@ import gymnasium as gym
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode
+from peers.page_options import PageOptions
 
 import diffusion_gym
 from diffusion_gym.agents import DenoisingPolicy
@@ -37,6 +38,7 @@ from diffusion_gym.testing.random_pipeline import write_pipeline
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "pipelines"
+PAGE: Final = PageOptions(RECORDS, ROOT / "docs" / "speed.md")
 PROMPTS: Final = [f"a {animal}" for animal in ("cat", "dog", "horse", "bird", "deer", "cow", "goat", "zebra")]
 FAMILIES: Final[dict[str, Callable[[Path], Path]]] = {
     "SD 1.x, tiny": lambda folder: write_pipeline(folder, "tiny", 0, torch.float32),
@@ -61,16 +63,6 @@ class RunOptions:
     """Rounds; one more warms up."""
     records: Path = RECORDS
     """Where the records go."""
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """Write the table of docs/speed.md."""
-
-    records: Path = RECORDS
-    """The records."""
-    page: Path = ROOT / "docs" / "speed.md"
-    """The page."""
 
 
 class Clock:
@@ -184,7 +176,7 @@ def row(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def page(options: PageOptions) -> None:
+def page(options: PageOptions = PAGE) -> None:
     """Write what stands between the page's markers, from the records alone."""
     records = [read_json(path) for path in options.records.glob("*.json")]
     order = list(FAMILIES)

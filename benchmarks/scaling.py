@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 import torch
 import tyro
+from peers.page_options import PageOptions
 from peers.workload import Meter, Workload
 from scaling_page import numbers, tables
 
@@ -31,6 +32,7 @@ from diffusion_gym.storage import read_json, write_json
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORDS: Final = ROOT / "docs" / "results" / "scaling"
+PAGE: Final = PageOptions(RECORDS, ROOT / "docs" / "speed.md")
 
 Axis = Literal["batch", "steps", "latents", "prompts", "micro-batch"]
 
@@ -74,16 +76,6 @@ class RunOptions:
     """Device."""
     records: Path = RECORDS
     """Where the records go."""
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """Write the tables of docs/speed.md."""
-
-    records: Path = RECORDS
-    """The records."""
-    page: Path = ROOT / "docs" / "speed.md"
-    """The page; what stands between its `scaling` markers is written anew."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +210,7 @@ def size(axis: Axis, setting: Setting) -> int:
     return own.get(axis, setting.micro_batch)
 
 
-def page(options: PageOptions) -> None:
+def page(options: PageOptions = PAGE) -> None:
     """Write the tables between the page's markers, from the records alone."""
     records = [read_json(path) for path in sorted(options.records.glob("*.json"))]
     text = tables(records) if records else "Not measured yet."

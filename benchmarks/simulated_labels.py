@@ -6,8 +6,13 @@ detector: only the evaluation does, by strict success on the prompts, before and
 
     python benchmarks/simulated_labels.py --out runs/labels --seeds 0 1 2
 
-It goes on in rounds in one folder of labels: after the first, the pictures are those of the round before, whose weights
-the training goes on from. A run folder that is there goes on or is taken as it is; `results.jsonl` has a line a round.
+The agent is sparse RWR: it learns from the tenth of its own pictures that the fitted reward likes best. A policy
+gradient goes wherever a reward of 300 answers is wrong (`--agent ddpo_is --preset fast`), a choice among the pictures
+that the model makes anyway does not.
+
+With several `--rounds` it goes on in one folder of labels: after the first, the pictures are those of the round before,
+whose weights the training goes on from. A run folder that is there goes on or is taken as it is; `results.jsonl` has a
+line a round.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ class Options:
     """Folder of the labels and runs."""
     seeds: tuple[int, ...] = (0,)
     """One labelling, fit and training each."""
-    rounds: int = 3
+    rounds: int = 1
     """Rounds of label, fit and train."""
     answers: int = 300
     """Answers of the person in all rounds together, a multiple of their number."""
@@ -53,14 +58,16 @@ class Options:
     """Share of the answers that are given at random."""
     pictures: int = 128
     """Pictures that are made in a round to be labelled."""
-    total_reward_queries: int = 640
+    agent: str = "rwr_sparse"
+    """The agent that trains on the fitted reward."""
+    preset: str = "shapes-labels"
+    """Hyperparameters of the training."""
+    total_reward_queries: int = 2560
     """Pictures scored in the training of a round."""
     pessimism: float = 1.0
     """Of the fitted reward: standard deviations taken off the score."""
     samples: int = 256
     """Pictures of each model in the evaluation."""
-    preset: str = "fast"
-    """Hyperparameters of the training."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
 
@@ -102,7 +109,7 @@ def label(options: Options, seed: int, folder: Path, answers: int, run: Path | N
     if run is not None:
         run_label(replace(begun, run=run), answered)
         return
-    sampler = starting_point(_ENV, "ddpo_is", options.preset, None).env_options
+    sampler = starting_point(_ENV, options.agent, options.preset, None).env_options
     pretrained = replace(
         begun,
         model="Shapes",
@@ -115,7 +122,7 @@ def label(options: Options, seed: int, folder: Path, answers: int, run: Path | N
 
 def settings_of(options: Options, seed: int, reward: Path, out: Path, before: Path | None) -> RunSettings:
     """A training on the fitted reward, from the weights of the round before."""
-    settings = starting_point(_ENV, "ddpo_is", options.preset, None)
+    settings = starting_point(_ENV, options.agent, options.preset, None)
     pessimistic = {"pessimism": str(options.pessimism)}
     env_options = replace(
         settings.env_options, reward=str(reward), reward_kwargs=pessimistic, prompts=_PROMPTS, strict=None

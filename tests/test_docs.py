@@ -120,5 +120,9 @@ def test_every_environment_of_the_readme_is_registered():
     table = README.split("## Environments")[1].split("## ")[0]
     rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
     models_and_rewards = [[re.findall(r"`(\w+)`", cell) for cell in row] for row in rows]
-    named = {f"{model}-{reward}" for models, rewards in models_and_rewards for model in models for reward in rewards}
-    assert named == {id_.removeprefix("DiffusionDenoise-").removesuffix("-v0") for id_ in environment_ids()}
+    named = [f"{model}-{reward}" for models, rewards in models_and_rewards for model in models for reward in rewards]
+    assert sorted(named) == sorted(
+        id_.removeprefix("DiffusionDenoise-").removesuffix("-v0") for id_ in environment_ids()
+    )
+    listed = [model for models, _ in models_and_rewards for model in models]
+    assert len(listed) == len(set(listed)) and all(rewards for _, rewards in models_and_rewards)

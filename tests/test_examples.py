@@ -187,7 +187,7 @@ def test_torchrl_rollout(run):
 def test_sd14_on_a_gpu(run, tmp_path, tiny_pipeline):
     sizes = ["--queries", 16, "--samples", 8, "--batch", 4, "--steps", 3, "--model", tiny_pipeline]
     shown = run("sd14_on_a_gpu.py", *sizes, "--out", tmp_path)
-    assert shown.startswith("2 iterations;") and f"pipe.load_lora_weights('{tmp_path / 'lora'}')" in shown
+    assert shown.startswith("2 iterations;") and f"pipe.load_lora_weights('{tmp_path / 'lora'}', " in shown
     rows = metrics(tmp_path)
     assert [row["reward_queries"] for row in rows] == [8, 16] and [row["updates"] for row in rows] == [4, 4]
     assert all(row["reward_mean"] == -row["jpeg_kb_mean"] < 0 for row in rows)

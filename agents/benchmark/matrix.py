@@ -69,13 +69,13 @@ def _check(cells: Sequence[Cell]) -> None:
     for cell in cells:
         options = cell.settings(cell.load_suite()).env_options
         other, theirs = first.setdefault(cell.task, (cell, options))
-        for entry in fields(options):
-            one, two = getattr(theirs, entry.name), getattr(options, entry.name)
-            if one != two:
-                raise ValueError(
-                    f"task {cell.task!r}: {entry.name}={one!r} by the preset of {other.agent!r}, {two!r} by that of "
-                    f"{cell.agent!r}, would not be the same environment; set it in the suite's overrides"
-                )
+        names = [entry.name for entry in fields(options)]
+        if differ := [name for name in names if getattr(theirs, name) != getattr(options, name)]:
+            told = ", ".join(f"{name}={getattr(theirs, name)!r} and {getattr(options, name)!r}" for name in differ)
+            raise ValueError(
+                f"task {cell.task!r}: by their presets {other.agent!r} and {cell.agent!r} would not train in the same "
+                f"environment: {told}; set {', '.join(differ)} in the suite's overrides, or give the suite a preset"
+            )
 
 
 def _check_names(name: str, task: Task) -> None:

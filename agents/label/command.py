@@ -124,7 +124,12 @@ def run_fit(options: FitOptions) -> None:
     print(f"held-out accuracy {fitted.accuracy:.3f} [{low:.3f}, {high:.3f}] on {fitted.choices} choices")
     if low <= 0.5:
         print("That is no better than guessing, as far as these answers tell: a policy would learn noise. Label more.")
-    print(f"Next: diffusion-gym train --env DiffusionDenoise-v0 --env.model {labels.source.model} --env.reward {out}")
+    model, preset = labels.source.model, " --preset shapes-labels" if labels.source.model == "Shapes" else ""
+    print(
+        f"Next: diffusion-gym train --env DiffusionDenoise-v0 --env.model {model} --env.reward {out} --env.prompts "
+        f"PROMPTS --agent rwr_sparse{preset}; PROMPTS are those that were asked about, and docs/people.md says why "
+        "sparse RWR"
+    )
 
 
 def summary(labels: Labels) -> str:

@@ -61,7 +61,7 @@ class EnvOptions:
     """Type of the model's weights: float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
-        check_no_secrets(parse_keywords(self.reward_kwargs or {}))
+        check_no_secrets(parse_keywords(self.reward_kwargs or {}), "reward_kwargs")
 
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments for `gym.make` and `gym.make_vec`."""

@@ -26,12 +26,14 @@ class Export(Schema):
         pipeline: its class in diffusers; empty where a model of one's own is no pipeline.
         base: the pretrained model: a hub id, or where its folder was.
         dtype: of the weights, as torch calls it.
+        absent: the parts that the pipeline goes without, such as `text_encoder_3`.
     """
 
     adapters: bool
     pipeline: str
     base: str
     dtype: str
+    absent: list[str] = []
 
     def line(self, folder: str, base: str | None = None) -> str:
         """The Python that loads it.
@@ -41,11 +43,14 @@ class Export(Schema):
             base: the Python for the pretrained model, in place of its own.
         """
         # Without it diffusers would load its networks as float32, and transformers its own as they are stored.
-        half = "" if self.dtype == "float32" else f", torch_dtype=torch.{self.dtype}"
+        options = "" if self.dtype == "float32" else f", torch_dtype=torch.{self.dtype}"
+        # Diffusers refuses a folder whose index says null for these, unless they are named.
+        options += "".join(f", {part}=None" for part in self.absent)
         if not self.adapters:
-            return f"{self.pipeline}.from_pretrained({folder!r}{half})"
-        made = f"pipe = {self.pipeline}.from_pretrained({base or repr(self.base)}{half}); " if self.pipeline else ""
-        return f"{made}pipe.load_lora_weights({folder!r})"
+            return f"{self.pipeline}.from_pretrained({folder!r}{options})"
+        made = f"pipe = {self.pipeline}.from_pretrained({base or repr(self.base)}{options}); " if self.pipeline else ""
+        # Without the name diffusers asks the hub for a list of files, and refuses where it may not ask.
+        return f"{made}pipe.load_lora_weights({folder!r}, weight_name={LORA_WEIGHTS!r})"
 
 
 def exported_network(policy: DenoisingPolicy, processes: Processes) -> nn.Module | None:
@@ -85,7 +90,7 @@ def export_policy(policy: DenoisingPolicy, folder: Path, network: nn.Module | No
         save_lora(folder, unet)
         index = Path(source, "model_index.json")
         pipeline = read_json(index)["_class_name"] if index.is_file() else ""
-        export = Export(adapters=True, pipeline=pipeline, base=base, dtype=str(model.dtype).removeprefix("torch."))
+        adapters, dtype = True, str(model.dtype).removeprefix("torch.")
     else:
         if policy.trainable == "lora":
             from diffusion_gym.models.lora import merged
@@ -93,10 +98,16 @@ def export_policy(policy: DenoisingPolicy, folder: Path, network: nn.Module | No
             unet = merged(unet)
             dtype = str(next(unet.parameters()).dtype).removeprefix("torch.")
         model.save_pipeline(str(folder), unet)
-        kind = read_json(folder / "model_index.json")["_class_name"]
-        export = Export(adapters=False, pipeline=kind, base=base, dtype=dtype)
+        adapters, pipeline = False, read_json(folder / "model_index.json")["_class_name"]
+    export = Export(adapters=adapters, pipeline=pipeline, base=base, dtype=dtype, absent=_absent(model))
     write_json(folder / _FILE, export.model_dump())
     return export.line(str(folder))
+
+
+def _absent(model: object) -> list[str]:
+    """The parts that a model of a family with optional parts was loaded without."""
+    index = getattr(model, "index", {})
+    return [part for part in getattr(model, "OPTIONAL", ()) if (index.get(part) or (None, None))[1] is None]
 
 
 def read_export(folder: Path) -> Export:

@@ -215,6 +215,12 @@ PRESETS: Final[dict[str, Preset]] = {
             "ddpo_iskl": {**_SHAPES_AGENTS["ddpo_iskl"], "learning_rate": 2e-4},
         },
     ),
+    "shapes-labels": Preset(
+        "a reward fitted to people's choices on the embedded model, docs/people.md",
+        {**_SHAPES, "num_inference_steps": 10, "total_reward_queries": 2_560},
+        {"rwr_sparse": {"samples_per_iteration": 1_280, "batch_size": 64, "updates": 150}},
+        choices="Tuned with sparse RWR alone.",
+    ),
     "shapes-flow": Preset(
         "`shapes` with Flow-GRPO's noise, docs/shapes-preset.md",
         {**_SHAPES, **_FLOW},

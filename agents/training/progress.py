@@ -34,6 +34,7 @@ class ProgressLine:
         if shown and self._stream.isatty():
             options: dict[str, Any] = {"unit": "image", "dynamic_ncols": True, "bar_format": _BAR}
             self._bar = tqdm(total=total, initial=done, file=self._stream, **options)
+        self._seconds = 0.0
         self._started = time.monotonic()
         self._said = self._started - _EVERY  # the first iteration tells how long the others will take
 
@@ -46,16 +47,16 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, number: int, reward: float, rate: float) -> None:
+    def update(self, number: int, reward: float, seconds: float) -> None:
         """Tell of an iteration.
 
         Args:
             number: its pictures.
             reward: their mean.
-            rate: images/s of the iteration.
+            seconds: of sampling, scoring and updates, as `metrics.jsonl` has them; images/s is of all iterations here.
         """
-        self._done += number
-        said = f"reward {reward:.3f}, {rate:.1f} images/s"
+        self._done, self._seconds = self._done + number, self._seconds + seconds
+        said = f"reward {reward:.3f}, {(self._done - self._first) / self._seconds:.1f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(said, refresh=False)
             self._bar.update(number)

@@ -56,8 +56,12 @@ def parse_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("-", "_"): _parsed(value) for key, value in given.items()}
 
 
-def check_no_secrets(keywords: Mapping[str, Any]) -> None:
+def check_no_secrets(keywords: Mapping[str, Any], argument: str) -> None:
     """Refuse keywords that a run folder's `config.json` must not hold.
+
+    Args:
+        keywords: of rewards.
+        argument: what the user calls them.
 
     Raises:
         ValueError: a token or key, at any depth.
@@ -65,11 +69,11 @@ def check_no_secrets(keywords: Mapping[str, Any]) -> None:
     for key, value in keywords.items():
         if key in _SECRETS and value is not None:
             raise ValueError(
-                f"reward_kwargs holds {key!r}, which would be written to config.json; set {_SECRETS[key]} in the "
+                f"{argument} holds {key!r}, which would be written to config.json; set {_SECRETS[key]} in the "
                 "environment instead"
             )
         if isinstance(value, Mapping):
-            check_no_secrets(value)
+            check_no_secrets(value, argument)
 
 
 def _parsed(value: Any) -> Any:

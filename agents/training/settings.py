@@ -84,7 +84,7 @@ class RunSettings(Schedule):
         check_seed(self.seed)
         if self.rollout_batch < 1:
             raise ValueError(f"rollout_batch={self.rollout_batch!r} must be at least 1")
-        check_no_secrets(parse_keywords(self.probe_kwargs or {}))
+        check_no_secrets(parse_keywords(self.probe_kwargs or {}), "probe_kwargs")
         if self.probes and not self.development_interval:
             raise ValueError(
                 f"probes={self.probes!r} are evaluated on the development set, which this run has not; give "

@@ -199,7 +199,7 @@ class Trainer:
         if self.processes.main:
             append_record(self._metrics, record)
             tracker.scalars(record, self.done.reward_queries)
-        line.update(number, record["reward_mean"], record["images_per_second"])
+        line.update(number, record["reward_mean"], seconds)
         if self.done.iteration % self.schedule.checkpoint_every == 0:
             self._save()
         if self._pictures_due:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import tyro
+from page_options import PageOptions
 from summary import Record, headline, summary
 
 from diffusion_gym.agents.report.marked import write_marked
@@ -30,6 +31,7 @@ from diffusion_gym.storage import read_json, write_json
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 RECORDS: Final = ROOT / "docs" / "results" / "speed"
+PAGE: Final = PageOptions(RECORDS, ROOT / "docs" / "speed.md")
 
 PROGRAMS: Final = {
     "floor": ("floor.py",),
@@ -68,16 +70,6 @@ class RunOptions:
     """CPU threads."""
     records: Path = RECORDS
     """Where the records go."""
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """Write the tables of docs/speed.md and its first lines."""
-
-    records: Path = RECORDS
-    """The records."""
-    page: Path = ROOT / "docs" / "speed.md"
-    """The page; what stands between its `speed` and `speed headline` markers is written anew."""
 
 
 def run(options: RunOptions) -> None:
@@ -170,7 +162,7 @@ def _command(options: RunOptions, name: str, pipeline: Path, trainable: str) -> 
     return [python, str(HERE / script), str(pipeline), *flags]
 
 
-def page(options: PageOptions) -> None:
+def page(options: PageOptions = PAGE) -> None:
     """Write what stands between the page's markers, from the records alone."""
     records: list[Record] = [read_json(path) for path in sorted(options.records.glob("*.json"))]
     made = {"speed": summary, "speed headline": headline}

@@ -2,7 +2,6 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -11,9 +10,9 @@ from PIL import Image
 
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.cli import main
-from diffusion_gym.agents.publishing import uploads
 from diffusion_gym.agents.training.card import write_card
 from diffusion_gym.agents.training.export import Export, export_policy, read_export
+from hub_server import COMMIT, hub_server
 
 EVALUATION = {
     "env": "DiffusionDenoise-Shapes-Color-v0",
@@ -135,27 +134,101 @@ def test_a_dry_run_says_each_file_and_uploads_none(run, capsys, monkeypatch):
     assert named == ["README.md", "after.png", "before.png", "export.json", "pytorch_lora_weights.safetensors"]
 
 
-def test_what_is_told_is_what_is_uploaded(run, capsys, monkeypatch):
-    asked = []
-    api = SimpleNamespace(
-        create_repo=lambda hub_id, **given: asked.append((hub_id, given)),
-        upload_folder=lambda **given: asked.append(given) or "https://hub/owner/name/commit/1",
-    )
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+@pytest.fixture
+def hub(run, tmp_path, monkeypatch):
+    """A hub on this machine that has no repository yet."""
+    with hub_server("owner/name", tmp_path / "repository", tmp_path / "cache", monkeypatch) as server:
+        yield server
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("large", [(".safetensors", ".png"), (".none",)], ids=["lfs", "git"])
+def test_what_the_dry_run_says_is_what_arrives(run, hub, large, capsys, monkeypatch):
+    hub.large = large
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", large != (".none",))
+    (run / "model" / "a [1] *.txt").write_text("a name that would be a pattern")
+    main(["push", str(run), "owner/name", "--dry-run"])
+    told = capsys.readouterr().out.splitlines()
+    assert not hub.asked and not hub.folder.exists()
     main(["push", str(run), "owner/name", "--private"])
-    out = capsys.readouterr().out.splitlines()
-    assert asked[0] == ("owner/name", {"private": True, "exist_ok": True})
-    assert asked[1]["repo_id"] == "owner/name" and asked[1]["folder_path"] == run / "model"
-    assert asked[1]["allow_patterns"] == [line.split()[0] for line in out[1:-1]] == uploads(run / "model")
-    assert out[-1] == "https://hub/owner/name/commit/1"
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first == told[0].replace("would upload", "uploads") and lines == told[1:]
+    assert contents(hub.folder) == contents(run / "model") and len(hub.commits) == 1 and hub.private
+    assert bool(hub.stored) == (".png" in large)
+    assert {line.split("  ")[1]: line.split("  ")[2] for line in lines} == {
+        name: f"{len(body):,} bytes" for name, body in contents(hub.folder).items()
+    }
+    assert last == f"{hub.endpoint}/owner/name/commit/{COMMIT}"
+
+
+def test_what_was_pushed_is_loaded_from_the_hub_by_the_python_of_its_card(run, hub):
+    main(["push", str(run), "owner/name"])
+    assert not hub.private
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", parts(hub.folder / "README.md")[1], flags=re.S)[1], scope)
+    assert scope["pipe"].get_active_adapters()
+    assert ("GET", "/owner/name/resolve/main/pytorch_lora_weights.safetensors") in hub.asked
+
+
+def test_a_repository_that_is_there_is_said_and_keeps_its_other_files(run, hub, capsys):
+    hub.folder.mkdir()
+    (hub.folder / "notes.md").write_text("theirs")
+    (hub.folder / "README.md").write_text("old")
+    main(["push", str(run), "owner/name"])
+    assert "owner/name is there: files of these names are replaced, its others stay" in capsys.readouterr().out
+    assert contents(hub.folder) == {**contents(run / "model"), "notes.md": b"theirs"}
+    assert not [path for _, path in hub.asked if path == "/api/repos/create"]
 
 
 def failing(capsys, *args):
     with pytest.raises(SystemExit) as error:
         main(["push", *map(str, args)])
     assert error.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    # Before it, there may be the client's progress.
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert not [each for each in progress if each.startswith("error") or "Traceback" in each]
     return line
+
+
+def test_a_private_upload_to_a_public_repository_is_refused(run, hub, capsys):
+    hub.folder.mkdir()
+    said = failing(capsys, run, "owner/name", "--private")
+    assert said.startswith("error: private=True, but hub_id='owner/name' is there and public")
+    assert not hub.commits and not hub.stored
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_a_token_that_the_hub_refuses_is_one_sentence(run, hub, there, capsys, monkeypatch):
+    hub.folder.mkdir() if there else None
+    monkeypatch.setenv("HF_TOKEN", "another")
+    said = failing(capsys, run, "owner/name")
+    assert "the hub did not take it (401: Invalid credentials in Authorization header); log in with" in said
+    assert "HF_TOKEN" in said and "another" not in said and not hub.commits
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "reason"),
+    [
+        ("/api/repos/create", 403, "you may not make a repository for owner"),
+        ("/preupload/main", 403, "your token may only read"),
+        ("/commit/main", 400, "a file is too large"),
+        ("/info/lfs/objects/batch", 404, "no such repository"),
+    ],
+)
+def test_a_request_that_the_hub_refuses_is_one_sentence(run, hub, end, status, reason, capsys):
+    hub.refused[end] = (status, reason)
+    said = failing(capsys, run, "owner/name")
+    assert said.startswith(f"error: hub_id='owner/name': the hub did not take it ({status}: {reason}); ")
+    assert ("HF_TOKEN" in said) == (status != 400) and "run the same command again" in said and not hub.commits
+
+
+def test_a_file_that_the_hub_ignores_is_not_passed_over(run, hub, capsys):
+    hub.ignored = ("after.png",)
+    said = failing(capsys, run, "owner/name")
+    assert "the hub ignored after.png; remove what names it from the .gitignore there" in said
 
 
 def test_a_hub_that_is_not_there_is_an_error_that_says_how_to_go_on(run, capsys, monkeypatch):

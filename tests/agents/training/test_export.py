@@ -65,3 +65,25 @@ def test_the_line_that_loads_a_pipeline_says_its_dtype_in_half_precision(dtype, 
     assert line.startswith("DDPMPipeline.from_pretrained(") and ("torch_dtype" in line) == (dtype != "float32")
     pipe = eval(f"diffusers.{line}", {"diffusers": diffusers, "torch": torch})
     assert pipe.unet.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+@pytest.mark.parametrize("t5", [False, True], ids=["without-t5", "t5"])
+def test_the_line_that_loads_a_pipeline_names_the_parts_that_it_goes_without(t5, trainable, perturb, tmp_path):
+    import diffusers
+
+    from diffusion_gym.testing.random_xl_sd3 import write_random_sd3
+
+    base = str(write_random_sd3(tmp_path / "base", t5=t5))
+    policy = DenoisingPolicy.from_env(gym.make_vec("DiffusionDenoise-v0", num_envs=1, model=base), trainable=trainable)
+    perturb(policy, 0.3)
+    line = export_policy(policy, tmp_path / "model")
+    assert ("text_encoder_3=None, tokenizer_3=None" in line) is not t5
+    scope = {"StableDiffusion3Pipeline": diffusers.StableDiffusion3Pipeline}
+    exec(line if trainable == "lora" else f"pipe = {line}", scope)
+    pipe = scope["pipe"]
+    assert (pipe.text_encoder_3 is not None) is t5
+    for name, weight in policy.unet.state_dict().items():
+        if "lora_" in name or trainable == "full":
+            name = name.replace(".default.", ".default_0.") if trainable == "lora" else name
+            assert torch.equal(pipe.transformer.state_dict()[name], weight), name

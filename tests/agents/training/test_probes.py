@@ -112,7 +112,7 @@ def settings(**changed):
     [
         ({"probes": ("Color",), "development_every": 0}, "which this run has not; give development_every"),
         ({"probes": ("Color", "Color")}, "names a reward twice"),
-        ({"probe_kwargs": {"RemoteReward": '{"token": "secret"}'}}, "reward_kwargs holds 'token'"),
+        ({"probe_kwargs": {"RemoteReward": '{"token": "secret"}'}}, "^probe_kwargs holds 'token'"),
         ({"probes": ("Colour",)}, "reward='Colour' is unknown; did you mean 'Color'"),
         ({"probes": ("Color",), "probe_kwargs": {"Count": "{}"}}, "probe_kwargs='Count' is unknown"),
         ({"probes": ("Color",), "probe_kwargs": {"Color": "strict"}}, "'Color' has 'strict'; give a JSON object"),
