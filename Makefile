@@ -17,13 +17,13 @@ demo: $(STAMP)
 	$(BIN)/diffusion-gym demo $(if $(THREADS),--threads $(THREADS))
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # The numerical tests as other processors compute them; a processor ignores an instruction set that it does not have.
-NUMERICAL := $(patsubst %,tests/models/test_%.py,latent lora pixel sd3 sdxl) \
+NUMERICAL := $(patsubst %,tests/models/test_%.py,families latent lora pixel sd3 sdxl) \
 	$(wildcard tests/agents/test_policy*.py tests/agents/test_optimization*.py) \
 	$(patsubst %,tests/agents/test_%.py,rollout ddpo_is losses) \
 	tests/agents/sb3/test_parity.py tests/agents/sb3/test_policy.py tests/agents/tianshou/test_parity.py \
@@ -31,7 +31,7 @@ NUMERICAL := $(patsubst %,tests/models/test_%.py,latent lora pixel sd3 sdxl) \
 	$(patsubst %,tests/test_%.py,scheduling step_gaussian flow_table add_noise)
 # $(call on_cpu,PyTorch's,oneDNN's,MKL's,threads,workers)
 on_cpu = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_CBWR=$(3) OMP_WAIT_POLICY=passive \
-	OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) $(BIN)/python -m pytest -n $(5) $(NUMERICAL)
+	OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) $(BIN)/python -m pytest -n $(5) --dist loadgroup $(NUMERICAL)
 
 test-cpus: $(STAMP)
 	$(call on_cpu,default,SSE41,COMPATIBLE,1,2)
@@ -59,7 +59,7 @@ $(FLOORS)/.installed: pyproject.toml constraints.txt tools/floors.py
 	touch $@
 
 test-floors: $(FLOORS)/.installed
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(CORE)
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 --dist loadgroup -p no:cacheprovider $(CORE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,6 +22,18 @@ pytest.register_assert_rewrite("agent_updates", "scale_out_runs", "trainer_runs"
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 gym.register_envs(diffusion_gym)
 
+# Their conftest has trainings that many tests look at, or their library compiles for seconds: one worker has them all.
+TOGETHER = ("tests/agents/scale_out/", "tests/agents/tianshou/", "tests/agents/training/trainer/")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """A file's tests go to one worker, so that its fixtures are made once; see `--dist loadgroup` in the Makefile."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        group = next((folder for folder in TOGETHER if file.startswith(folder)), file)
+        item.add_marker(pytest.mark.xdist_group("tests/agents/tianshou/" if "tianshou" in item.nodeid else group))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory):

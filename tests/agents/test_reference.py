@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_on_a_cpu_nothing_is_moved(model):
 def test_a_policy_of_all_weights_sets_it_aside(make_env, monkeypatch, trainable, number):
     aside = []
     monkeypatch.setattr(policy_module, "set_aside", aside.append)
+    monkeypatch.setattr(reference, "_SHARED", WeakSet())  # the network may be that of another test's policy
     env = make_env()
     policy = DenoisingPolicy.from_env(env, trainable=trainable)
     assert aside == [env.unwrapped.model] * number

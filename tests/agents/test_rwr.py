@@ -271,13 +271,14 @@ def test_without_one_usable_reward_nothing_is_learned(env, make, agent_class):
 def test_the_model_moves_towards_the_pictures_with_high_rewards(env, make, agent_class, trainable):
     """Two agents get the same two kinds of pictures and opposite rewards: each denoises its own kind better."""
     options = {"inverse_temperature": 1.0} if agent_class is RWR else {"percentile": 0.5}
+    options |= {"learning_rate": {"lora": 3e-2, "full": 5e-3}[trainable]}
     generator = torch.Generator().manual_seed(9)
     samples, steps = torch.arange(NUMBER).repeat(20), torch.arange(4).repeat_interleave(NUMBER * 5)
     noise = torch.randn(len(samples), 4, 4, 4, generator=generator)
     pictures = 3 * torch.where(torch.arange(NUMBER) % 2 == 0, 1, -1).view(1, -1, 1, 1, 1).expand(1, -1, 4, 4, 4)
     errors = []
     for high in (0, 1, None):
-        agent = make(env, trainable, agent=agent_class, updates=12, batch_size=32, learning_rate=5e-3, **options)
+        agent = make(env, trainable, agent=agent_class, updates=12, batch_size=32, **options)
         rewards = 10.0 * (torch.arange(NUMBER) % 2 == high)
         trajectories = replace(sampled(agent, env, rewards=rewards), prompts=("",) * NUMBER, latents=pictures.float())
         if high is not None:

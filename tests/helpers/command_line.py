@@ -24,7 +24,7 @@ def train_arguments(tiny_pipeline, out, **extra):
         "--env": "DiffusionDenoise-v0",
         "--env.model": str(tiny_pipeline),
         "--env.reward": "Compressibility",
-        "--env.num-inference-steps": 3,
+        "--env.num-inference-steps": 2,
         "--env.guidance-scale": 2.0,
         "--out": out,
         "--total-reward-queries": 16,

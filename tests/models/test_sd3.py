@@ -86,13 +86,6 @@ def test_a_deterministic_sampling_is_that_of_the_pipeline(model, pipe, guidance)
     assert expected.std() > 0.5
 
 
-def test_pictures_are_those_of_the_pipeline(model, pipe):
-    """The latents are shifted as well as scaled."""
-    expected = sampled(pipe, 4.5, "pt")
-    torch.testing.assert_close(model.decode(sampled(pipe, 4.5)), expected, rtol=0, atol=1e-5)
-    assert expected.std() > 1e-2
-
-
 def test_the_network_is_given_the_exact_timesteps(model, pipe):
     seen, policy = [], DenoisingPolicy(model, SamplerConfig(num_inference_steps=STEPS, guidance_scale=1.0))
     policy.unet.register_forward_pre_hook(
@@ -157,13 +150,3 @@ def test_a_saved_pipeline_loads_in_diffusers(model, trained, tmp_path):
     torch.testing.assert_close(output(model, pipe.transformer), output(model, policy.unet))
     assert (output(model, pipe.transformer) - output(model, model.unet)).abs().max() > 1e-2
     assert sampled(pipe, 4.5, "np").shape == (3, 8, 8, 3)
-
-
-def test_saved_adapters_load_in_diffusers(model, trained, folder, tmp_path):
-    policy = trained("lora")
-    model.save_lora(tmp_path, policy.unet)
-    pipe = load_pipeline(folder)
-    torch.testing.assert_close(output(model, pipe.transformer), output(model, model.unet))
-    pipe.load_lora_weights(str(tmp_path))
-    torch.testing.assert_close(output(model, pipe.transformer), output(model, policy.unet))
-    assert (output(model, pipe.transformer) - output(model, model.unet)).abs().max() > 1e-2

@@ -181,7 +181,7 @@ def test_stable_baselines3_collects_penalised_rewards(make_env):
     actor = model.policy.actor
     with torch.no_grad():
         for parameter in actor.trainable_parameters().values():
-            parameter.add_(0.1)
+            parameter.add_(0.2)
     env.policy = actor
     model.learn(2 * T)
     stored = model.rollout_buffer  # which the update has flattened, env by env

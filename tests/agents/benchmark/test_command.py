@@ -47,10 +47,8 @@ def failure(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys, monkeypatch):
-    """In a process of its own, as users have it, which imports nothing from here; done twice, nothing runs again."""
-    (tmp_path / "diffusers.py").write_text("raise ImportError('of the current directory')\n")
-    monkeypatch.chdir(tmp_path)
+def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys, in_this_process):
+    """Done twice, nothing runs again; test_matrix.py has the processes of their own."""
     out = tmp_path / "out"
     arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     bench(*arguments)
@@ -63,7 +61,7 @@ def test_a_benchmark_from_the_command_line(tiny_suite, tmp_path, capsys, monkeyp
     stamp = next((out / "records").iterdir()).stat().st_mtime_ns
     bench(*arguments)
     assert "1 run of 8 reward queries, 1 finished before; records" in capsys.readouterr().out
-    assert next((out / "records").iterdir()).stat().st_mtime_ns == stamp
+    assert next((out / "records").iterdir()).stat().st_mtime_ns == stamp and len(in_this_process) == 1
     assert Results.read(out).agents == ["ddpo_is"]
 
 

@@ -56,6 +56,16 @@ def test_a_process_that_dies_leaves_a_record_and_others_go_on(cell, children):
     assert told[1]["error"] == "its own" and "exit code 3" in told[2]["error"]
 
 
+def test_a_cell_has_a_process_of_its_own_that_imports_nothing_from_here(cell, tmp_path, monkeypatch):
+    """One of an agent that is unknown: it ends once the libraries are there, but for those that load models."""
+    (tmp_path / "torch.py").write_text("raise ImportError('of the current directory')\n")
+    monkeypatch.chdir(tmp_path)
+    told = []
+    run_local([cell("nobody")], 1, lambda of, record: told.append(record))
+    assert told == [read_json(cell("nobody").record)] and told[0]["versions"]["torch"]
+    assert told[0]["error"].startswith("ValueError: agent='nobody' is unknown"), told
+
+
 def test_no_more_processes_than_jobs(cell, children, tmp_path):
     code, started = children
     code |= {seed: f"time.sleep(0.3); {WRITE}" for seed in range(5)}

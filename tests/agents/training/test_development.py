@@ -30,7 +30,7 @@ from diffusion_gym.rewards import RewardError
 from run_folders import file_names, metrics_rows
 from trainer_runs import BATCH, SAMPLES, Snapshot, brightness, raising, when
 
-STEPS, NOISES = 3, 6
+STEPS, NOISES = 2, 6
 NO_TRACKER = Tracker()
 
 

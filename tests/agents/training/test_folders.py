@@ -20,6 +20,7 @@ from diffusion_gym.agents.report.benchmark.figures import file_name
 from diffusion_gym.agents.training.folders import check_name, check_out, content, holding
 from diffusion_gym.agents.training.runs import check_new
 from diffusion_gym.storage import read_json, write_json
+from forked import Forked
 
 ELSEWHERE = [
     "../x",
@@ -41,11 +42,10 @@ ELSEWHERE = [
 _SIZES = "budget = 8\nevaluations = 1\nsamples = 4\nbatch = 4\n"
 SUITE = f'description = ""\n{_SIZES}[tasks.{{task}}]\nenv = "E"\nceiling = 1.0\n'
 HOLD = """
-import sys, time
+import sys
 from diffusion_gym.agents.training.folders import holding
 with holding(__import__("pathlib").Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
+    pass
 """
 
 
@@ -165,8 +165,15 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 # --- the lock --------------------------------------------------------------------------------------------------------
 
 
+def hold(folder):
+    with holding(folder):
+        print("held", flush=True)
+        time.sleep(60)
+
+
 def holder(folder):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    """A process that holds the folder."""
+    process = Forked(lambda: hold(folder), folder.parent, os.environ.copy(), sys.__stderr__)
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -183,7 +190,7 @@ def test_a_held_folder_is_refused_by_every_command_and_says_who_holds_it(tmp_pat
             assert re.search(rf"is in use by process {process.pid} on \S+, since 20\d\d-\S+; wait for its end", error)
         assert content(out) == [] and json.loads((out / ".holder.json").read_text())["pid"] == process.pid
     finally:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
 

@@ -30,7 +30,7 @@ def build(make_env, make_agent):
     """`build(out, name, iterations, ...)`: every call builds all anew, as a new process would."""
 
     def make(out, name, iterations=ITERATIONS, trainable="lora", init=0, total=ITERATIONS * SAMPLES, **options):
-        env = make_env(SAMPLES, num_inference_steps=3, reward=reward, autoreset_mode="Disabled")
+        env = make_env(SAMPLES, num_inference_steps=2, reward=reward, autoreset_mode="Disabled")
         known = {entry.name for entry in fields(AGENTS[name].Config)}
         chosen = {key: value for key, value in {**OPTIONS, **options}.items() if key in known}
         agent = make_agent(env, trainable, scale=0.02, agent=AGENTS[name], **chosen)
@@ -153,7 +153,7 @@ def test_pictures_that_a_kill_prevented_are_made_on_resuming(build, make_env, tm
     whole, part = build(tmp_path / "whole", "ddpo_is"), build(tmp_path / "part", "ddpo_is")
     for trainer in (whole, part):
         trainer.schedule = replace(trainer.schedule, pictures_every=2)
-        trainer.pictures_env = make_env(4, num_inference_steps=3)
+        trainer.pictures_env = make_env(4, num_inference_steps=2)
     whole.run()
     cut(whole, part.out, 2)
     part.run(resume=True)

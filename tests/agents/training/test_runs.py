@@ -2,30 +2,26 @@
 
 import os
 import signal
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from diffusion_gym.agents.training.runs import check_new
 from diffusion_gym.storage import write_json
-
-# Dies while it writes the file that is named, as by SIGKILL.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from diffusion_gym.storage import write_json
-
-Path.write_bytes = lambda self, data: os.kill(os.getpid(), signal.SIGKILL)
-write_json(sys.argv[1], {})
-"""
+from forked import Forked
 
 
 def test_a_kill_during_the_first_write_leaves_the_folder_to_the_next_run(tmp_path):
     folder = tmp_path / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder / "config.json")], env=environment)
-    assert done.returncode == -signal.SIGKILL
+
+    def killed():
+        Path.write_bytes = lambda self, data: os.kill(os.getpid(), signal.SIGKILL)
+        write_json(folder / "config.json", {})
+
+    process = Forked(killed, tmp_path, os.environ.copy(), sys.__stderr__)
+    assert process.wait(60) == -signal.SIGKILL
+    process.stdout.close()
     [left] = folder.iterdir()
     assert left.name.startswith(".config.json.")
     check_new(folder)

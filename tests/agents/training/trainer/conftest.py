@@ -13,7 +13,7 @@ def build(make_env, make_agent, perturb):
     """`build(out, iterations, reward, ...)`: every call builds all anew, as a new process would."""
 
     def make(out, iterations=4, *, reward=brightness, trainable="lora", pictures=False, seed=0, init=0, **schedule):
-        env = make_env(BATCH, num_inference_steps=3, reward=reward, autoreset_mode="Disabled")
+        env = make_env(BATCH, num_inference_steps=2, reward=reward, autoreset_mode="Disabled")
         # batches of 4 of 8 samples, two passes: the order of the samples and Adam's memory both matter
         agent = make_agent(
             env, trainable, scale=0.02, batch_size=4, inner_epochs=2, normalization="prompt", statistics_min_count=2
@@ -27,7 +27,7 @@ def build(make_env, make_agent, perturb):
             out,
             Schedule(total_reward_queries=iterations * SAMPLES, samples_per_iteration=SAMPLES, **schedule),
             seed=seed,
-            pictures_env=make_env(4, num_inference_steps=3) if pictures else None,
+            pictures_env=make_env(4, num_inference_steps=2) if pictures else None,
             progress=False,
         )
 

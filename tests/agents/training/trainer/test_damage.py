@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -66,10 +67,16 @@ def trained(build, tmp_path_factory):
     return trainer
 
 
+@pytest.fixture
+def resumed(trained, make_trainer):
+    """A trainer of 4 iterations in a copy of the folder of the run of 3, to go on with."""
+    found = make_trainer(init=5)
+    shutil.copytree(trained.out, found.out, dirs_exist_ok=True)
+    return found
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_said_and_an_older_one_is_gone_on_from_on_request(make_trainer, uninterrupted, damage):
-    make_trainer(3).run()
-    resumed = make_trainer(init=5)
+def test_a_damaged_checkpoint_is_said_and_an_older_one_is_gone_on_from_on_request(resumed, uninterrupted, damage):
     newest = resumed.checkpoints.paths()[-1]
     damage(newest)
     before, held = Snapshot.of(resumed), newest.read_bytes()
@@ -85,9 +92,7 @@ def test_a_damaged_checkpoint_is_said_and_an_older_one_is_gone_on_from_on_reques
     assert [path.stem for path in resumed.checkpoints.paths()] == ["iteration-000003", "iteration-000004"]
 
 
-def test_without_a_whole_checkpoint_none_is_touched(make_trainer):
-    make_trainer(2).run()
-    resumed = make_trainer(init=5)
+def test_without_a_whole_checkpoint_none_is_touched(resumed):
     names = file_names(resumed.out / "checkpoints")
     for path in resumed.checkpoints.paths():
         flip(path)

@@ -178,8 +178,7 @@ def hang():
     ended.set()
 
 
-@pytest.mark.parametrize("limit", [None, 600.0])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("name, limit", [("SIGINT", None), ("SIGTERM", 600.0), ("SIGHUP", None), ("SIGUSR1", 600.0)])
 def test_a_signal_ends_a_run_whose_reward_hangs_with_a_checkpoint(
     make_trainer, uninterrupted, hang, monkeypatch, capsys, name, limit
 ):
