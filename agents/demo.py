@@ -14,7 +14,7 @@ from diffusion_gym.agents.training.records import read_metrics
 from diffusion_gym.agents.training.settings import RunSettings, starting_point
 
 _AGAIN: Final = "the same command goes on where it stopped"
-PRESETS: Final = {"Shapes": "fast-demo", "ShapesFlow": "shapes-flow-demo"}
+PRESETS: Final = {"Shapes": "shapes-demo", "ShapesFlow": "shapes-flow-demo"}
 
 
 @dataclass(frozen=True)
