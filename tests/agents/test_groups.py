@@ -277,8 +277,8 @@ def test_micro_batches_and_order_change_nothing(make_env, make_agent, name, trai
 def shuffle_items(optimizer):
     """Give the optimiser the items of each update in another order."""
     step, generator = optimizer.step, torch.Generator().manual_seed(3)
-    optimizer.step = lambda items, losses, count: step(
-        items[torch.randperm(len(items), generator=generator)], losses, count
+    optimizer.step = lambda items, *rest, **options: step(
+        items[torch.randperm(len(items), generator=generator)], *rest, **options
     )
 
 

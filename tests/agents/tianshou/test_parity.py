@@ -165,7 +165,7 @@ def test_second_epoch(world, monkeypatch):
     env, policy, trajectories = world()
     parameters = policy.trainable_parameters()
     start = {name: value.detach().clone() for name, value in parameters.items()}
-    clip = 3e-3
+    clip = 5e-4
     shared = {"normalization": "batch", "max_grad_norm": UNBOUNDED}
 
     agent = DDPOIS(

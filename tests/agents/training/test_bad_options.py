@@ -36,7 +36,7 @@ def told(text):
         ({"--env.eta": 1e-30}, "eta=1e-30 is noise that float32 rounds away"),
         ({"--env.sigma-min": 1e-30}, "sigma_min=1e-30 is noise that float32 rounds away"),
         ({"--env.num-inference-steps": 1, "--env.sampler": "ddpm"}, "num_inference_steps=1 makes every denoising step"),
-        ({"--agent.lora-rank": HUGE}, f"lora_rank={HUGE} is above 16, the largest rank of a layer here"),
+        ({"--agent.lora-rank": HUGE}, f"lora_rank={HUGE} is above 8, the largest rank of a layer here"),
         ({"--env.dtype": "float16", "--agent.mixed-precision": "bf16"}, "mixed_precision='bf16' does not go with"),
         ({"--env.dtype": "bfloat16", "--agent.mixed-precision": "fp16"}, "mixed_precision='fp16' does not go with"),
         ({"--env.device": "meta"}, "device='meta' is not available here"),
@@ -109,7 +109,7 @@ def test_a_refused_precision_changes_nothing(make_env):
 
 def test_a_rank_up_to_the_widest_layer_is_taken(make_env):
     env = make_env()
-    most = 16  # of the tiny pipeline's attention
+    most = 8  # of the tiny pipeline's attention
     assert DenoisingPolicy.from_env(env, lora_rank=most).lora_rank == most
     with pytest.raises(ValueError, match=f"lora_rank={most + 1} is above {most}"):
         DenoisingPolicy.from_env(env, lora_rank=most + 1)

@@ -50,7 +50,7 @@ def test_the_probe_is_no_relative_of_the_reward(make_env, reward, asked, probe):
 @pytest.fixture
 def comparison(make_env, make_policy, perturb):
     env = make_env(8, prompts=["a red circle", "two blue stars"], autoreset_mode="Disabled")
-    policy = perturb(make_policy(env), 0.3)
+    policy = perturb(make_policy(env), 1.0)
     return env, policy, compare(env, policy, 8, 5, kl_samples=2, probe="Incompressibility")
 
 
