@@ -153,6 +153,9 @@ def test_a_search_that_would_not_work_is_found(searched, tmp_path):
     assert check.search_problems(tmp_path) == ["search.json has no entry with 'reward queries'"]
     searched(location="gone.html#a")
     assert check.search_problems(tmp_path) == ["search.json leads to gone.html, which is not there"]
+    searched(text=f"clip range, guidance scale, reward queries, KL, eta, Stable-Baselines3 {'x' * check.LIMIT}")
+    (problem,) = check.search_problems(tmp_path)
+    assert "leave pages out of the search" in problem
     (tmp_path / "search.json").unlink()
     assert check.search_problems(tmp_path) == ["search.json is not there; it needs project.plugins.search"]
     (tmp_path / "worker.js").unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-LIMIT: Final = 1_000_000  # bytes of a page with everything that it loads, the search's index apart
+LIMIT: Final = 1_000_000  # bytes of a page with everything that it loads; the search's index may have as many
 # What a browser fetches by itself; <a href> is fetched by a reader.
 _LOADS: Final = {"img": "src", "script": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
 _FETCHED: Final = {"stylesheet", "icon", "preload", "preconnect", "dns-prefetch", "modulepreload"}
@@ -72,7 +72,7 @@ def problems(html: Path) -> list[str]:
 
 
 def search_problems(html: Path) -> list[str]:
-    """A sentence for each way in which the site's search would not work: no index here, dead entries, no answer."""
+    """A sentence for each fault of the site's search: no index here, too large a one, dead entries, no answer."""
     index, start = html / "search.json", (html / "index.html").read_text(encoding="utf-8")
     worker = re.search(r'"search":"([^"]+)"', start)
     if worker is None or not (html / worker[1]).is_file():
@@ -82,6 +82,8 @@ def search_problems(html: Path) -> list[str]:
     entries = json.loads(index.read_text(encoding="utf-8"))["items"]
     pages = sorted({entry["location"].partition("#")[0] for entry in entries})
     found = [f"search.json leads to {page}, which is not there" for page in pages if not (html / page).is_file()]
+    if (size := index.stat().st_size) > LIMIT:
+        found.append(f"search.json has {size} bytes, more than {LIMIT}; leave pages out of the search")
     texts = [f"{entry['title']} {entry['text']}".lower() for entry in entries]
     missing = [words for words in _SOUGHT if not any(words.lower() in text for text in texts)]
     return found + [f"search.json has no entry with {words!r}" for words in missing]

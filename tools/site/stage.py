@@ -116,9 +116,10 @@ def reference_page(module: str) -> str:
 
 
 def _shown(source: Path, root: Path) -> str:
-    """A page that shows a file."""
+    """A page that shows a file; the search, which every page fetches, leaves it out."""
     language = _LANGUAGES.get(source.suffix, "text")
-    return f"# {source.relative_to(root)}\n\n````{language}\n{source.read_text(encoding='utf-8')}\n````\n"
+    shown = f"# {source.relative_to(root)}\n\n````{language}\n{source.read_text(encoding='utf-8')}\n````\n"
+    return "---\nsearch:\n  exclude: true\n---\n\n" + shown
 
 
 def page_text(text: str, moved: Callable[[str], str]) -> str:
