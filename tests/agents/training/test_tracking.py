@@ -1,6 +1,7 @@
 """Where a training is shown: TensorBoard's files, W&B on request (here a stand-in), or nowhere."""
 
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_what_came_after_the_checkpoint_is_hidden(tmp_path):
     with open_tracker("tensorboard", tmp_path, 0) as tracker:
         for queries in (8, 16, 24):
             tracker.scalars({"loss": float(queries)}, queries)
+    time.sleep(1.1)  # names of event files have the second and then a count, whose 10 sorts before its 9
     with open_tracker("tensorboard", tmp_path, 8) as tracker:
         tracker.scalars({"loss": -16.0}, 16)
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss")] == [(8, 8.0), (16, -16.0)]
