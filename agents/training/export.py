@@ -11,6 +11,7 @@ from diffusion_gym.agents.policy import DenoisingPolicy
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.sharding import gathered_network
 from diffusion_gym.hub import MODEL_SOURCES
+from diffusion_gym.models.fields import absent_parts
 from diffusion_gym.schemas import Schema, read_checked
 from diffusion_gym.storage import read_json, write_json
 
@@ -99,15 +100,10 @@ def export_policy(policy: DenoisingPolicy, folder: Path, network: nn.Module | No
             dtype = str(next(unet.parameters()).dtype).removeprefix("torch.")
         model.save_pipeline(str(folder), unet)
         adapters, pipeline = False, read_json(folder / "model_index.json")["_class_name"]
-    export = Export(adapters=adapters, pipeline=pipeline, base=base, dtype=dtype, absent=_absent(model))
+    absent = absent_parts(getattr(model, "OPTIONAL", ()), getattr(model, "index", {}))  # one of one's own has neither
+    export = Export(adapters=adapters, pipeline=pipeline, base=base, dtype=dtype, absent=absent)
     write_json(folder / _FILE, export.model_dump())
     return export.line(str(folder))
-
-
-def _absent(model: object) -> list[str]:
-    """The parts that a model of a family with optional parts was loaded without."""
-    index = getattr(model, "index", {})
-    return [part for part in getattr(model, "OPTIONAL", ()) if (index.get(part) or (None, None))[1] is None]
 
 
 def read_export(folder: Path) -> Export:

@@ -243,7 +243,7 @@ PRESETS: Final[dict[str, Preset]] = {
     "shapes-labels": Preset(
         "a reward fitted to people's choices on the embedded model, docs/people.md",
         {**_SHAPES, "num_inference_steps": 10, "total_reward_queries": 2_560},
-        {"rwr_sparse": {"samples_per_iteration": 1_280, "batch_size": 64, "updates": 150}},
+        {"rwr_sparse": {**_SHAPES_REGRESSION, "samples_per_iteration": 1_280, "updates": 150}},
         choices="Tuned with sparse RWR alone.",
     ),
     "shapes-flow": Preset(

@@ -8,7 +8,7 @@ of our samplers follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -49,6 +49,11 @@ def check_fields(model: str, file: str, config: Mapping[str, Any], allowed: Allo
             f"model={model!r}: {file} has {name}={value!r}, which changes the samples in a way that is not followed "
             f"here; {wanted} if the model allows it, else another model"
         )
+
+
+def absent_parts(optional: Iterable[str], index: Mapping[str, Any]) -> list[str]:
+    """Those of the optional parts that a pipeline with this `model_index.json` goes without."""
+    return [part for part in optional if (index.get(part) or (None, None))[1] is None]
 
 
 def check_parts(model: str, folder: str | Path, parts: Mapping[str, Allowed]) -> None:

@@ -20,7 +20,7 @@ from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS
 from diffusion_gym.models.checkpoint import Checkpoint, sides, token_limit
 from diffusion_gym.models.embedding_store import EmbeddingStore, TextEncoders
 from diffusion_gym.models.embeddings import guidance_embedding
-from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, check_index, check_parts
+from diffusion_gym.models.fields import INDEX, TEXT_ENCODER, UNET, VAE, Allowed, absent_parts, check_index, check_parts
 from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.saving import export_adapters, export_pipeline
 from diffusion_gym.models.schedulers import ddim_scheduler, read_scheduler, stated, step_table
@@ -248,9 +248,7 @@ class LatentModel:
         if not self.OPTIONAL:
             return list(self.PARTS)
         index = read_json(located_file(source, "model_index.json", argument="model", revision=revision))
-        return [
-            part for part in self.PARTS if part not in self.OPTIONAL or (index.get(part) or (None, None))[1] is not None
-        ]
+        return [part for part in self.PARTS if part not in absent_parts(self.OPTIONAL, index)]
 
     @cached_property
     def _guidance_width(self) -> int | None:
