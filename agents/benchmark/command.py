@@ -14,7 +14,7 @@ from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.records import POINTS, read_record
-from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.results import Cost, Results
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
 from diffusion_gym.agents.training.ending import ENDING, on_ending
@@ -46,6 +46,9 @@ class BenchOptions:
     """Seeds 0, 1, ... of each agent on each task; those of the same number share their noise."""
     budget: int | None = None
     """Reward queries of each training; by default the suite's."""
+    at_equal: Cost = "reward_queries"
+    """What the printed comparison holds equal: the reward queries, which all runs get alike; or network evaluations or
+    CPU seconds, each run being cut where the least of its task ended. The files hold the whole runs."""
     jobs: int = 1
     """Trainings at once on this machine."""
     threads: int = 1
@@ -124,7 +127,7 @@ def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None)
         run_local(todo, options.jobs, progress.show)
     results = Results.read(out)
     write_summary(results)
-    print(summary_text(results))
+    print(f"at equal {options.at_equal}:\n{summary_text(results.at_equal(options.at_equal))}")
     if progress.failed:
         print(f"{progress.failed} runs failed; the same command tries them again", file=sys.stderr)
     print(f"Next: diffusion-gym report {options.out}")

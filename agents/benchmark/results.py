@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from diffusion_gym.agents.benchmark.statistics import (
 from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import number_or_nan
+
+Cost = Literal["reward_queries", "network_evaluations", "cpu_seconds"]
 
 _SIGNIFICANT: Final = 0.05
 
@@ -99,6 +101,29 @@ class Results:
                 raise ValueError(f"{folder / 'records'} has a record of another suite: {unknown}")
         good = {(row["agent"], row["task"], row["seed"]): row for row in records if "error" not in row}
         return cls(suite, good, [row for row in records if "error" in row], folder)
+
+    def at_equal(self, cost: Cost) -> Results:
+        """The same runs as if each had ended at one cost, the largest that all runs of its task have reached.
+
+        Between two points a run's measures are taken to change linearly with the cost.
+
+        Raises:
+            ValueError: a record does not say what its run cost.
+        """
+        limits: dict[str, float] = {}
+        for (_, task, _), record in self.records.items():
+            spent = record["points"][-1].get(cost)
+            if spent is None:
+                raise ValueError(
+                    f"at_equal={cost!r}: the record of {record['agent']} on {task}, seed {record['seed']}, does not "
+                    "say what it cost; run it again, or compare at equal reward_queries"
+                )
+            limits[task] = min(spent, limits.get(task, spent))
+        cut = {
+            key: {**record, "points": _until(record["points"], cost, limits[key[1]])}
+            for key, record in self.records.items()
+        }
+        return replace(self, records=cut)
 
     @property
     def agents(self) -> list[str]:
@@ -180,3 +205,14 @@ class Results:
             Verdict(first, second, *self.compared(first, second), adjusted, sum(map(len, ours)))
             for (first, second, ours, _), adjusted in zip(pairs, p, strict=True)
         ]
+
+
+def _until(points: Sequence[Mapping[str, Any]], cost: str, limit: float) -> list[Mapping[str, Any]]:
+    """The points below a cost, and one at it whose measures lie on the lines between its neighbours."""
+    below, above = [point for point in points if point[cost] < limit], points[-1]
+    above = next((point for point in points if point[cost] >= limit), above)
+    if not below or above[cost] == limit:
+        return [*below, above]
+    share = (limit - below[-1][cost]) / (above[cost] - below[-1][cost])
+    both = ((key, number_or_nan(below[-1].get(key)), number_or_nan(value)) for key, value in above.items())
+    return [*below, {key: old + share * (new - old) for key, old, new in both}]

@@ -1,4 +1,4 @@
-"""Makes the weights of `ShapesFlow`: draw, train, choose the snapshot, export, measure.
+"""Makes the weights of `ShapesFlow`: draw, train, choose the snapshot, polish it, export, measure.
 
 Run `python -m tools.shapes_flow --help` in the repository's root. Stopped at any point, the same command goes on.
 """
@@ -23,6 +23,7 @@ from tools.shapes.vocabulary import write_tokenizer
 from tools.shapes_flow.data import training_set
 from tools.shapes_flow.export import distance, export, is_too_good, load, rates
 from tools.shapes_flow.networks import begin_with_shapes, make_trained
+from tools.shapes_flow.polish import polish
 from tools.shapes_flow.teacher import Teacher
 from tools.shapes_flow.training import Phase, Schedule, Trainer
 
@@ -62,7 +63,8 @@ class BuildConfig:
     out: Path = WEIGHTS
     """Where the chosen pipeline directory is written."""
     only: Literal["data", "train", "choose"] | None = None
-    """One stage alone: draw and encode, train and keep the best snapshots, or choose one of them and export it."""
+    """One stage alone: draw and encode, train and keep the best snapshots, or choose one of them, polish and export
+    it."""
     seed: int = 0
     """Seed of the pictures and of the training."""
     device: str = "cpu"
@@ -99,8 +101,10 @@ class BuildConfig:
     """On CUDA, replay a step as one recorded graph."""
     keep: int = 6
     """Snapshots that are copied to WORK/best, with their rates."""
+    polish_queries: int = 5_120
+    """Pictures that the detector judges while the chosen snapshot learns from it; 0 exports the snapshot itself."""
     snapshot: int | None = None
-    """The snapshot to export, by its step; by default the one whose rates leave most room within the ranges."""
+    """The snapshot to choose, by its step; by default the one whose rates leave most room within the ranges."""
 
 
 def train(config: BuildConfig) -> None:
@@ -158,6 +162,23 @@ def _write(config: BuildConfig, step: int, folder: Path) -> Path:
     return folder
 
 
+def _polished(config: BuildConfig, step: int) -> Path:
+    """The pipeline directory `config.out`, of a snapshot that was polished."""
+    if not config.polish_queries:
+        return _write(config, step, config.out)
+    weights = polish(
+        _write(config, step, config.work / "chosen"),
+        config.work / f"polish-{step}",
+        queries=config.polish_queries,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads,
+    )
+    snapshot = {name: value.float() for name, value in load_tensors(_snapshot(config, step)).items()}
+    export(config.out, {**snapshot, **weights})
+    return config.out
+
+
 def _measure(config: BuildConfig, step: int) -> dict[str, float]:
     """Add a line to `rates.jsonl`."""
     folder = _write(config, step, config.work / "measured")
@@ -182,7 +203,7 @@ def main(config: BuildConfig) -> None:
         train(config)
     if config.only in (None, "choose"):
         step = _best(config)[0]["step"] if config.snapshot is None else config.snapshot
-        folder = _write(config, step, config.out)
+        folder = _polished(config, step)
         model = load(folder, torch.device(config.device))
         settings = [
             SamplerConfig(guidance_scale=guidance, num_inference_steps=steps, eta=eta)
@@ -198,6 +219,7 @@ def main(config: BuildConfig) -> None:
             "size": weights_size(folder),
             "training set": f"{config.pictures} pictures of 32x32, seed {config.seed}",
             "training": f"snapshot of step {step} of {config.steps}, {config.batch} latents a step; averaged weights",
+            "polishing": f"DDPO_IS on captions of one and of two things, {config.polish_queries:,} pictures judged",
         }
         table = rate_table(model, settings, config.card_samples)
         write_model_card(folder / "README.md", "ShapesFlow", _ABOUT, facts, table)

@@ -110,6 +110,30 @@ def test_verdicts(results):
     assert next(verdict.word for pair, verdict in by_pair.items() if "a" not in pair) == "undecided"
 
 
+def test_at_equal_network_evaluations(results, tmp_path):
+    """The dear agent is cut where the cheap one ended, halfway to its last point; what it had there is a mean."""
+    found = results(cheap=([0.5] * 3, [-20.0] * 3), dear=([0.8] * 3, [-12.0] * 3))
+    for path in (tmp_path / "records").iterdir():
+        record = read_json(path)
+        record["points"][1]["network_evaluations"] = 100 if record["agent"] == "cheap" else 200
+        write_json(path, record)
+    found = Results.read(tmp_path, found.suite)
+    equal = found.at_equal("network_evaluations")
+    np.testing.assert_allclose(equal.scores("cheap"), found.scores("cheap"))
+    np.testing.assert_allclose(equal.column("dear", "easy", "reward"), (np.array(BASES["easy"]) + 0.8) / 2)
+    assert np.isnan(equal.column("dear", "hard", "kl")).all()  # of one of the two points alone
+    assert {row["points"][-1]["network_evaluations"] for row in equal.records.values()} == {100}
+    assert found.agents[0] == "dear" and equal.base("easy") == found.base("easy")
+    for path in (tmp_path / "records").glob("*dear*0*"):
+        record = read_json(path)
+        record["points"][1]["network_evaluations"] = None
+        write_json(path, record)
+    with pytest.raises(
+        ValueError, match="at_equal='network_evaluations': the record of dear on easy, seed 0, does not"
+    ):
+        Results.read(tmp_path, found.suite).at_equal("network_evaluations")
+
+
 def test_three_seeds_on_one_task_decide_nothing(tmp_path):
     for agent, value in (("a", 0.9), ("b", 0.4)):
         for seed in range(3):

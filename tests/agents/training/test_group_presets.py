@@ -1,8 +1,14 @@
 """The presets of the algorithms with groups do as many updates on as many steps as their authors' configurations."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from diffusion_gym.agents.training.group_presets import GROUP_PRESETS
+from diffusion_gym.agents.training.runs import train
+from diffusion_gym.agents.training.settings import starting_point
+from diffusion_gym.testing.random_xl_sd3 import write_random_sd3
 
 # preset: agent, groups an iteration, their size, updates, trained steps of T, of which drawn for a picture
 AUTHORS = {
@@ -38,3 +44,33 @@ def test_updates_and_steps_are_those_of_the_authors(name):
 def test_every_preset_is_looked_at_and_says_where_it_is_from():
     assert set(AUTHORS) == set(GROUP_PRESETS)
     assert all(preset.source.startswith("arXiv:") or "/" in preset.source for preset in GROUP_PRESETS.values())
+
+
+@pytest.fixture(scope="module")
+def tiny_sd3(tmp_path_factory):
+    return str(write_random_sd3(tmp_path_factory.mktemp("models") / "sd3"))
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_it_trains_a_model_of_the_authors_class(name, tiny_sd3, tmp_path):
+    """One iteration with the preset, on random weights; only sizes are smaller, and the precision a CPU's."""
+    agent, _, _, updates, _, _ = AUTHORS[name]
+    start = starting_point("DiffusionDenoise-SD35Medium-Incompressibility-v0", agent, name, None)
+    env = {"model": tiny_sd3, "prompts": ("a cat", "a dog"), "num_inference_steps": 6}
+    smaller = {"group_size": 4, "batch_size": 8 if updates == 1 else 4, "lora_rank": 4, "mixed_precision": "no"}
+    settings = replace(
+        start,
+        env_options=replace(start.env_options, **env),
+        agent_options=replace(start.agent_options, **smaller),
+        samples_per_iteration=8,
+        rollout_batch=8,
+        total_reward_queries=8,
+        pictures_every=0,
+        out=tmp_path / "run",
+        threads=1,
+    )
+    train(settings)
+    (row,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert row["updates"] == (1 if updates == 1 else 2) and row["updates_skipped"] == 0
+    assert row["grad_norm"] > 0
+    assert row["samples_dropped"] == (4 if name == "online_dpo" else 0)  # all of a group but two
