@@ -13,7 +13,11 @@ import pytest
 import scaling
 import scaling_page
 import torch
+import true_pictures
 
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models import load_model
 from diffusion_gym.storage import write_json
 from diffusion_gym.testing.random_sd14 import SMALL
 
@@ -129,3 +133,17 @@ def test_a_rollout_and_diffusers_take_turns_on_one_pipeline(tiny_pipeline, tmp_p
     write_json(tmp_path / "records" / "one.json", record)
     pipelines.page(pipelines.PageOptions(tmp_path / "records", page))
     assert "| SDXL, tiny | 2 |" in page.read_text() and "T = 2, guidance 3, float32, one of ours" in page.read_text()
+
+
+def test_true_pictures_train_the_network_and_measure_the_average_of_its_weights(capsys):
+    options = true_pictures.Options(pictures=16, batch=8, samples=4)
+    true_pictures.main(options)
+    before, after = capsys.readouterr().out.splitlines()
+    assert before.startswith("before: ") and after.startswith("after 16 true pictures: ")
+    model = load_model("Shapes", "cpu", "float32")
+    policy = DenoisingPolicy(model, SamplerConfig(num_inference_steps=10, eta=1.0), trainable="full")
+    begun = [weight.detach().clone() for weight in policy.trainable_parameters().values()]
+    average = true_pictures.train(policy, true_pictures.all_captions("color")[:4], options).average
+    for start, mean, end in zip(begun, average, policy.trainable_parameters().values(), strict=True):
+        assert not torch.equal(start, end)
+        assert (mean - start).abs().max() <= (end - start).abs().max() * 1.2 and not torch.equal(mean, end)

@@ -39,3 +39,19 @@ def test_costs_are_means_over_runs(results):
     lines = parts["costs"].splitlines()
     assert parts["hours"].startswith("A run took 6.0 minutes in the median, all 8 together 0.8 hours, ")
     assert lines[2] == "| `ddpo_is` | +0.45 | -0.40 | 1,050 | 5.0 → 3.5 | 640 | 0.7 |"
+
+
+def test_agents_are_compared_at_equal_queries_and_at_equal_evaluations(tmp_path):
+    """At half of the dear agent's evaluations it is where the cheap one ends: a gain of 0.2, of 0.5 to the ceiling."""
+    write_suite(tmp_path)
+    for agent, gain, evaluations in (("ddpo_is", 0.4, 1280), ("nft", 0.2, 640)):
+        for seed in range(8):
+            for task, base in (("color", 0.5), ("size", -1.0)):
+                rewards = [base, base + gain + 0.001 * seed]
+                costs = {"network_evaluations": [0, evaluations]}
+                write_run(tmp_path, agent, task, seed, rewards, samples=False, **costs)
+    rows = [line.strip("| ").split(" | ") for line in script.blocks(script.Results.read(tmp_path))["equal"].splitlines()]
+    dear, cheap = rows[2:]
+    assert dear[0] == "`ddpo_is`" and dear[2] == "`nft`" and dear[4] == "–"
+    assert cheap[0] == "`nft`" and cheap[2] == "–" and cheap[1] == cheap[3]
+    assert float(dear[1].split()[0]) > 1.9 * float(dear[3].split()[0])

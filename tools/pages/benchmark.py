@@ -34,6 +34,7 @@ PAGES: Final = {
     "docs/bring-your-own.md": ("libraries costs",),
     "docs/benchmark.md": ("shapes-v1 scores", "shapes-v1 verdicts", "shapes-v1 costs", "shapes-v1 hours"),
     "docs/agents.md": ("shapes-v1 scores", "shapes-v1 costs"),
+    "docs/newest-algorithms.md": ("shapes-v2 equal", "shapes-v2 scores", "shapes-v2 costs", "shapes-v2 hours"),
     "docs/libraries.md": ("libraries scores", "libraries verdicts", "libraries costs"),
 }
 SUITES: Final = tuple(dict.fromkeys(name.split()[0] for names in PAGES.values() for name in names))
@@ -41,6 +42,7 @@ _FIGURES: Final = (
     "scores.svg",
     "profiles.svg",
     "reward-reward-queries--*.svg",
+    "reward-network-evaluations--*.svg",
     "frontier--*.svg",
     "generalisation--*.svg",
 )
