@@ -50,7 +50,9 @@ def test_agents_are_compared_at_equal_queries_and_at_equal_evaluations(tmp_path)
                 rewards = [base, base + gain + 0.001 * seed]
                 costs = {"network_evaluations": [0, evaluations]}
                 write_run(tmp_path, agent, task, seed, rewards, samples=False, **costs)
-    rows = [line.strip("| ").split(" | ") for line in script.blocks(script.Results.read(tmp_path))["equal"].splitlines()]
+    rows = [
+        line.strip("| ").split(" | ") for line in script.blocks(script.Results.read(tmp_path))["equal"].splitlines()
+    ]
     dear, cheap = rows[2:]
     assert dear[0] == "`ddpo_is`" and dear[2] == "`nft`" and dear[4] == "–"
     assert cheap[0] == "`nft`" and cheap[2] == "–" and cheap[1] == cheap[3]

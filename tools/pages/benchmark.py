@@ -99,9 +99,8 @@ def _scores(results: Results, summary: Mapping[str, Any]) -> str:
         rows.append([f"`{agent}`", score, *cells])
     counts = sorted({len(_seeds(results, task)) for task in tasks})
     budget = next(iter(results.records.values()))["settings"]["total_reward_queries"]
-    note = (
-        f"{' to '.join(map(str, counts))} seeds a task, {budget:,} reward queries a run, {len(results.records)} runs."
-    )
+    seeds = f"{' to '.join(map(str, counts))} seed{'' if counts == [1] else 's'}"
+    note = f"{seeds} a task, {budget:,} reward queries a run, {len(results.records)} runs."
     return f"{markdown_table(['agent', 'score', *tasks], rows)}\n\n{note}"
 
 

@@ -101,7 +101,7 @@ class BuildConfig:
     """On CUDA, replay a step as one recorded graph."""
     keep: int = 6
     """Snapshots that are copied to WORK/best, with their rates."""
-    polish_queries: int = 5_120
+    polish_queries: int = 3_840
     """Pictures that the detector judges while the chosen snapshot learns from it; 0 exports the snapshot itself."""
     snapshot: int | None = None
     """The snapshot to choose, by its step; by default the one whose rates leave most room within the ranges."""
@@ -219,7 +219,7 @@ def main(config: BuildConfig) -> None:
             "size": weights_size(folder),
             "training set": f"{config.pictures} pictures of 32x32, seed {config.seed}",
             "training": f"snapshot of step {step} of {config.steps}, {config.batch} latents a step; averaged weights",
-            "polishing": f"DDPO_IS on captions of one and of two things, {config.polish_queries:,} pictures judged",
+            "polishing": f"AWM on captions of one and of two things, {config.polish_queries:,} pictures judged",
         }
         table = rate_table(model, settings, config.card_samples)
         write_model_card(folder / "README.md", "ShapesFlow", _ABOUT, facts, table)

@@ -1,9 +1,8 @@
-"""The last stage of `ShapesFlow`: DDPO_IS on captions of one and of two things, by this package's own agent.
+"""The last stage of `ShapesFlow`: AWM on captions of one and of two things, by this package's own agent.
 
 What the distilled network gets wrong of one thing is that two places of it melt into one, or two colors; the denoising
-loss hardly sees that, the detector does. Relations and numbers are not trained on: they are left to the learner.
-Hundreds of prompts at once need what few do not: groups of a prompt as the baseline, pictures noised anew and large
-minibatches, without which the same agent forgets more than it learns.
+loss hardly sees that, the detector does. Relations and numbers are not trained on: they are left to the learner. On
+many prompts at once DDPO_IS forgot more than it learned, AWM moves less and stays.
 """
 
 from __future__ import annotations
@@ -35,27 +34,32 @@ def polish(model: Path, out: Path, *, queries: int, seed: int, device: str, thre
         threads: OpenMP threads.
     """
     colors, pairs = make_prompts("shapes-color"), make_prompts("shapes-composition")
-    start = starting_point(_ENV, "ddpo_is", "shapes-flow", None)
+    start = starting_point(_ENV, "awm", "shapes-flow", None)
     settings = replace(
         start,
         env_options=replace(
-            start.env_options, model=str(model), prompts=(*colors.prompts, *pairs.prompts[::_PAIRS]), strict=True
+            start.env_options,
+            model=str(model),
+            prompts=(*colors.prompts, *pairs.prompts[::_PAIRS]),
+            strict=True,
+            eta=0.0,  # Euler's method
+            device=device,
         ),
         agent_options=replace(
             start.agent_options,
-            renoise=True,
-            normalization="group",
-            group_size=16,
-            batch_size=128,
-            inner_epochs=2,
-            timestep_fraction=0.6,
-            learning_rate=2e-4,
+            batch_size=64,
+            timestep_fraction=0.4,
+            learning_rate=4e-4,
+            learning_rate_schedule="warmup_cosine",
+            warmup_fraction=0.02,
+            first_learning_rate=1e-5,
+            last_learning_rate=1e-5,
+            ema_decay=0.9,
         ),
         samples_per_iteration=256,
         rollout_batch=128,
         out=out,
         seed=seed,
-        device=device,
         threads=threads,
         total_reward_queries=queries,
         pictures_every=0,
