@@ -127,7 +127,7 @@ def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None)
         run_local(todo, options.jobs, progress.show)
     results = Results.read(out)
     write_summary(results)
-    print(f"at equal {options.at_equal}:\n{summary_text(results.at_equal(options.at_equal))}")
+    print(f"At equal {options.at_equal}:\n{summary_text(results, options.at_equal)}")
     if progress.failed:
         print(f"{progress.failed} runs failed; the same command tries them again", file=sys.stderr)
     print(f"Next: diffusion-gym report {options.out}")

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from diffusion_gym.agents.benchmark.results import Results, Verdict
+from diffusion_gym.agents.benchmark.results import Cost, Results, Verdict
 from diffusion_gym.agents.benchmark.statistics import Estimate, interquartile_mean
 from diffusion_gym.storage import json_text, write_json, write_text
 
@@ -22,8 +22,9 @@ _AT_AN_END: Final = (
 _KEYS: Final = ("agent", "task", "seed")
 
 
-def summary_text(results: Results) -> str:
-    """A line an agent, and one for each pair of agents."""
+def summary_text(results: Results, cost: Cost = "reward_queries") -> str:
+    """A line an agent, and one for each pair of agents, compared at equal costs."""
+    results = results.at_equal(cost)
     width = max(map(len, ("agent", *results.agents)))
     lines = [f"{'agent':{width}}{'score':>8}  {'95 % interval':18}{'runs':>5}{'failed':>8}"]
     for agent in results.agents:

@@ -117,7 +117,7 @@ def test_the_list_of_suites(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--suite", "shapes-v2"), "suite='shapes-v2' is unknown; did you mean 'shapes-v1'"),
+        (("--suite", "shapes-v11"), "suite='shapes-v11' is unknown; did you mean 'shapes-v1'"),
         (("--suite", "smoke", "--agents", "dpokk"), "agent='dpokk' is unknown; did you mean 'dpok'"),
         (("--suite", "smoke", "--agents", ","), "agents is empty"),
         (("--suite", "smoke", "--seeds", 0), "seeds=0 must be at least 1"),

@@ -333,7 +333,7 @@ def test_a_benchmark_is_trusted_once(tiny_pipeline, place, capsys, monkeypatch):
     monkeypatch.setattr(bench_command, "run_local", lambda cells, *others: ran.extend(cells))
     monkeypatch.setattr(bench_command.Results, "read", lambda out: None)
     for name in ("write_summary", "summary_text"):
-        monkeypatch.setattr(bench_command, name, str)
+        monkeypatch.setattr(bench_command, name, lambda *arguments: "")
     suite = write_suite(place / "suites", tiny_pipeline, probe=f'"{MODULE}:score"')
     arguments = ["bench", "--suite", str(suite), "--agents", "ddpo_is", "--seeds", "1", "--out", "out"]
     error = refusal(capsys, *arguments)
