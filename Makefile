@@ -16,8 +16,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/diffusion-gym demo $(if $(THREADS),--threads $(THREADS))
 
+# A worker that dies ends the tests with its test's name; with another one in its place xdist 3.8 waits for ever.
+STOP := --max-worker-restart=0
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(STOP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -31,7 +34,7 @@ NUMERICAL := $(patsubst %,tests/models/test_%.py,families latent lora pixel sd3 
 	$(patsubst %,tests/test_%.py,scheduling step_gaussian flow_table add_noise)
 # $(call on_cpu,PyTorch's,oneDNN's,MKL's,threads,workers)
 on_cpu = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_CBWR=$(3) OMP_WAIT_POLICY=passive \
-	OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) $(BIN)/python -m pytest -n $(5) --dist loadgroup $(NUMERICAL)
+	OMP_NUM_THREADS=$(4) TEST_THREADS=$(4) $(BIN)/python -m pytest -n $(5) $(STOP) $(NUMERICAL)
 
 test-cpus: $(STAMP)
 	$(call on_cpu,default,SSE41,COMPATIBLE,1,2)
@@ -59,7 +62,7 @@ $(FLOORS)/.installed: pyproject.toml constraints.txt tools/floors.py
 	touch $@
 
 test-floors: $(FLOORS)/.installed
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 --dist loadgroup -p no:cacheprovider $(CORE)
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 $(STOP) -p no:cacheprovider $(CORE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

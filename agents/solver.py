@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_gym.agents.finite import Options
 from diffusion_gym.agents.policy import DenoisingPolicy
+from diffusion_gym.config import SolverName
 
 if TYPE_CHECKING:
     from diffusion_gym.models.solvers import Solver
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class RolloutOptions(Options):
     """What makes the pictures that an agent learns from; evaluation has the environment's sampler."""
 
-    rollout_scheduler: str | None = None
+    rollout_scheduler: SolverName | str | None = None
     """Scheduler of diffusers that makes the pictures to learn from, in place of the environment's sampler: `dpm++`,
     `unipc`, `euler`, `heun`, or a class by its name. It needs no eta."""
     rollout_steps: int | None = None

@@ -20,7 +20,6 @@ from typing import Final, cast
 import numpy as np
 import torch
 import tyro
-from scipy import stats
 from torch import nn
 
 from diffusion_gym.agents import DenoisingPolicy
@@ -30,11 +29,10 @@ from diffusion_gym.images import to_float
 from diffusion_gym.models import load_model
 from diffusion_gym.models.latent import LatentModel
 from diffusion_gym.prompts.shapes import is_held_out
-from diffusion_gym.rewards import evaluate, make_reward
 from diffusion_gym.shapes.captions import Caption, all_captions
 from diffusion_gym.shapes.scenes import render
 from tools.shapes.denoiser import NOISY_FROM
-from tools.shapes.measure import sample_images
+from tools.shapes.measure import success_rate
 from tools.shapes.training import warm_cosine
 
 _WARMUP: Final = 20
@@ -75,16 +73,10 @@ def main(options: Options) -> None:
 
 
 def success(policy: DenoisingPolicy, captions: list[Caption], options: Options) -> str:
-    """Strict success on random captions, with Wilson's 95 % interval."""
-    rng = np.random.default_rng(options.seed)
-    prompts = [str(captions[i]) for i in rng.integers(len(captions), size=options.samples)]
-    generator, reward = torch.Generator().manual_seed(options.seed), make_reward("Composition", strict=True)
-    hits = 0
-    for start in range(0, len(prompts), 64):
-        part = prompts[start : start + 64]
-        hits += int(evaluate(reward, sample_images(policy, part, generator), part).scores.sum())
-    interval = stats.binomtest(hits, len(prompts)).proportion_ci(0.95, method="wilson")
-    return f"{hits / len(prompts):.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    """Strict success on random captions, with its interval; the same noise whenever it is asked for."""
+    rng, generator = np.random.default_rng(options.seed), torch.Generator().manual_seed(options.seed)
+    rate, low, high = success_rate(policy, captions, options.samples, rng, generator)
+    return f"{rate:.3f} ({low:.3f} to {high:.3f})"
 
 
 def train(policy: DenoisingPolicy, captions: list[Caption], options: Options) -> WeightAverage:

@@ -11,6 +11,7 @@ from diffusion_gym.registry import WrongKeyword, unknown_name
 
 Sampler = Literal["ddim", "ddpm", "flow_sde", "dance_sde", "cps"]
 Reduction = Literal["mean", "sum"]
+SolverName = Literal["dpm++", "unipc", "euler", "heun"]  # short for schedulers of diffusers; models/solvers.py
 
 _LEAST_NOISE: Final = 1e-6  # float32 numbers near 1 are 1e-7 apart
 

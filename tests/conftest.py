@@ -23,16 +23,20 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 gym.register_envs(diffusion_gym)
 
 # Their conftest has trainings that many tests look at, or their library compiles for seconds: one worker has them all.
-TOGETHER = ("tests/agents/scale_out/", "tests/agents/tianshou/", "tests/agents/training/trainer/")
+TOGETHER = ("tests/agents/scale_out/", "tests/agents/training/trainer/")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """A file's tests go to one worker, so that its fixtures are made once; see `--dist loadgroup` in the Makefile."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = next((folder for folder in TOGETHER if file.startswith(folder)), file)
-        item.add_marker(pytest.mark.xdist_group("tests/agents/tianshou/" if "tianshou" in item.nodeid else group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one worker, so that its fixtures are made once; pytest 9.2 drops xdist's groups in silence."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "tianshou" if "tianshou" in nodeid else next((x for x in TOGETHER if file.startswith(x)), file)
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -209,8 +209,8 @@ class Results:
 
 def _until(points: Sequence[Mapping[str, Any]], cost: str, limit: float) -> list[Mapping[str, Any]]:
     """The points below a cost, and one at it whose measures lie on the lines between its neighbours."""
-    below, above = [point for point in points if point[cost] < limit], points[-1]
-    above = next((point for point in points if point[cost] >= limit), above)
+    below = [point for point in points if point[cost] < limit]
+    above = next(point for point in points if point[cost] >= limit)
     if not below or above[cost] == limit:
         return [*below, above]
     share = (limit - below[-1][cost]) / (above[cost] - below[-1][cost])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -52,6 +53,17 @@ def summary_json(results: Results) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json_text(content))
     return plain
+
+
+def beaten(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each agent of a `summary_json` those that it is better than; the best ones first."""
+    found: dict[str, list[str]] = {agent: [] for agent in summary["agents"]}
+    for entry in summary["comparisons"]:
+        if entry["verdict"] != "undecided":
+            pair = entry["first"], entry["second"]
+            winner, other = pair if entry["verdict"] == "better" else pair[::-1]
+            found[winner].append(other)
+    return found
 
 
 def write_summary(results: Results) -> None:

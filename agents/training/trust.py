@@ -39,7 +39,6 @@ from diffusion_gym.storage import write_json
 _SEAL: Final = ".seal.json"
 _KEY_BYTES: Final = 32
 _SHOWN, _WIDTH = 20, 160  # lines of a list, and characters of a line
-_SOLVERS: Final = ("dpm++", "unipc", "euler", "heun")
 _PLAIN: Final = re.compile(r"\w[\w.-]*(:\d+)?", re.ASCII)
 # Keywords of rewards whose text is a choice, or said to a model: no path, no address.
 _TEXTS: Final = frozenset(
@@ -293,14 +292,15 @@ def _keywords(option: str, values: Mapping[str, Any]) -> Iterator[Claim]:
 _RULES: Final[Mapping[str, Callable[[str, str], Iterator[Claim]]]] = {
     "agent": _module,
     "env": _module,
-    "out": _nothing,  # the command's folder stands in for it
+    "out": _nothing,  # the folder that the command names stands in for it
+    "preset": _plain,
     "track": _track,
-    **dict.fromkeys(("preset", "device", "env.text_encoder_device"), _plain),
+    "device": _plain,
     "env.model": _model,
     "env.prompts": _prompts,
     "env.embedding_cache": _written,
     **{f"env.{name}": _plain for name in ("device", "dtype", "log_prob_reduction", "revision", "sampler", "variant")},
-    "agent.rollout_scheduler": lambda option, text: iter(()) if text in _SOLVERS else _files(option, text),
+    "env.text_encoder_device": _plain,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
 
 # Short names, each for a variance-preserving model and for a flow.
-_ALIASES: Final = {
+_ALIASES: Final[Mapping[str, tuple[str, str]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler"),
     "unipc": ("UniPCMultistepScheduler", "UniPCMultistepScheduler"),
     "euler": ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),

@@ -1,6 +1,7 @@
 """Rollouts by diffusers' own schedulers against diffusers' own pipelines, and agents that learn from their pictures."""
 
 import warnings
+from typing import get_args
 
 import diffusers
 import numpy as np
@@ -11,6 +12,7 @@ from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS, RWR
 from diffusion_gym.agents.rollout import collect
+from diffusion_gym.config import SolverName
 from diffusion_gym.models import load_model
 from diffusion_gym.models.solvers import Solver
 from diffusion_gym.storage import read_json, write_json
@@ -102,7 +104,7 @@ def test_pictures_are_those_of_the_pipeline_with_that_scheduler(preserving, name
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("name", ["euler", "heun", "dpm++", "unipc"])
+@pytest.mark.parametrize("name", get_args(SolverName))
 def test_pictures_of_a_flow_are_those_of_its_pipeline(flow, name, guidance):
     found, model = ours(flow, name, 6, guidance)
     kind = FLOW_CLASSES[name]

@@ -19,8 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from diffusion_gym.agents.benchmark.results import Results
-from diffusion_gym.agents.benchmark.statistics import Estimate, interquartile_mean
-from diffusion_gym.agents.benchmark.summary import summary_json, summary_text
+from diffusion_gym.agents.benchmark.summary import beaten, summary_json, summary_text
 from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
 from diffusion_gym.agents.report.marked import markdown_table
 from diffusion_gym.storage import read_json, write_json, write_text
@@ -82,7 +81,7 @@ def blocks(results: Results) -> dict[str, str]:
     return {
         "scores": _scores(results, summary),
         "verdicts": _verdicts(results),
-        "equal": _equal(results),
+        "equal": _equal(results, summary),
         "costs": _costs(results, summary),
         "hours": _hours(results),
     }
@@ -93,10 +92,9 @@ def _scores(results: Results, summary: Mapping[str, Any]) -> str:
     agents, tasks = summary["agents"], [task for task in results.suite.tasks if _seeds(results, task)]
     rows = [["pretrained", "0", *(_mean(_first(agents, task)["before"]["reward"]) for task in tasks)]]
     for agent, entry in agents.items():
-        score = _estimate(interquartile_mean(results.scores(agent)))
         found = [entry["tasks"].get(task) for task in tasks]
         cells = ["–" if each is None else _mean(each["after"]["reward"]) for each in found]
-        rows.append([f"`{agent}`", score, *cells])
+        rows.append([f"`{agent}`", _score(summary, agent), *cells])
     counts = sorted({len(_seeds(results, task)) for task in tasks})
     budget = next(iter(results.records.values()))["settings"]["total_reward_queries"]
     seeds = f"{' to '.join(map(str, counts))} seed{'' if counts == [1] else 's'}"
@@ -109,25 +107,24 @@ def _verdicts(results: Results) -> str:
     return f"```text\n{summary_text(results)}\n```"
 
 
-def _equal(results: Results) -> str:
+def _equal(results: Results, summary: Mapping[str, Any]) -> str:
     """A row an agent: scores, and whom it is better than, at equal reward queries and at equal network evaluations."""
     if not all(record["points"][-1].get("network_evaluations") for record in results.records.values()):
         return ""
-    compared = [(each, each.verdicts()) for each in (results, results.at_equal("network_evaluations"))]
+    compared = [(each, beaten(each)) for each in (summary, summary_json(results.at_equal("network_evaluations")))]
     head = ["agent", "score, equal queries", "better than", "score, equal evaluations", "better than"]
     rows = []
-    for agent in results.agents:
+    for agent in summary["agents"]:
         row = [f"`{agent}`"]
-        for each, verdicts in compared:
-            worse = [pair.second for pair in verdicts if pair.first == agent and pair.word == "better"]
-            worse += [pair.first for pair in verdicts if pair.second == agent and pair.word == "worse"]
-            row += [_estimate(interquartile_mean(each.scores(agent))), ", ".join(f"`{name}`" for name in worse) or "–"]
+        for each, worse in compared:
+            row += [_score(each, agent), ", ".join(f"`{name}`" for name in worse[agent]) or "–"]
         rows.append(row)
     return markdown_table(head, rows)
 
 
-def _estimate(found: Estimate) -> str:
-    return f"{found.value:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if np.isfinite(found.low) else "")
+def _score(summary: Mapping[str, Any], agent: str) -> str:
+    score = summary["agents"][agent]["score"]
+    return f"{score['value']:.2f}" + ("" if score["low"] is None else f" ({score['low']:.2f} to {score['high']:.2f})")
 
 
 def _costs(results: Results, summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from diffusion_gym.agents.rollout import denoise
 from diffusion_gym.config import SamplerConfig
 from diffusion_gym.models.base import DenoisingModel
 from diffusion_gym.rewards import evaluate, make_reward
-from diffusion_gym.shapes.captions import FAMILIES, all_captions
+from diffusion_gym.shapes.captions import FAMILIES, Caption, all_captions
 
 _BATCH = 64
 
@@ -26,23 +26,32 @@ def sample_images(policy: DenoisingPolicy, prompts: Sequence[str], generator: to
     return model.decode(denoise(policy, noise, model.tokenize(prompts), generator))
 
 
+def success_rate(
+    policy: DenoisingPolicy,
+    captions: Sequence[Caption],
+    samples: int,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> tuple[float, float, float]:
+    """Strict success over `samples` of the captions, drawn by `rng`: (rate, low, high) of Wilson's 95 % interval."""
+    reward, hits = make_reward("Composition", strict=True), 0.0
+    prompts = [str(captions[i]) for i in rng.integers(len(captions), size=samples)]
+    for start in range(0, samples, _BATCH):
+        part = prompts[start : start + _BATCH]
+        hits += float(evaluate(reward, sample_images(policy, part, generator), part).scores.sum())
+    interval = stats.binomtest(int(hits), samples).proportion_ci(0.95, method="wilson")
+    return hits / samples, float(interval.low), float(interval.high)
+
+
 def success_rates(
     model: DenoisingModel, config: SamplerConfig, samples: int, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
-    """Strict success of each family over `samples` random captions: (rate, low, high) of the 95 % interval."""
-    rates: dict[str, tuple[float, float, float]] = {}
-    reward, policy = make_reward("Composition", strict=True), DenoisingPolicy(model, config)
+    """`success_rate` of each family."""
+    rates, policy = dict[str, tuple[float, float, float]](), DenoisingPolicy(model, config)
     for index, family in enumerate(FAMILIES):
-        captions = [str(caption) for caption in all_captions(family)]
         rng = np.random.default_rng([seed, index])
         generator = torch.Generator(policy.device).manual_seed(seed * 100 + index)
-        prompts = [captions[i] for i in rng.integers(len(captions), size=samples)]
-        hits = 0.0
-        for start in range(0, samples, _BATCH):
-            part = prompts[start : start + _BATCH]
-            hits += float(evaluate(reward, sample_images(policy, part, generator), part).scores.sum())
-        interval = stats.binomtest(int(hits), samples).proportion_ci(0.95, method="wilson")
-        rates[family] = (hits / samples, float(interval.low), float(interval.high))
+        rates[family] = success_rate(policy, all_captions(family), samples, rng, generator)
     return rates
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -157,16 +158,18 @@ def _snapshot(config: BuildConfig, step: int) -> Path:
     return config.work / "snapshots" / f"{step}.safetensors"
 
 
-def _write(config: BuildConfig, step: int, folder: Path) -> Path:
-    export(folder, {name: value.float() for name, value in load_tensors(_snapshot(config, step)).items()})
+def _write(config: BuildConfig, step: int, folder: Path, changed: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """The pipeline directory of a snapshot, with `changed` in place of its weights of the same names."""
+    stored = {name: value.float() for name, value in load_tensors(_snapshot(config, step)).items()}
+    export(folder, {**stored, **(changed or {})})
     return folder
 
 
-def _polished(config: BuildConfig, step: int) -> Path:
-    """The pipeline directory `config.out`, of a snapshot that was polished."""
+def _polished(config: BuildConfig, step: int) -> dict[str, torch.Tensor]:
+    """The weights of a snapshot that polishing changed."""
     if not config.polish_queries:
-        return _write(config, step, config.out)
-    weights = polish(
+        return {}
+    return polish(
         _write(config, step, config.work / "chosen"),
         config.work / f"polish-{step}",
         queries=config.polish_queries,
@@ -174,9 +177,6 @@ def _polished(config: BuildConfig, step: int) -> Path:
         device=config.device,
         threads=config.threads,
     )
-    snapshot = {name: value.float() for name, value in load_tensors(_snapshot(config, step)).items()}
-    export(config.out, {**snapshot, **weights})
-    return config.out
 
 
 def _measure(config: BuildConfig, step: int) -> dict[str, float]:
@@ -203,7 +203,7 @@ def main(config: BuildConfig) -> None:
         train(config)
     if config.only in (None, "choose"):
         step = _best(config)[0]["step"] if config.snapshot is None else config.snapshot
-        folder = _polished(config, step)
+        folder = _write(config, step, config.out, _polished(config, step))
         model = load(folder, torch.device(config.device))
         settings = [
             SamplerConfig(guidance_scale=guidance, num_inference_steps=steps, eta=eta)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from diffusion_gym.agents.benchmark.statistics import performance_profile
+from diffusion_gym.agents.benchmark.summary import beaten
 from diffusion_gym.agents.report.benchmark.data import Benchmark
 from diffusion_gym.agents.report.benchmark.figures import Figure, Figures
 from diffusion_gym.agents.report.charts import Curve, Interval, interval_chart, line_chart, share_chart
@@ -30,14 +31,8 @@ _MEASURES: Final = (  # of the table (thesis, table 5.1); the page has their tit
 
 def better(benchmark: Benchmark) -> dict[tuple[str, ...], list[str]]:
     """For agents that others are better than, which ones are; the best ones first."""
-    beaten: dict[str, list[str]] = {agent: [] for agent in benchmark.agents}
-    for entry in benchmark.summary["comparisons"]:
-        if entry["verdict"] != "undecided":
-            pair = entry["first"], entry["second"]
-            winner, other = pair if entry["verdict"] == "better" else pair[::-1]
-            beaten[winner].append(other)
     groups: dict[tuple[str, ...], list[str]] = {}
-    for agent, others in beaten.items():
+    for agent, others in beaten(benchmark.summary).items():
         if others:
             groups.setdefault(tuple(others), []).append(agent)
     return groups
