@@ -187,16 +187,19 @@ _SHAPES_AGENTS: Final[Mapping[str, Values]] = {
     "online_dpo": {**_SHAPES_GROUPS},
 }
 _FAST: Final[Values] = {"samples_per_iteration": 64, "rollout_batch": 64, "renoise": True}
+_FALLING: Final[Values] = {
+    "learning_rate_schedule": "warmup_cosine",
+    "warmup_fraction": 0.02,
+    "first_learning_rate": 1e-5,
+    "last_learning_rate": 1e-5,
+}
 # Where a group has one reward there is no advantage: what is learned stays. The falling learning rate and the bounds on
 # advantages and gradients keep failures, rare in the end, from tearing down the rest.
 _FAST_DEMO: Final[Values] = {
     **_FAST,
     "timestep_fraction": 0.6,
+    **_FALLING,
     "learning_rate": 2e-4,
-    "learning_rate_schedule": "warmup_cosine",
-    "warmup_fraction": 0.02,
-    "first_learning_rate": 1e-5,
-    "last_learning_rate": 1e-5,
     "normalization": "group",
     "group_size": 16,
     "advantage_clip": 2.0,
@@ -254,8 +257,8 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "shapes-flow-demo": Preset(
         "`shapes-flow` on four location prompts, docs/shapes-preset.md",
-        {**_SHAPES, **_SHAPES_DEMO, **_FLOW, "total_reward_queries": 2_560},
-        _SHAPES_AGENTS,
+        {**_SHAPES, **_SHAPES_DEMO, **_FLOW, "total_reward_queries": 3_840},
+        {**_SHAPES_AGENTS, "ddpo_is": _FALLING},
         choices="Tuned with DDPO_IS alone.",
     ),
     "fast": Preset(

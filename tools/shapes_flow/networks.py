@@ -116,7 +116,7 @@ def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def make_silent_t5(folder: Path) -> tuple[T5EncoderModel, T5TokenizerFast]:
-    """A T5 whose embeddings are zeros, so that its output is zeros, and its tokenizer, written to `folder`.
+    """A T5 whose weights are zeros, so that its output is zeros, and its tokenizer, written to `folder`.
 
     Diffusers' `from_pretrained` does not load an SD3 folder that has no T5 unless `text_encoder_3=None` is passed.
     """
@@ -135,5 +135,6 @@ def make_silent_t5(folder: Path) -> tuple[T5EncoderModel, T5TokenizerFast]:
     encoder = T5EncoderModel(
         T5Config(vocab_size=len(tokenizer), d_model=JOINT_WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
     )
-    nn.init.zeros_(encoder.shared.weight)
+    for weight in encoder.parameters():
+        nn.init.zeros_(weight)
     return encoder.eval(), tokenizer

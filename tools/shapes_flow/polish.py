@@ -19,7 +19,8 @@ from diffusion_gym.prompts import make_prompts
 from tools.shapes_flow.export import load
 
 _ENV: Final = "DiffusionDenoise-ShapesFlow-Composition-v0"
-_PAIRS: Final = 10  # one in so many captions of two things is trained on; those of one make up a third then
+_COLORS: Final = 9  # times that the captions of one thing are there, which makes them 0.6 of all
+_PAIRS: Final = 4  # one in so many captions of two things is trained on
 
 
 def polish(model: Path, out: Path, *, queries: int, seed: int, device: str, threads: int) -> dict[str, torch.Tensor]:
@@ -40,7 +41,7 @@ def polish(model: Path, out: Path, *, queries: int, seed: int, device: str, thre
         env_options=replace(
             start.env_options,
             model=str(model),
-            prompts=(*colors.prompts, *pairs.prompts[::_PAIRS]),
+            prompts=(*_COLORS * colors.prompts, *pairs.prompts[::_PAIRS]),
             strict=True,
             eta=0.0,  # Euler's method
             device=device,

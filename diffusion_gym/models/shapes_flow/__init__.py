@@ -10,7 +10,7 @@ import torch
 from diffusion_gym.models.base import MODELS, DenoisingModel
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
-SAMPLER_DEFAULTS: Final[dict[str, Any]] = {"num_inference_steps": 10, "guidance_scale": 2.0, "eta": 0.7}
+SAMPLER_DEFAULTS: Final[dict[str, Any]] = {"num_inference_steps": 10, "guidance_scale": 1.0, "eta": 0.7}
 
 
 @MODELS.register("ShapesFlow", traits=("prompt", "shapes"))
