@@ -16,7 +16,6 @@ from diffusion_gym.shapes.scenes import render
 from tools.shapes.autoencoder import reconstruct
 from tools.shapes.measure import sample_images
 
-
 SHIPPED = {"Shapes": shapes, "ShapesFlow": shapes_flow}
 PIPELINES = {"Shapes": StableDiffusionPipeline, "ShapesFlow": StableDiffusion3Pipeline}
 
