@@ -201,7 +201,7 @@ class DenoisingPolicy(nn.Module):
         if len(self.stochastic_steps):
             return
         if self.config.eta == 0 and self.config.sampler != "ddpm":
-            why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling)"
+            why, remedy = f"eta={self.config.eta}", "eta=1 (ancestral sampling; of a flow about 0.7)"
         elif self.config.noisy_steps is not None:
             why, remedy = f"noisy_steps={self.config.noisy_steps}", "a window that begins before the last step"
         else:  # the last step has no noise, whatever eta is

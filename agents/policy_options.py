@@ -41,7 +41,7 @@ class PolicyOptions(Options):
     """What of a policy trains, and how its network computes; the defaults are those of the DDPO paper, table F.6."""
 
     trainable: Trainable = "lora"
-    """What trains: low-rank adapters on the attention layers, or all weights of the UNet."""
+    """What trains: low-rank adapters on the attention layers, or all weights of the network."""
     lora_rank: int = 4
     """Rank of the adapters."""
     lora_alpha: float | None = None

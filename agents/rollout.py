@@ -142,7 +142,7 @@ def trained_steps(table: StepTable, part: Sequence[float], *, deterministic: boo
         kind = "step" if deterministic else "stochastic step"
         raise ValueError(
             f"trained_steps={tuple(part)} must be two fractions of T={total}, 0 <= first < last <= 1, with a {kind} "
-            "between them"
+            f"between them{'' if deterministic else '; eta and noisy_steps say which those are'}"
         )
     return chosen
 

@@ -14,6 +14,7 @@ Reduction = Literal["mean", "sum"]
 SolverName = Literal["dpm++", "unipc", "euler", "heun"]  # short for schedulers of diffusers; models/solvers.py
 
 _LEAST_NOISE: Final = 1e-6  # float32 numbers near 1 are 1e-7 apart
+_MOST_NOISE: Final = 10.0  # a noise level of a flow's SDE; from some tens on float32 overflows
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,15 @@ class SamplerConfig:
             f"guidance_scale={self.guidance_scale!r} must be a number of at least 0; 1 means no guidance",
         )
         if self.sampler in ("flow_sde", "dance_sde"):
-            _require(math.isfinite(self.eta) and self.eta >= 0, f"eta={self.eta!r} must be a number of at least 0")
+            _require(
+                0 <= self.eta <= _MOST_NOISE,
+                f"eta={self.eta!r} must lie in [0, {_MOST_NOISE:g}]; flow models are trained at about 0.7",
+            )
         else:
             _require(
-                0 <= self.eta <= 1, f"eta={self.eta!r} must lie in [0, 1]; 1 is ancestral sampling, 0 deterministic"
+                0 <= self.eta <= 1,
+                f"eta={self.eta!r} must lie in [0, 1]; 1 is ancestral sampling, 0 deterministic; of a flow-matching "
+                "model sampler='flow_sde' takes more",
             )
         _require(
             math.isfinite(self.sigma_min) and self.sigma_min >= 0, f"sigma_min={self.sigma_min!r} must be at least 0"

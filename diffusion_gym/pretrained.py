@@ -52,13 +52,14 @@ def load_network(
         **options: further keywords of `from_pretrained`.
 
     Raises:
-        ValueError: weights are missing, of no use, of another shape or not finite; or the files cannot be read.
+        ValueError: weights are missing, of no use, of another shape, whole or not finite; or the files cannot be read.
     """
     where = f"{argument}: {part}/" if part else f"{argument}: its folder"
     if part:
         options["subfolder"] = part
     if not Path(folder, part, "config.json").is_file():  # transformers would take its class's own defaults
         raise ValueError(f"{where} cannot be loaded as {kind.__name__} (it has no config.json)")
+    whole = _whole_numbers(where, Path(folder, part))
     try:
         with quiet():
             network, report = kind.from_pretrained(
@@ -73,8 +74,31 @@ def load_network(
     except Exception as error:  # many kinds, in two libraries; each means: not a folder of this network
         raise ValueError(f"{where} cannot be loaded as {kind.__name__} ({_first_line(error)})") from error
     _require_all(where, kind, report, unused, absent)
+    buffers = {_last(name) for name, _ in network.named_buffers()}  # transformers renames what is before
+    if rounded := [name for name in _without(_BUFFERS, whole) if _last(name) not in buffers]:
+        remedy = "which would be read as if they were the weights; save them again in a type of floats"
+        raise ValueError(f"{where} {_listed('holds whole numbers at', rounded)}, {remedy}")
     _require_finite(where, network)
     return network
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _whole_numbers(where: str, folder: Path) -> set[str]:
+    """The names of integer tensors in the safetensors files of `folder`, all of which must be readable."""
+    from safetensors import SafetensorError, safe_open
+
+    found = set[str]()
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                found |= {name for name in file.keys() if file.get_slice(name).get_dtype()[0] in "IU"}  # noqa: SIM118
+        except SafetensorError as error:
+            remedy = "copy or download it again"
+            raise ValueError(f"{where} {path.name} is truncated or no safetensors file ({error}); {remedy}") from error
+    return found
 
 
 def _require_all(where: str, kind: Any, report: Mapping[str, Any], unused: str, absent: str) -> None:

@@ -20,7 +20,8 @@ from diffusion_gym.testing.random_pipeline import write_random_pipeline
 
 pytest.register_assert_rewrite("agent_updates", "scale_out_runs", "trainer_runs")
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
-for _name in ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1"):  # a shell's background job and nohup ignore some; tests send them
+# The tests send these; a background job of a shell ignores the first, nohup the third.
+for _name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
     if signal.getsignal(_signum := getattr(signal, _name, signal.SIGINT)) is signal.SIG_IGN:
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 gym.register_envs(diffusion_gym)

@@ -49,6 +49,7 @@ def test_weights_that_are_missing_misshapen_or_unknown_are_named(network, tmp_pa
     changed = {
         "it lacks '": {key: value for key, value in tensors.items() if key != name},
         "it holds in another shape '": {**tensors, name: torch.cat([tensors[name]] * 2)},
+        "holds whole numbers at '": {**tensors, name: tensors[name].to(torch.int8)},
         "it holds for nothing 'zz.w'": {**tensors, "zz.w": torch.ones(1)},
     }
     use()  # what was loaded before the files changed is not taken
@@ -62,3 +63,12 @@ def test_weights_that_are_missing_misshapen_or_unknown_are_named(network, tmp_pa
         with pytest.raises(ValueError, match=message) as caught:
             use()
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_a_truncated_file_is_named_with_what_to_do(network, tmp_path):
+    folder, use = NETWORKS[network](tmp_path)
+    (path,) = Path(folder).glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated .*; copy or download it again$"):
+        use()

@@ -197,7 +197,8 @@ def test_sigma_min_floors_the_noise_of_the_window_alone():
         ({"noisy_steps": (0, 1.5)}, "noisy_steps=(0, 1.5) must be the first noisy step"),
         ({"noisy_steps": (True, 1)}, "noisy_steps=(True, 1) must be the first noisy step"),
         ({"sampler": "cps", "eta": 1.2}, "eta=1.2 must lie in [0, 1]"),
-        ({"sampler": "flow_sde", "eta": math.inf}, "eta=inf must be a number of at least 0"),
+        ({"sampler": "flow_sde", "eta": 50}, "eta=50 must lie in [0, 10]"),
+        ({"sampler": "flow_sde", "eta": math.inf}, "eta=inf must lie in [0, 10]"),
     ],
 )
 def test_a_window_or_a_noise_that_cannot_be_is_refused(options, message):

@@ -113,7 +113,7 @@ def _costs(evaluation: Mapping[str, Any], queries: int, seconds: float) -> list[
     held_out = evaluation.get("held_out") or {}
     if "kl_to_base" in evaluation:
         others = f"; held-out prompts {number(held_out['kl_to_base'])}" if held_out else ""
-        text = f"closed form, summed over the denoising steps{others}"
+        text = f"closed form, summed over the noisy steps{others}"
         values.append(Value("KL to the pretrained model", "", f"{number(evaluation['kl_to_base'])} nats", (text,)))
     if "vendi" in evaluation:
         text = "Vendi score, within a prompt where prompts repeat; a fall is mode collapse"

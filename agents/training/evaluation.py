@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,8 +150,11 @@ def compare(
 def trajectory_kl(policy: DenoisingPolicy, trajectories: Trajectories, number: int) -> torch.Tensor:
     """KL(policy || pretrained), summed over the steps of the first `number` trajectories: `(number,)`.
 
-    The closed form between Gaussians of equal sigma along trajectories of the policy itself.
+    The closed form between Gaussians of equal sigma along trajectories of the policy itself. Deterministic steps, which
+    have none, are left out; where no step is noisy (eta = 0) it is NaN.
     """
+    if not bool((policy.table.sigma > 0).any()):
+        return torch.full((number,), float("nan"))
     samples = torch.arange(number, device=policy.device)
     total = torch.zeros(number, device=policy.device)
     for step in range(len(policy.table)):
@@ -174,7 +178,9 @@ def summary_text(result: dict[str, Any]) -> str:
                     f"  {short:8} {before:.3f} {_interval(part[f'base_{short}_ci95'])} before, "
                     f"{after:.3f} {_interval(part[f'{short}_ci95'])} after ({after - before:+.3f})"
                 )
-        lines.append(f"  KL to the pretrained model: {number_or_nan(part['kl_to_base']):.1f} nats a trajectory")
+        kl = number_or_nan(part["kl_to_base"])
+        nats = "not defined, no step is noisy" if math.isnan(kl) else f"{kl:.1f} nats a trajectory"
+        lines.append(f"  KL to the pretrained model: {nats}")
         if "vendi" in part:
             before, after = number_or_nan(part["base_vendi"]), number_or_nan(part["vendi"])
             lines.append(f"  different pictures (Vendi score): {before:.1f} before, {after:.1f} after")

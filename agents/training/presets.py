@@ -275,6 +275,9 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 
 
+FALLBACK: Final = "ddpo-paper"  # of a model and an agent that have no preset
+
+
 def default_preset(env_id: str, model: str | None, agent: str) -> str:
     """The preset to begin with: that of the model's paper where it is the thesis or our own, else of the agent's."""
     parts = env_id.split("-")
@@ -286,4 +289,4 @@ def default_preset(env_id: str, model: str | None, agent: str) -> str:
     if name in ("CelebaHQ", "Church", "Bedroom"):
         named = f"thesis-{parts[2].lower()}" if len(parts) > 2 else ""
         return named if named in PRESETS else "thesis-aesthetic"
-    return agent if agent in PRESETS else "ddpo-paper"
+    return agent if agent in PRESETS else FALLBACK

@@ -13,7 +13,7 @@ from diffusion_gym.devices import to_device
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import Reward
-from diffusion_gym.rewards.base import check_prompt, needed_metadata, reward_name
+from diffusion_gym.rewards.base import check_prompt, check_size, needed_metadata, reward_name
 from diffusion_gym.storage import json_text
 
 _OPTIONS = ["prompt", "latents", "reset_mask"]
@@ -167,6 +167,18 @@ def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str]
             check_prompt(reward, prompt, told)
         except ValueError as error:
             raise ValueError(f"reward={reward_name(reward)!r} with {argument}: {error}") from error
+
+
+def check_picture_size(reward: Reward, height: int, width: int) -> None:
+    """Refuse pictures of a size that the reward cannot judge, before one is made.
+
+    Raises:
+        ValueError: the size, the reward and what it says.
+    """
+    try:
+        check_size(reward, height, width)
+    except ValueError as error:
+        raise ValueError(f"height={height}, width={width} with reward={reward_name(reward)!r}: {error}") from error
 
 
 def check_latents(latents: Any, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -134,7 +134,7 @@ def _accepted(model: str, loader: Any, chosen: Mapping[str, Any]) -> Mapping[str
         chosen = {name: value for name, value in chosen.items() if name != "network_device"}
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         if foreign := [name for name in chosen if name not in parameters]:
-            raise ValueError(f"model_kwargs={foreign[0]!r} is no option of model={model!r}; leave it out")
+            raise ValueError(f"{foreign[0]}={chosen[foreign[0]]!r} is no option of model={model!r}; leave it out")
     return chosen
 
 
@@ -148,7 +148,7 @@ def _model_class(model: str, revision: str | None) -> Any:
     path = located_file(model, "model_index.json", argument="model", revision=revision)
     index = read_json(path)
     pipeline = index.get("_class_name") if isinstance(index, dict) else None
-    if pipeline is None:
+    if not isinstance(pipeline, str):
         raise ValueError(
             f"{path} names no pipeline in _class_name; pass a directory that diffusers' save_pretrained wrote"
         )

@@ -108,10 +108,10 @@ UNET: Final[Allowed] = {
 }
 XL_UNET: Final[Allowed] = {**UNET, "addition_embed_type": ("text_time", None, "text")}
 # What a pipeline does not apply to the latents before it decodes them, although the autoencoder was trained with it.
-_SCALED: Final[Allowed] = {"scaling_factor": _ABOVE_ZERO}
-VAE: Final[Allowed] = {**_SCALED, "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
-XL_VAE: Final[Allowed] = {**_SCALED, "shift_factor": (None, 0.0)}
-FLOW_VAE: Final[Allowed] = {"latents_mean": (None,), "latents_std": (None,)}
+SCALED: Final[Allowed] = {"scaling_factor": _ABOVE_ZERO}
+VAE: Final[Allowed] = {**SCALED, "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+XL_VAE: Final[Allowed] = {**SCALED, "shift_factor": (None, 0.0)}
+FLOW_VAE: Final[Allowed] = {**SCALED, "latents_mean": (None,), "latents_std": (None,)}
 TEXT_ENCODER: Final[Allowed] = {"use_attention_mask": _OFF}
 
 # --- pipelines: the options in `model_index.json` ------------------------------------------------------------------

@@ -99,6 +99,8 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
     config = _config(file, peft=any(key.startswith(_PEFT_PREFIX) for key in stored))
     tensors = _named(path, stored)
     found: dict[str, Adapter] = {}
+    if whole := [key for key, value in tensors.items() if not value.is_floating_point()]:
+        _refuse(path, f"holds whole numbers at {_some(whole)}; save the adapters in a type of floats")
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         layer = key.removesuffix(".lora_A.weight")
         down, up = tensors.pop(key).float(), tensors.pop(f"{layer}.lora_B.weight", torch.empty(0)).float()

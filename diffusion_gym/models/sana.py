@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusion_gym.models.base import FAMILIES
 from diffusion_gym.models.embeddings import valid_tokens
-from diffusion_gym.models.fields import Allowed
+from diffusion_gym.models.fields import SCALED, Allowed
 from diffusion_gym.models.flow import FlowModel
 from diffusion_gym.models.latent import LatentModel
 
@@ -31,7 +31,7 @@ class SanaModel(FlowModel):
         "text_encoder": "Gemma2Model",
         "tokenizer": "GemmaTokenizerFast",
     }
-    FIELDS: ClassVar[Mapping[str, Allowed]] = {"transformer": {"guidance_embeds": (False, None)}}
+    FIELDS: ClassVar[Mapping[str, Allowed]] = {"transformer": {"guidance_embeds": (False, None)}, "vae": SCALED}
     EVEN_STEPS: ClassVar[bool] = False
     TOKENS: ClassVar[int] = 300
 

@@ -220,5 +220,10 @@ def flow_timestep_arguments(
 def _linear_shift(config: Any, tokens: int) -> float:
     """Dynamic shift of the timesteps, linear in the number of patches, as in diffusers' pipelines."""
     low, shortest = config["base_shift"], config["base_image_seq_len"]
+    if config["max_image_seq_len"] == shortest:
+        raise ValueError(
+            f"max_image_seq_len={shortest!r} in scheduler/scheduler_config.json must differ from base_image_seq_len, "
+            "between which dynamic shifting is linear; write what the model was trained with"
+        )
     slope = (config["max_shift"] - low) / (config["max_image_seq_len"] - shortest)
     return float(low + slope * (tokens - shortest))

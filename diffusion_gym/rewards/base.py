@@ -57,6 +57,7 @@ class Reward(Protocol):
       prompts without them before anything runs.
     - `check_prompt(prompt, metadata)`: raises ValueError for a prompt that it cannot judge; an environment asks it of
       all its prompts before anything runs.
+    - `check_size(height, width)`: raises ValueError for pictures of a size that it cannot judge; asked then too.
     """
 
     def __call__(
@@ -138,6 +139,16 @@ def check_prompt(reward: object, prompt: str, metadata: Mapping[str, Any]) -> No
     """
     if callable(own := getattr(reward, "check_prompt", None)):
         own(prompt, metadata)
+
+
+def check_size(reward: object, height: int, width: int) -> None:
+    """Have `reward` refuse pictures of a size that it cannot judge, where it has such a `check_size`.
+
+    Raises:
+        ValueError: what the reward says of the size.
+    """
+    if callable(own := getattr(reward, "check_size", None)):
+        own(height, width)
 
 
 def _where(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from diffusion_gym.images import to_uint8
 from diffusion_gym.rewards.base import REWARDS, RewardOutput
 from diffusion_gym.rewards.shapes_detector import Detected, detect
 from diffusion_gym.shapes.captions import FAMILIES, Caption, Thing, holds, parse
+from diffusion_gym.shapes.scenes import SIZE
 
 
 class ShapesReward:
@@ -52,6 +53,12 @@ class ShapesReward:
         graded = torch.tensor([sum(held) / len(held) for held in answers], dtype=torch.float32, device=images.device)
         success = torch.tensor([all(held) for held in answers], dtype=torch.float32, device=images.device)
         return RewardOutput(success if self.strict else graded, {"success": success, "graded": graded})
+
+    @staticmethod
+    def check_size(height: int, width: int) -> None:
+        """Refuse pictures that the detector cannot read."""
+        if height != width or height % SIZE:
+            raise ValueError(f"it reads squares of a multiple of {SIZE} pixels; leave height and width at {SIZE}")
 
 
 for _family in FAMILIES:

@@ -9,7 +9,15 @@ from typing import Any, Final
 
 import torch
 
-from diffusion_gym.rewards.base import Reward, RewardError, RewardOutput, check_prompt, needed_metadata, reward_name
+from diffusion_gym.rewards.base import (
+    Reward,
+    RewardError,
+    RewardOutput,
+    check_prompt,
+    check_size,
+    needed_metadata,
+    reward_name,
+)
 from diffusion_gym.rewards.worker import RewardWorker
 
 _POLL: Final = 0.1  # seconds; an answer is not delayed by it
@@ -69,6 +77,10 @@ class TimeLimited:
     def check_prompt(self, prompt: str, metadata: Mapping[str, Any]) -> None:
         """Refuse a prompt that the reward cannot judge."""
         check_prompt(self.reward, prompt, metadata)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a size that the reward cannot judge."""
+        check_size(self.reward, height, width)
 
     def cancel(self) -> None:
         """Have the reward give up, where it can."""

@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveFloat, Strict
 
 from diffusion_gym.registry import unknown_name
-from diffusion_gym.rewards.base import Reward, RewardOutput, check_prompt, evaluate, needed_metadata
+from diffusion_gym.rewards.base import Reward, RewardOutput, check_prompt, check_size, evaluate, needed_metadata
 from diffusion_gym.rewards.differentiable import differentiable_scores, is_differentiable
 from diffusion_gym.schemas import checked
 from diffusion_gym.storage import read_json, write_json
@@ -105,6 +105,11 @@ class WeightedSum:
         """Refuse a prompt that a part cannot judge."""
         for reward in self.rewards.values():
             check_prompt(reward, prompt, metadata)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a size that a part cannot judge."""
+        for reward in self.rewards.values():
+            check_size(reward, height, width)
 
     def cancel(self) -> None:
         """Have the parts that wait give up."""

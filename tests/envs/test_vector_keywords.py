@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields
 
+import gymnasium as gym
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
@@ -134,3 +135,13 @@ def test_closing_one_env_leaves_another_of_the_same_model(make_env, play):
     one.reset(seed=0)
     one.close()
     assert len(play(other)) == 5
+
+
+@pytest.mark.parametrize("reward", ["Location", {"Location": 1.0, "Compressibility": 0.1}])
+@pytest.mark.parametrize("limit", [None, 10.0])
+def test_a_size_that_the_reward_cannot_judge_is_refused_before_a_picture_is_made(reward, limit):
+    with pytest.raises(ValueError, match=r"height=48, width=32 with reward='Location.*': it reads squares of a mul"):
+        gym.make_vec(
+            "DiffusionDenoise-ShapesFlow-Location-v0", 1, height=48, width=32, reward=reward, reward_seconds=limit
+        )
+    assert gym.make("DiffusionDenoise-ShapesFlow-Compressibility-v0", height=48, width=32).unwrapped is not None

@@ -78,6 +78,27 @@ def test_a_field_of_another_type_is_refused(folder, part, change):
     assert repr(value) in str(caught.value)
 
 
+def test_a_flow_whose_pictures_have_no_scale_is_refused(folder):
+    path = folder("sd3", diffusers.FlowMatchEulerDiscreteScheduler(), vae={"scaling_factor": 0})
+    with pytest.raises(ValueError, match=r"vae/config.json, scaling_factor: .*; write what the model was"):
+        load_model(str(path), "cpu", "float32")
+
+
+def test_dynamic_shifting_between_equal_lengths_is_refused(folder):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=256)
+    model = load_model(str(folder("sd3", scheduler)), "cpu", "float32")
+    with pytest.raises(ValueError, match=r"max_image_seq_len=256 in scheduler/scheduler_config.json must differ from"):
+        model.step_table(SamplerConfig(num_inference_steps=2))
+
+
+@pytest.mark.parametrize("name", [["a"], 3, None])
+def test_a_pipeline_without_a_class_is_refused(folder, name):
+    path = folder("sd")
+    write_json(path / "model_index.json", {**read_json(path / "model_index.json"), "_class_name": name})
+    with pytest.raises(ValueError, match="names no pipeline in _class_name; pass a directory that"):
+        load_model(str(path), "cpu", "float32")
+
+
 @pytest.mark.parametrize(
     "family, option", [("sdxl", "requires_aesthetics_score"), ("sd", "an_option_to_come"), ("sd3", "an_option_to_come")]
 )

@@ -321,7 +321,7 @@ def test_a_model_of_one_size_says_so(tmp_path):
     write_random_ddpm(tmp_path)
     with pytest.raises(ValueError, match="height=16 is no option of model="):
         gym.make_vec("DiffusionDenoise-v0", num_envs=1, model=str(tmp_path), height=16)
-    with pytest.raises(ValueError, match="model_kwargs='text_encoder_device' is no option of model="):
+    with pytest.raises(ValueError, match="text_encoder_device='cpu' is no option of model="):
         gym.make_vec("DiffusionDenoise-v0", num_envs=1, model=str(tmp_path), text_encoder_device="cpu")
 
 

@@ -97,7 +97,7 @@ def test_environment_and_command_line_hand_the_options_on(variants):
     [
         ("SD14", {"varriant": "fp16"}, "model_kwargs='varriant' is unknown; did you mean 'variant'"),
         ("SD14", {"variant": 16}, r"model_kwargs\['variant'\]=16 must be a string"),
-        ("Shapes", {"variant": "fp16"}, "model_kwargs='variant' is no option of model='Shapes'"),
+        ("Shapes", {"variant": "fp16"}, "variant='fp16' is no option of model='Shapes'"),
     ],
 )
 def test_other_options_are_refused(model, options, message):

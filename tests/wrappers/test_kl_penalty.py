@@ -38,6 +38,13 @@ def reset_first(env):
 # --- the numbers -----------------------------------------------------------------------------------------------
 
 
+def test_a_trajectory_without_noise_has_no_kl(make_env, moved_policy):
+    env = make_env(NUMBER, eta=0.0)
+    policy = moved_policy(env)
+    rolled = collect(env, policy, torch.Generator().manual_seed(1), seed=5)
+    assert trajectory_kl(policy, rolled, NUMBER).isnan().all()
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 def test_the_return_is_less_by_beta_times_the_kl_of_the_trajectory(make_env, moved_policy, mode, output):

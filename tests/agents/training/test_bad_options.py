@@ -11,6 +11,7 @@ from command_line import failure, train_arguments
 from diffusion_gym.agents import DenoisingPolicy, cli, demo
 from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.agents.rollout import collect_many
+from diffusion_gym.agents.train_command import parse_train
 from diffusion_gym.agents.training.threads import cores
 from diffusion_gym.rewards import RewardError, RewardOutput, evaluate
 from diffusion_gym.storage import parse_json
@@ -51,6 +52,29 @@ def test_an_option_out_of_bounds_is_refused_before_anything_is_written(
     arguments = train_arguments(tiny_pipeline, out, **{"--agent.trainable": "lora", **change})
     assert message in told(failure(arguments, capsys))
     assert not (out / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "needed"),
+    [
+        ({"--agent.lora-alpha": 64, "--agent.trainable": "full"}, "--agent.trainable lora"),
+        ({"--agent.lora-targets": "to_q", "--agent.trainable": "full"}, "--agent.trainable lora"),
+        ({"--agent.warmup-fraction": 0.5}, "--agent.learning-rate-schedule warmup_cosine"),
+        ({"--agent.window-stride": 3, "--agent.noise-window": "random"}, "--agent.noise-window sliding"),
+        ({"--agent.lora-rank": 2, "--agent.trainable": "full"}, "--agent.trainable lora"),
+        ({"--agent.divergence-bound": 3}, "--agent.trust-region divergence"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(tiny_pipeline, tmp_path, capsys, change, needed):
+    line = told(failure(train_arguments(tiny_pipeline, tmp_path / "run", **change), capsys))
+    name, value = next(iter(change.items()))
+    option = name.removeprefix("--agent.").replace("-", "_")
+    assert f"error: {option}=" in line and str(value) in line and f"give {needed} too, or leave {name} out" in line
+
+
+def test_what_a_preset_gives_and_nothing_reads_is_no_mistake(tiny_pipeline, tmp_path):
+    given = train_arguments(tiny_pipeline, tmp_path, **{"--preset": "flow_grpo", "--agent.trainable": "full"})
+    assert parse_train(given[1:]).agent_options.lora_rank == 32
 
 
 @pytest.mark.parametrize(
@@ -187,3 +211,8 @@ def test_the_demo_takes_the_budget_that_it_is_given(monkeypatch, tmp_path):
         with pytest.raises(Stop):
             demo.run_demo(demo.DemoOptions(out=tmp_path / "run", total_reward_queries=asked))
     assert found[0] == 5 and found[1] > 5
+
+
+def test_skipping_equal_groups_needs_groups(tiny_pipeline, tmp_path, capsys):
+    arguments = [*train_arguments(tiny_pipeline, tmp_path / "run"), "--agent.skip-equal-groups"]
+    assert "skip_equal_groups=True is read with normalization=group alone" in told(failure(arguments, capsys))

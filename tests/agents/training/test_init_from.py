@@ -194,15 +194,22 @@ def test_a_pipeline_of_other_noise_is_refused(env, exact_end_pipeline, tmp_path,
 
 
 @pytest.mark.parametrize("how", ["diffusers", "peft"])
-def test_adapters_that_are_not_finite_are_refused(env, adapted, how):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tensor: tensor * torch.nan, "holds NaN or infinite numbers at layer"),
+        (lambda tensor: tensor.to(torch.int8), "holds whole numbers at .*; save the adapters in a type of floats"),
+    ],
+)
+def test_adapters_that_are_not_finite_floats_are_refused(env, adapted, how, spoil, message):
     folder, _ = adapted(how)
     (file,) = folder.glob("*.safetensors")
     tensors, metadata = load_tensors(file), tensors_metadata(file)
     name = min(name for name in tensors if "lora_A" in name)
-    save_tensors(file, {**tensors, name: tensors[name] * torch.nan}, metadata)
+    save_tensors(file, {**tensors, name: spoil(tensors[name])}, metadata)
     policy = DenoisingPolicy.from_env(env, "lora", 2)
     before = output(policy.unet)
-    with pytest.raises(ValueError, match=f"init_from='{folder}' holds NaN or infinite numbers at layer"):
+    with pytest.raises(ValueError, match=f"init_from='{folder}' {message}"):
         policy.begin_from(folder)
     assert torch.equal(output(policy.unet), before)
 
