@@ -57,9 +57,10 @@ def load_network(
     where = f"{argument}: {part}/" if part else f"{argument}: its folder"
     if part:
         options["subfolder"] = part
+    unread = f"{where} cannot be loaded as {kind.__name__}"
     if not Path(folder, part, "config.json").is_file():  # transformers would take its class's own defaults
-        raise ValueError(f"{where} cannot be loaded as {kind.__name__} (it has no config.json)")
-    whole = _whole_numbers(where, Path(folder, part))
+        raise ValueError(f"{unread} (it has no config.json)")
+    whole = _whole_numbers(unread, Path(folder, part))
     try:
         with quiet():
             network, report = kind.from_pretrained(
@@ -72,7 +73,7 @@ def load_network(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # many kinds, in two libraries; each means: not a folder of this network
-        raise ValueError(f"{where} cannot be loaded as {kind.__name__} ({_first_line(error)})") from error
+        raise ValueError(f"{unread} ({_first_line(error)})") from error
     _require_all(where, kind, report, unused, absent)
     buffers = {_last(name) for name, _ in network.named_buffers()}  # transformers renames what is before
     if rounded := [name for name in _without(_BUFFERS, whole) if _last(name) not in buffers]:
@@ -86,7 +87,7 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _whole_numbers(where: str, folder: Path) -> set[str]:
+def _whole_numbers(unread: str, folder: Path) -> set[str]:
     """The names of integer tensors in the safetensors files of `folder`, all of which must be readable."""
     from safetensors import SafetensorError, safe_open
 
@@ -96,8 +97,9 @@ def _whole_numbers(where: str, folder: Path) -> set[str]:
             with safe_open(str(path), framework="pt") as file:
                 found |= {name for name in file.keys() if file.get_slice(name).get_dtype()[0] in "IU"}  # noqa: SIM118
         except SafetensorError as error:
-            remedy = "copy or download it again"
-            raise ValueError(f"{where} {path.name} is truncated or no safetensors file ({error}); {remedy}") from error
+            raise ValueError(
+                f"{unread} ({path.name} is truncated or no safetensors file: {error}); copy or download it again"
+            ) from error
     return found
 
 

@@ -70,5 +70,5 @@ def test_a_truncated_file_is_named_with_what_to_do(network, tmp_path):
     folder, use = NETWORKS[network](tmp_path)
     (path,) = Path(folder).glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors is truncated .*; copy or download it again$"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated .*\); copy or download it again$"):
         use()

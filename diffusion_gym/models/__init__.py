@@ -14,7 +14,15 @@ import torch
 
 from diffusion_gym.devices import device_called, numbered
 from diffusion_gym.hub import located_file
-from diffusion_gym.models.base import ATTENTION, FAMILIES, MODELS, DenoisingModel, null_embedding, sampling_table
+from diffusion_gym.models.base import (
+    ADAPTER_FILES,
+    ATTENTION,
+    FAMILIES,
+    MODELS,
+    DenoisingModel,
+    null_embedding,
+    sampling_table,
+)
 from diffusion_gym.models.cache import ModelCache
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.storage import read_json
@@ -140,7 +148,14 @@ def _accepted(model: str, loader: Any, chosen: Mapping[str, Any]) -> Mapping[str
 
 def _model_class(model: str, revision: str | None) -> Any:
     """The class that loads a pipeline directory or hub id."""
-    if Path(model).is_file():
+    place = Path(model)
+    if place.name == "model_index.json":
+        raise ValueError(f"model={model!r} is a file of a pipeline directory; pass the directory {str(place.parent)!r}")
+    if any((place / name).is_file() for name in ADAPTER_FILES) and not (place / "model_index.json").is_file():
+        raise ValueError(
+            f"model={model!r} holds adapters alone; pass the model that they adapt, and init_from={model!r} to an agent"
+        )
+    if place.is_file():
         raise ValueError(
             f"model={model!r} is a single file; make a directory of it once with diffusers: "
             f"StableDiffusionPipeline.from_single_file({model!r}).save_pretrained('DIR'), and pass model='DIR'"

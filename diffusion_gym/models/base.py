@@ -14,6 +14,7 @@ from diffusion_gym.scheduling import StepTable
 
 U = TypeVar("U")
 
+ADAPTER_FILES: Final = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # of diffusers and of peft
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")  # the attention projections, as in diffusers and ddpo-pytorch
 
 

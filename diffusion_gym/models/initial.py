@@ -14,13 +14,13 @@ from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from diffusion_gym.models.base import ADAPTER_FILES
 from diffusion_gym.models.checkpoint import Checkpoint
 from diffusion_gym.models.lora import adapters_of
 from diffusion_gym.models.quiet import quiet
 from diffusion_gym.models.schedulers import read_scheduler
 from diffusion_gym.storage import load_tensors, parse_json, read_json, tensors_metadata
 
-_DIFFUSERS, _PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 _PEFT_PREFIX: Final = "base_model.model."  # of the names that peft itself writes
 _PARTS: Final = ("transformer", "unet")
 _UNSUPPORTED: Final = ("use_dora", "lora_bias")
@@ -89,12 +89,10 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
     Raises:
         ValueError: there are none, or not of the network alone, or of a kind that is not a low-rank product.
     """
-    file = (
-        path if path.is_file() else next((path / name for name in (_DIFFUSERS, _PEFT) if (path / name).is_file()), None)
-    )
+    file = path if path.is_file() else next((path / name for name in ADAPTER_FILES if (path / name).is_file()), None)
     if file is None or file.suffix != ".safetensors":
         hint = f"; give {str(path / 'model')!r}" if (path / "model").is_dir() else ""
-        _refuse(path, f"holds neither {_DIFFUSERS}, {_PEFT} nor model_index.json{hint}")
+        _refuse(path, f"holds neither {', '.join(ADAPTER_FILES)} nor model_index.json{hint}")
     stored = load_tensors(file)
     config = _config(file, peft=any(key.startswith(_PEFT_PREFIX) for key in stored))
     tensors = _named(path, stored)

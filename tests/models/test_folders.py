@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion_gym.models import load_model
+from diffusion_gym.models.base import ADAPTER_FILES
 from diffusion_gym.storage import load_tensors, read_json, save_tensors, write_json
 from diffusion_gym.testing.random_pipeline import write_pipeline
 
@@ -216,6 +217,15 @@ def test_an_index_that_names_no_pipeline_is_refused(index, tmp_path):
 def test_a_single_file_is_refused_with_the_way_to_convert_it(name, tmp_path):
     save_tensors(tmp_path / name, {"w": torch.zeros(1)})
     refused(tmp_path / name, r" is a single file; .*from_single_file\(.*\)\.save_pretrained\('DIR'\)")
+
+
+def test_adapters_and_the_index_are_no_models(tmp_path):
+    for name in ADAPTER_FILES:
+        (tmp_path / name).mkdir()
+        save_tensors(tmp_path / name / name, {"w": torch.zeros(1)})
+        refused(tmp_path / name, r" holds adapters alone; pass the model that they adapt, and init_from=.* to an agent")
+    (tmp_path / "model_index.json").write_text("{}")
+    refused(tmp_path / "model_index.json", " is a file of a pipeline directory; pass the directory ")
 
 
 def test_the_tests_change_what_is_read(whole):
