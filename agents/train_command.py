@@ -40,6 +40,7 @@ def parse_train(args: Sequence[str], shown: bool = True) -> Any:
     """
     from diffusion_gym.agents.training.runs import load_settings
     from diffusion_gym.agents.training.settings import RunSettings, check_option_names, starting_point
+    from diffusion_gym.agents.training.unread import check_read
 
     asked = [*HELP.intersection(args), *(word for word in args if word == HELP_ALL)]
     resume = "--resume" in args
@@ -75,39 +76,6 @@ def parse_train(args: Sequence[str], shown: bool = True) -> Any:
     else:
         check_read(start.agent_options, settings.agent_options)
     return settings
-
-
-# What is read only with another option at one of these values.
-_READ_WITH: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), ("trainable", ("lora",))),
-    **dict.fromkeys(
-        ("warmup_fraction", "first_learning_rate", "last_learning_rate"), ("learning_rate_schedule", ("warmup_cosine",))
-    ),
-    **dict.fromkeys(("window_every", "window_stride"), ("noise_window", ("sliding",))),
-    "skip_equal_groups": ("normalization", ("group",)),
-    "divergence_bound": ("trust_region", ("divergence",)),
-}
-
-
-def check_read(start: Any, given: Any) -> None:
-    """Refuse an option that the command line changes and that nothing reads, beside the others.
-
-    Args:
-        start: the agent's options before the command line; what a preset gives and nothing reads is no mistake.
-        given: and after it.
-
-    Raises:
-        ValueError: such an option; it names the one to give too.
-    """
-    for name, (other, values) in _READ_WITH.items():
-        if not (hasattr(given, name) and hasattr(given, other)) or getattr(given, other) in values:
-            continue
-        if (value := getattr(given, name)) != getattr(start, name):
-            option, needed = (f"--agent.{word.replace('_', '-')}" for word in (name, other))
-            raise ValueError(
-                f"{name}={value!r} is read with {other}={' or '.join(values)} alone, and {other} is "
-                f"{getattr(given, other)!r}; give {needed} {values[0]} too, or leave {option} out"
-            )
 
 
 def _show_help(args: Sequence[str], start: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig
 from diffusion_gym.agents.training.settings import RunSettings, starting_point
+from diffusion_gym.agents.training.unread import unread
 
 _ALWAYS: Final = ("env", "agent", "preset", "seed", "total_reward_queries")
 _LEFT_OUT: Final = (*_ALWAYS, "out", "resume", "resume_from_older", "trust", "token_to", "env_options", "agent_options")
@@ -41,7 +42,8 @@ def train_command(settings: RunSettings, out: str) -> str:
     words.append(f"--out {out}")
     words += _changed("", settings, start, _LEFT_OUT)
     words += _changed("env.", settings.env_options, start.env_options)
-    words += _changed("agent.", settings.agent_options, start.agent_options if registered else None)
+    agent = settings.agent_options
+    words += _changed("agent.", agent, start.agent_options if registered else None, tuple(unread(agent)))
     return " \\\n  ".join(["diffusion-gym train", *words])
 
 

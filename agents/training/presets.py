@@ -275,13 +275,19 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 
 
+def model_of(env_id: str) -> str:
+    """The model that an environment id names; empty for the generic id."""
+    parts = env_id.split("-")
+    return parts[1] if len(parts) > 2 else ""
+
+
 FALLBACK: Final = "ddpo-paper"  # of a model and an agent that have no preset
 
 
 def default_preset(env_id: str, model: str | None, agent: str) -> str:
     """The preset to begin with: that of the model's paper where it is the thesis or our own, else of the agent's."""
     parts = env_id.split("-")
-    name = model or (parts[1] if len(parts) > 2 else "")
+    name = model or model_of(env_id)
     if name == "Shapes":
         return "shapes"
     if name == "ShapesFlow":

@@ -16,12 +16,13 @@ from pydantic import JsonValue
 from diffusion_gym.agents.algorithms import AGENTS, AgentConfig, agent_class
 from diffusion_gym.agents.processes import Processes
 from diffusion_gym.agents.training.env_options import EnvOptions
-from diffusion_gym.agents.training.presets import FALLBACK, PRESETS, Preset, default_preset
+from diffusion_gym.agents.training.presets import FALLBACK, PRESETS, Preset, default_preset, model_of
 from diffusion_gym.agents.training.reward_options import check_no_secrets, parse_keywords
 from diffusion_gym.agents.training.run_files import FORMAT
 from diffusion_gym.agents.training.schedule import Schedule
 from diffusion_gym.agents.training.tracking import Track
 from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models import has_own_sampler
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import closest_name, unknown_name
 from diffusion_gym.rewards import Reward, make_reward
@@ -293,7 +294,7 @@ def starting_point(env: str, agent: str, preset: str | None, model: str | None, 
         raise ValueError(unknown_name("preset", str(name), list(PRESETS)))
     check_preset(f"preset {name!r}", PRESETS[name], None if given else agent)
     values = PRESETS[name].of(agent)
-    if preset is None and name == FALLBACK:  # the paper's sampler is that of Stable Diffusion, which has it by itself
+    if preset is None and name == FALLBACK and has_own_sampler(model or model_of(env)):
         values = {key: value for key, value in values.items() if key not in _names(SamplerConfig)}
     run, env_options, options = (
         {key: value for key, value in values.items() if key in known}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from diffusion_gym.devices import to_device
+from diffusion_gym.models import DenoisingModel
 from diffusion_gym.prompts import PromptSet
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import Reward
@@ -169,12 +170,15 @@ def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str]
             raise ValueError(f"reward={reward_name(reward)!r} with {argument}: {error}") from error
 
 
-def check_picture_size(reward: Reward, height: int, width: int) -> None:
-    """Refuse pictures of a size that the reward cannot judge, before one is made.
+def check_picture_size(reward: Reward, model: DenoisingModel) -> None:
+    """Refuse a model whose pictures have a size that the reward cannot judge, before one is made.
 
     Raises:
         ValueError: the size, the reward and what it says.
     """
+    height, width = getattr(model, "image_shape", (0, 0))[:2]  # a model of one's own may leave it out
+    if not height:
+        return
     try:
         check_size(reward, height, width)
     except ValueError as error:

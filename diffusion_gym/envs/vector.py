@@ -118,7 +118,7 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             self._check_metadata(chosen)
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         self.model_kwargs: dict[str, Any] = dict(of_model)
-        check_picture_size(self.reward, *self.model.image_shape[:2])
+        check_picture_size(self.reward, self.model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
         self._check_metadata(self.prompt_set)

@@ -135,6 +135,23 @@ def _load(model: str, device: torch.device, dtype: torch.dtype, chosen: Mapping[
     return MODELS[model](device=device, dtype=dtype, **_accepted(model, MODELS[model], chosen))
 
 
+def has_own_sampler(model: object) -> bool:
+    """Whether the family of a model, by name or directory, has defaults of its own for `SamplerConfig`.
+
+    Where that cannot be told without loading the model, as of a hub id, or it is no model, it is False.
+    """
+    if not isinstance(model, str):
+        return False
+    if model in MODELS:
+        family = getattr(MODELS[model], "func", None)
+    else:
+        path = Path(model, "model_index.json")
+        index = read_json(path) if path.is_file() else None
+        named = index.get("_class_name") if isinstance(index, dict) else None
+        family = FAMILIES[named] if isinstance(named, str) and named in FAMILIES else None
+    return bool(getattr(family, "SAMPLER_DEFAULTS", {}))
+
+
 def _accepted(model: str, loader: Any, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options, none of which a loader may lack, but for the way that a large network takes to its device."""
     parameters = inspect.signature(loader).parameters
@@ -180,6 +197,7 @@ __all__ = [
     "DenoisingModel",
     "load_model",
     "null_embedding",
+    "has_own_sampler",
     "sampling_table",
     "torch_dtype",
 ]

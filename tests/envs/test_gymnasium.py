@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from diffusion_gym.envs.denoising import DenoisingEnv
 from diffusion_gym.envs.registration import environment_ids
 
-ID = "DiffusionDenoise-Shapes-Location-v0"
+ID = "DiffusionDenoise-Shapes-Compressibility-v0"
 
 
 def test_the_module_before_the_id_stands_for_an_import(tiny_pipeline, monkeypatch):
@@ -54,7 +54,12 @@ def test_help_is_the_environments_own(tiny_pipeline, make):
     text = pydoc.plain(pydoc.render_doc(env))
     model = (env.vector if make is gym.make else env).model
     shape, length = str(model.latent_shape), f"int64 ({model.prompt_length},)"
-    wanted = [f"latents   float32 {shape}: x_t", f"prompt    {length}", f"float32 {shape}: x_{{t-1}}", "Location"]
+    wanted = [
+        f"latents   float32 {shape}: x_t",
+        f"prompt    {length}",
+        f"float32 {shape}: x_{{t-1}}",
+        "Compressibility",
+    ]
     wanted += ["T = 7 steps, guidance scale 2.5", "1 of them, such as 'a red star'", "image, uint8 (8, 8, 3)"]
     assert not [part for part in wanted if part not in text], text
 

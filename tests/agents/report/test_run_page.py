@@ -305,8 +305,12 @@ def test_a_truncated_evaluation_is_named(folder):
     "env, prompts, agent",
     [
         (ENV, None, {}),
-        (ENV, ("shapes-color",), {"normalization": "batch", "learning_rate": 3e-5, "trainable": "lora"}),
-        ("DiffusionDenoise-v0", ("a 'quoted' \"dog\" & $HOME", "two\tstars"), {"clip_range": 0.5, "lora_rank": 8}),
+        (
+            ENV,
+            ("shapes-color",),
+            {"normalization": "batch", "learning_rate": 3e-5, "trainable": "lora", "lora_rank": 8},
+        ),
+        ("DiffusionDenoise-v0", ("a 'quoted' \"dog\" & $HOME", "two\tstars"), {"clip_range": 0.5}),
     ],
 )
 def test_the_command_stands_for_the_settings(tmp_path, env, prompts, agent):
@@ -318,6 +322,8 @@ def test_the_command_stands_for_the_settings(tmp_path, env, prompts, agent):
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:2] == ["diffusion-gym", "train"]
     assert parse_train(words[2:]) == settings
+    unread = replace(settings, agent_options=replace(settings.agent_options, divergence_bound=1.0))
+    assert train_command(unread, shlex.quote(str(tmp_path))) == command
 
 
 def test_numbers_for_people():

@@ -4,7 +4,9 @@ import pytest
 
 from diffusion_gym.agents.training.presets import PRESETS, default_preset
 from diffusion_gym.agents.training.settings import starting_point
-from diffusion_gym.config import SamplerConfig
+from diffusion_gym.models.shapes import WEIGHTS as SHAPES
+from diffusion_gym.models.shapes_flow import WEIGHTS as SHAPES_FLOW
+from diffusion_gym.testing.random_xl_sd3 import write_random_sd3
 
 
 @pytest.mark.parametrize(
@@ -28,9 +30,19 @@ def test_preset_is_that_of_the_models_or_the_agents_paper(env, model, agent, pre
     assert preset in PRESETS
 
 
-@pytest.mark.parametrize("env", ["DiffusionDenoise-FLUX1Schnell-OCR-v0", "DiffusionDenoise-SD14-Aesthetic-v0"])
-def test_the_model_says_how_it_is_sampled_where_no_preset_is_of_it(env):
-    options = starting_point(env, "ddpo_is", None, None).env_options
-    assert (options.num_inference_steps, options.guidance_scale, options.eta, options.sampler) == (None,) * 4
-    assert starting_point(env, "ddpo_is", "ddpo-paper", None).env_options.guidance_scale == 5.0
-    assert SamplerConfig() == SamplerConfig(num_inference_steps=50, guidance_scale=5.0, eta=1.0)  # the paper's too
+def sampling(env, preset=None, model=None):
+    options = starting_point(env, "ddpo_is", preset, model).env_options
+    return options.num_inference_steps, options.guidance_scale, options.eta, options.sampler
+
+
+PAPER, NONE = (50, 5.0, 1.0, "ddim"), (None,) * 4
+
+
+def test_a_family_with_a_sampler_of_its_own_keeps_it_where_no_preset_is_of_it(tmp_path):
+    flow = write_random_sd3(tmp_path / "flow")
+    assert sampling("DiffusionDenoise-FLUX1Schnell-OCR-v0") == NONE
+    assert sampling("DiffusionDenoise-v0", model=str(flow)) == NONE
+    assert sampling("DiffusionDenoise-v0", model=str(SHAPES_FLOW)) == NONE
+    assert sampling("DiffusionDenoise-v0", "ddpo-paper", str(flow)) == PAPER
+    for env, model in (("SD14-Aesthetic-v0", None), ("v0", "a/hub-id"), ("v0", str(SHAPES))):
+        assert sampling(f"DiffusionDenoise-{env}", model=model) == PAPER
