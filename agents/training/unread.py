@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-# What is read only with another option at one of these values.
-_READ_WITH: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), ("trainable", ("lora",))),
+# What is read only with another option at this value.
+_READ_WITH: Final[Mapping[str, tuple[str, str]]] = {
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), ("trainable", "lora")),
     **dict.fromkeys(
-        ("warmup_fraction", "first_learning_rate", "last_learning_rate"), ("learning_rate_schedule", ("warmup_cosine",))
+        ("warmup_fraction", "first_learning_rate", "last_learning_rate"), ("learning_rate_schedule", "warmup_cosine")
     ),
-    **dict.fromkeys(("window_every", "window_stride"), ("noise_window", ("sliding",))),
-    "skip_equal_groups": ("normalization", ("group",)),
-    "divergence_bound": ("trust_region", ("divergence",)),
+    **dict.fromkeys(("window_every", "window_stride"), ("noise_window", "sliding")),
+    "skip_equal_groups": ("normalization", "group"),
+    "divergence_bound": ("trust_region", "divergence"),
 }
 
 
@@ -21,8 +21,8 @@ def unread(options: Any) -> list[str]:
     """The names of an agent's options that nothing reads beside the others."""
     return [
         name
-        for name, (other, values) in _READ_WITH.items()
-        if hasattr(options, name) and hasattr(options, other) and getattr(options, other) not in values
+        for name, (other, value) in _READ_WITH.items()
+        if hasattr(options, name) and getattr(options, other, value) != value
     ]
 
 
@@ -37,7 +37,7 @@ def check_read(start: Any, given: Any) -> None:
         ValueError: such an option; it names the one to give too.
     """
     for name in unread(given):
-        other, (value, *_) = _READ_WITH[name]
+        other, value = _READ_WITH[name]
         if getattr(given, name) != getattr(start, name):
             option, needed = (f"--agent.{word.replace('_', '-')}" for word in (name, other))
             raise ValueError(
