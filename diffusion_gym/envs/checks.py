@@ -170,6 +170,11 @@ def check_metadata(reward: Reward, prompt_set: PromptSet, prompts: Sequence[str]
             raise ValueError(f"reward={reward_name(reward)!r} with {argument}: {error}") from error
 
 
+def check_prompt_set(reward: Reward, prompts: PromptSet) -> None:
+    """`check_metadata` of all prompts of a set."""
+    check_metadata(reward, prompts, (*prompts.prompts, *prompts.held_out), f"prompts={prompts.name!r}")
+
+
 def check_picture_size(reward: Reward, model: DenoisingModel) -> None:
     """Refuse a model whose pictures have a size that the reward cannot judge, before one is made.
 

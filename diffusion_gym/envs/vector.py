@@ -30,6 +30,7 @@ from diffusion_gym.envs.checks import (
     check_num_envs,
     check_options,
     check_picture_size,
+    check_prompt_set,
     check_render_mode,
     check_seeds,
     merged,
@@ -115,13 +116,13 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.reward: Reward = limited(made, reward_seconds)
         chosen = make_prompts(prompts) if prompts is not None else None
         if chosen is not None:
-            self._check_metadata(chosen)
+            check_prompt_set(self.reward, chosen)
         self.model: DenoisingModel = load_model(model, device, dtype, of_model)
         self.model_kwargs: dict[str, Any] = dict(of_model)
         check_picture_size(self.reward, self.model)
         preferred = default_prompts(reward, self.reward) if self.model.prompt_length else None
         self.prompt_set: PromptSet = chosen or make_prompts(preferred or self.model.default_prompts)
-        self._check_metadata(self.prompt_set)
+        check_prompt_set(self.reward, self.prompt_set)
         warn_of_cut_prompts(self.model, self.prompt_set.prompts, f"prompts={self.prompt_set.name!r}")
         self.sampler_config = SamplerConfig.from_options(sampler, self.model.sampler_defaults)
         self.device = self.model.device
@@ -138,9 +139,6 @@ class DenoisingVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self._deferred: list[Future[RewardOutput]] = []
         self._forget()
         self.__doc__ = description(self)  # what `help(env)` shows
-
-    def _check_metadata(self, prompts: PromptSet) -> None:
-        check_metadata(self.reward, prompts, (*prompts.prompts, *prompts.held_out), f"prompts={prompts.name!r}")
 
     def _forget(self) -> None:
         number, shape = self.num_envs, self.model.latent_shape

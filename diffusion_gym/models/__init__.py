@@ -146,9 +146,8 @@ def has_own_sampler(model: object) -> bool:
         family = getattr(MODELS[model], "func", None)
     else:
         path = Path(model, "model_index.json")
-        index = read_json(path) if path.is_file() else None
-        named = index.get("_class_name") if isinstance(index, dict) else None
-        family = FAMILIES[named] if isinstance(named, str) and named in FAMILIES else None
+        pipeline = _pipeline(path) if path.is_file() else None
+        family = FAMILIES[pipeline] if pipeline is not None and pipeline in FAMILIES else None
     return bool(getattr(family, "SAMPLER_DEFAULTS", {}))
 
 
@@ -161,6 +160,13 @@ def _accepted(model: str, loader: Any, chosen: Mapping[str, Any]) -> Mapping[str
         if foreign := [name for name in chosen if name not in parameters]:
             raise ValueError(f"{foreign[0]}={chosen[foreign[0]]!r} is no option of model={model!r}; leave it out")
     return chosen
+
+
+def _pipeline(index: str | Path) -> str | None:
+    """The pipeline's class that a `model_index.json` names, if it does."""
+    stored = read_json(index)
+    named = stored.get("_class_name") if isinstance(stored, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _model_class(model: str, revision: str | None) -> Any:
@@ -178,9 +184,8 @@ def _model_class(model: str, revision: str | None) -> Any:
             f"StableDiffusionPipeline.from_single_file({model!r}).save_pretrained('DIR'), and pass model='DIR'"
         )
     path = located_file(model, "model_index.json", argument="model", revision=revision)
-    index = read_json(path)
-    pipeline = index.get("_class_name") if isinstance(index, dict) else None
-    if not isinstance(pipeline, str):
+    pipeline = _pipeline(path)
+    if pipeline is None:
         raise ValueError(
             f"{path} names no pipeline in _class_name; pass a directory that diffusers' save_pretrained wrote"
         )

@@ -208,9 +208,13 @@ def main(config: BuildConfig) -> None:
         model = load(folder, torch.device(config.device))
         settings = [
             SamplerConfig(guidance_scale=guidance, num_inference_steps=steps, eta=eta)
-            for eta, steps, guidance in [
-                *((0.0, 10, 1.0), (0.0, 20, 1.0), (0.0, 10, 2.0), (0.7, 10, 1.0), (0.7, 20, 1.0)),
-            ]
+            for eta, steps, guidance in (
+                (0.0, 10, 1.0),
+                (0.0, 20, 1.0),
+                (0.0, 10, 2.0),
+                (0.7, 10, 1.0),
+                (0.7, 20, 1.0),
+            )
         ]
         facts = {
             "parameters": parameter_counts(

@@ -308,7 +308,7 @@ def test_a_truncated_evaluation_is_named(folder):
         (
             ENV,
             ("shapes-color",),
-            {"normalization": "batch", "trainable": "lora", "lora_rank": 8},
+            {"normalization": "batch", "learning_rate": 3e-5, "trainable": "lora", "lora_rank": 8},
         ),
         ("DiffusionDenoise-v0", ("a 'quoted' \"dog\" & $HOME", "two\tstars"), {"clip_range": 0.5}),
     ],
