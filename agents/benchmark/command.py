@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,7 +13,7 @@ from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
-from diffusion_gym.agents.benchmark.records import POINTS, read_record
+from diffusion_gym.agents.benchmark.records import POINTS, file_name, read_record
 from diffusion_gym.agents.benchmark.results import Cost, Results
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
@@ -167,18 +167,24 @@ def suites_text() -> str:
 def keep_suite(suite: str, out: Path) -> Path:
     """Copy a suite's file to the benchmark's folder, so that its records stay readable when the suite changes.
 
+    Tasks and agents may join, and those that were not measured may change.
+
     Raises:
         ValueError: the folder is of another suite.
     """
     source = suite_file(suite)
-    target, text = out / source.name, source.read_text(encoding="utf-8")
-    asked = _measured(Suite.load(suite))
+    target, text, asked = out / source.name, source.read_text(encoding="utf-8"), Suite.load(suite)
+    done = [path.parent.name for path in out.glob(f"runs/*/{POINTS}")]
+    done += [path.stem for path in _records(out) if "error" not in read_record(path)]
     for other in out.glob("*.toml"):
-        if other.name == target.name and _measured(Suite.load(str(other))) == asked:
+        if other.name == target.name and _measured(Suite.load(str(other)), done) == _measured(asked, done):
             continue
-        if any(out.glob(f"runs/*/{POINTS}")) or any("error" not in read_record(path) for path in _records(out)):
-            raise ValueError(f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out")
-        other.unlink()  # nothing was measured yet
+        if done:
+            raise ValueError(
+                f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out, or remove "
+                "the records and runs whose tasks or agents have changed"
+            )
+        other.unlink()
     write_text(target, text)
     return target
 
@@ -201,10 +207,21 @@ def _records(out: Path) -> list[Path]:
     return sorted((out / "records").glob("*.json"))
 
 
-def _measured(suite: Suite) -> Suite:
-    """A suite without what is not a part of its runs: it may change at any time."""
+def _measured(suite: Suite, done: Sequence[str]) -> Suite:
+    """The part of a suite that runs of these names were measured by; descriptions and ceilings may change at any time."""
     return replace(
-        suite, description="", tasks={name: replace(task, ceiling=0.0) for name, task in suite.tasks.items()}
+        suite,
+        description="",
+        tasks={
+            name: replace(task, ceiling=0.0)
+            for name, task in suite.tasks.items()
+            if any(run.startswith(f"{name}--") for run in done)
+        },
+        agents={
+            name: options
+            for name, options in suite.agents.items()
+            if any(f"--{file_name(name)}--seed-" in run for run in done)
+        },
     )
 
 

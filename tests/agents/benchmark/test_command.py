@@ -187,6 +187,35 @@ def test_another_suite_or_other_settings_in_the_same_folder(
     assert len(in_this_process) == 1
 
 
+def test_tasks_and_agents_may_join_a_suite(tiny_suite, tiny_pipeline, tmp_path, capsys, in_this_process):
+    """What was measured stays as it is, and what was not may change."""
+    out = tmp_path / "out"
+    text = tiny_suite.read_text()
+    task = text[text.index("[tasks.size]") :].replace("[tasks.size]", "[tasks.again]")
+    variant = '\n[agents.slow]\nagent = "ddpo_is"\nlearning_rate = 1e-5\n'
+
+    def grown(name, more):
+        return write_suite(tmp_path / name, tiny_pipeline, more)
+
+    def run(suite, agents):
+        return "--suite", suite, "--agents", agents, "--seeds", 1, "--out", out
+
+    bench(*run(grown("first", variant), "ddpo_is"))
+    faster = variant.replace("1e-5", "1e-4")
+    bench(*run(grown("second", faster + task), "ddpo_is,slow"))
+    names = [cell.name for cell in in_this_process]
+    assert sorted(names) == sorted(
+        ["size--ddpo_is--seed-0", "size--slow--seed-0", "again--ddpo_is--seed-0", "again--slow--seed-0"]
+    )
+    rates = [read_json(cell.record)["settings"]["agent_options"]["learning_rate"] for cell in in_this_process]
+    assert rates[names.index("size--slow--seed-0")] == 1e-4
+    for changed in (grown("third", variant + task), grown("fourth", faster), grown("fifth", "")):
+        assert "or remove the records and runs whose" in failure(capsys, *run(changed, "ddpo_is"))
+    claimed = grown("sixth", faster + task + variant.replace("slow", "ddpo_is"))
+    assert "of another suite" in failure(capsys, *run(claimed, "slow"))
+    assert len(in_this_process) == 4
+
+
 def test_the_commands_of_the_documentation():
     """Every `diffusion-gym bench` of docs/benchmark.md is understood."""
     commands = re.findall(r"^ +diffusion-gym bench ((?:.*\\\n)*.*)$", DOCS.read_text(), flags=re.M)
