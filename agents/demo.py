@@ -1,4 +1,4 @@
-"""The demonstration: DDPO_IS improves an embedded model in minutes, and a page shows it."""
+"""The demonstration: an agent improves an embedded model in minutes, and a page shows it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from diffusion_gym.agents.training.records import read_metrics
 from diffusion_gym.agents.training.settings import RunSettings, starting_point
 
 _AGAIN: Final = "the same command goes on where it stopped"
-PRESETS: Final = {"Shapes": "shapes-demo", "ShapesFlow": "shapes-flow-demo"}
+# Agent and preset of an embedded model.
+RECIPES: Final = {"Shapes": ("awm", "fast-demo"), "ShapesFlow": ("ddpo_is", "shapes-flow-demo")}
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Fine-tune an embedded model with DDPO_IS, compare before and after, and write a page."""
+    """Fine-tune an embedded model, compare before and after, and write a page."""
 
     model: Literal["Shapes", "ShapesFlow"] = "Shapes"
-    """A UNet with DDIM's noise, or a flow-matching transformer with Flow-GRPO's."""
+    """A UNet, by Advantage Weighted Matching; or a flow-matching transformer, by DDPO_IS with Flow-GRPO's noise."""
 
     out: Path | None = None
     """Run folder; by default the first of runs/demo-1, runs/demo-2, ... that is free or has this demo unfinished."""
@@ -39,8 +40,8 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> None:
     """Train, evaluate and report; prints the numbers and where the page is."""
     started = time.perf_counter()
-    environment, preset = f"DiffusionDenoise-{options.model}-Location-v0", PRESETS[options.model]
-    settings = starting_point(environment, "ddpo_is", preset, None)
+    environment, (agent, preset) = f"DiffusionDenoise-{options.model}-Location-v0", RECIPES[options.model]
+    settings = starting_point(environment, agent, preset, None)
     settings = replace(settings, seed=options.seed, threads=options.threads)
     if options.total_reward_queries is not None:
         settings = replace(settings, total_reward_queries=options.total_reward_queries)
@@ -49,7 +50,7 @@ def run_demo(options: DemoOptions) -> None:
         settings = replace(runs.load_settings(settings.out), threads=options.threads, resume=True)
     before = len(read_metrics(settings.out / "metrics.jsonl")) if settings.resume else 0
     verb = "again, going on with" if before else "into"
-    print(f"DDPO_IS on {environment}, preset {preset}, seed {settings.seed}, {verb} {settings.out}", flush=True)
+    print(f"{agent} on {environment}, preset {preset}, seed {settings.seed}, {verb} {settings.out}", flush=True)
     try:
         done, loading = runs.train(settings)
     except KeyboardInterrupt as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from chat_server import ChatServer
 from diffusion_gym.agents.benchmark import command
@@ -73,6 +74,19 @@ def test_custom_reward(run, tmp_path):
     rows = metrics(tmp_path)
     assert len(rows) == 2
     assert abs(rows[0]["reward_mean"] - (rows[0]["red_mean"] - rows[0]["blue_mean"])) < 1e-6
+
+
+def test_background_probe(run, tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--total-reward-queries", 4, "--samples-per-iteration", 4, "--rollout-batch", 4]
+    run("custom_agent.py", *sizes, "--env.num-inference-steps", 3, "--agent.group-size", 2, "--out", out)
+    shown = run("background_probe.py", out, "--samples", 4)
+    before, after = map(float, re.search(r"background (\d\.\d+) -> (\d\.\d+) \(change", shown).groups())
+    assert json.loads((out / "eval.json").read_text())["probe"]["mean"] == pytest.approx(after, abs=1e-3)
+    assert 0 < before < 1
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    images[:, :, :, 1:-1] = 0.25  # the upper and the lower edge, but for the corners
+    assert loaded("background_probe").lightness(torch.from_numpy(images), ["a"], [{}]).tolist() == [0.125]
 
 
 def test_custom_agent(run, tmp_path):

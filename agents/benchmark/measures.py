@@ -153,10 +153,11 @@ class Work:
     def counting(self) -> Iterator[None]:
         """Count what happens within this context."""
 
-        def count(module: Any, arguments: tuple[Any, ...]) -> None:
-            self.evaluations += len(arguments[0])
+        def count(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            latents = next(iter((*arguments, *keywords.values())))
+            self.evaluations += len(latents)
 
-        handles = [network.register_forward_pre_hook(count) for network in self._networks]
+        handles = [network.register_forward_pre_hook(count, with_kwargs=True) for network in self._networks]
         started, cpu = time.perf_counter(), time.process_time()
         try:
             yield

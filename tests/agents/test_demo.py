@@ -51,7 +51,7 @@ def test_a_stopped_demo_goes_on_to_its_page(small, tmp_path, capsys, monkeypatch
     assert f"{result['base_success']:.3f}" in shown and "Report: runs/demo-1/report.html" in shown
     assert result["held_out"]["samples"] == 16
     assert (tmp_path / "runs" / "demo-1" / "report.html").stat().st_size > 10_000
-    settings = replace(starting_point("DiffusionDenoise-Shapes-Location-v0", "ddpo_is", "shapes-demo", None), out=None)
+    settings = replace(starting_point("DiffusionDenoise-Shapes-Location-v0", *demo.RECIPES["Shapes"], None), out=None)
     assert demo._folder(settings) == Path("runs/demo-2")  # the finished one stays as it is
 
 
@@ -61,7 +61,7 @@ def test_a_numbered_folder_of_something_else_is_passed_over(tmp_path, monkeypatc
     folder = tmp_path / "runs" / "demo-1"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(content)
-    settings = starting_point("DiffusionDenoise-Shapes-Location-v0", "ddpo_is", "shapes-demo", None)
+    settings = starting_point("DiffusionDenoise-Shapes-Location-v0", *demo.RECIPES["Shapes"], None)
     assert demo._folder(settings) == Path("runs/demo-2")
 
 

@@ -19,6 +19,7 @@ from agent_updates import transitions, update, weights
 from diffusion_gym import SamplerConfig
 from diffusion_gym.agents import DenoisingPolicy
 from diffusion_gym.agents.algorithms import DDPOIS
+from diffusion_gym.agents.benchmark.measures import Work
 from diffusion_gym.agents.identity import fingerprint
 from diffusion_gym.agents.rollout import collect, denoise
 from diffusion_gym.agents.sharding import shard
@@ -204,6 +205,17 @@ def test_an_iteration_of_training_begins_at_a_ratio_of_1(env, perturb):
     idle = [name for name, each in policy.trainable_parameters().items() if each.grad is None or not each.grad.any()]
     assert all("add_q_proj" in name or "to_add_out" in name for name in idle)  # the last block drops the text
     assert (weights(agent) - before).abs().max() > 1e-4
+
+
+def test_what_a_benchmark_counts_as_network_evaluations(folder, family):
+    """However a family calls its network, every sample of every step counts, and both branches of the guidance."""
+    model = load(folder, family)
+    for guidance in family.guidance:
+        policy = DenoisingPolicy(model, SamplerConfig(STEPS, guidance_scale=guidance), lora_rank=2)
+        work, branches = Work(policy), 1 if guidance == 1 or getattr(model, "embeds_guidance", False) else 2
+        with work.counting(), torch.no_grad():
+            policy.prediction(policy.observation(start(model), 1, model.tokenize(PROMPTS)))
+        assert work.evaluations == len(PROMPTS) * branches
 
 
 def test_adapters_load_in_plain_diffusers(folder, family, perturb, tmp_path):
