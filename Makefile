@@ -78,6 +78,7 @@ docs-tables: $(STAMP)
 	$(BIN)/python benchmarks/peers/compare.py page
 	$(BIN)/python benchmarks/scaling.py page
 	$(BIN)/python benchmarks/pipelines.py page
+	$(BIN)/python benchmarks/demo.py page
 	$(BIN)/python benchmarks/gpu.py page
 	$(BIN)/python benchmarks/operations.py --page
 

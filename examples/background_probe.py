@@ -31,7 +31,9 @@ def main() -> None:
     result = runs.evaluate_run(options.run, options.samples, seed=1000, probe="background_probe:lightness")
     probe = result["probe"]
     low, high = probe["change_ci95"]
-    print(f"lightness of the background {probe['base_mean']:.3f} -> {probe['mean']:.3f} (change {low:.3f} to {high:.3f})")
+    print(
+        f"lightness of the background {probe['base_mean']:.3f} -> {probe['mean']:.3f} (change {low:.3f} to {high:.3f})"
+    )
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _records(out: Path) -> list[Path]:
 
 
 def _measured(suite: Suite, done: Sequence[str]) -> Suite:
-    """The part of a suite that runs of these names were measured by; descriptions and ceilings may change at any time."""
+    """The part of a suite that runs of these names were measured by; descriptions and ceilings may always change."""
     return replace(
         suite,
         description="",

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import demo
 import gpu
 import gpu_rows
 import gradient_noise
@@ -147,3 +148,18 @@ def test_true_pictures_train_the_network_and_measure_the_average_of_its_weights(
     for start, mean, end in zip(begun, average, policy.trainable_parameters().values(), strict=True):
         assert not torch.equal(start, end)
         assert (mean - start).abs().max() <= (end - start).abs().max() * 1.2 and not torch.equal(mean, end)
+
+
+def test_the_demo_beside_an_earlier_build(tmp_path, monkeypatch):
+    """An iteration of this build; the earlier one's record is there already."""
+    monkeypatch.syspath_prepend(demo.ROOT / "examples")
+    records, page = tmp_path / "records", tmp_path / "page.md"
+    write_json(records / "earlier-seed-0.json", {})
+    demo.run(demo.RunOptions(demo.ROOT, seeds=1, samples=4, total_reward_queries=128, records=records))
+    record = json.loads((records / "demo-seed-0.json").read_text())
+    assert record["cpu_seconds"] > 1 and record["reward_queries"] == 128 and 0 < record["lightness"][1] < 1
+    earlier = {**record, "build": "earlier", "cpu_seconds": 4 * record["cpu_seconds"]}
+    write_json(records / "earlier-seed-0.json", earlier)
+    page.write_text("<!-- demo cost -->\n<!-- /demo cost -->\n")
+    demo.page(demo.PageOptions(records, page))
+    assert "demo's: 0.25 (0.25 to 0.25) of the first ones' CPU seconds" in page.read_text()

@@ -57,3 +57,23 @@ def test_agents_are_compared_at_equal_queries_and_at_equal_evaluations(tmp_path)
     assert dear[0] == "`ddpo_is`" and dear[2] == "`nft`" and dear[4] == "–"
     assert cheap[0] == "`nft`" and cheap[2] == "–" and cheap[1] == cheap[3]
     assert float(dear[1].split()[0]) > 1.9 * float(dear[3].split()[0])
+
+
+def test_the_cost_of_the_baseline_s_reward(tmp_path):
+    """`nft` gains twice as much at twice the cost, `rwr` never as much, and a baseline that lost costs nothing."""
+    write_suite(tmp_path)
+    runs = {
+        "ddpo_is": ([0.5, 0.6, 0.7], [-1.0, -1.1, -1.2], 100.0),
+        "nft": ([0.5, 0.9, 0.9], [-1.0, -0.9, -0.8], 200.0),
+        "rwr": ([0.5, 0.5, 0.6], [-1.0, -0.9, -0.8], 50.0),
+    }
+    for agent, (color, size, seconds) in runs.items():
+        for seed in range(2):
+            for task, rewards in (("color", color), ("size", size)):
+                shifted = [reward + (0.05 if seed else -0.05) for reward in rewards]  # in the mean it is as above
+                costs = {"cpu_seconds": [0.0, seconds / 2, seconds]}
+                write_run(tmp_path, agent, task, seed, shifted, samples=False, **costs)
+    lines = script.blocks(script.Results.read(tmp_path))["reached"].splitlines()
+    assert lines[0] == "| agent | color | size | median |"
+    # nft is at 0.7 after half of its first 100 seconds: half of the baseline's 100.
+    assert sorted(lines[2:]) == ["| `nft` | 0.50 | 0.00 | 0.25 |", "| `rwr` | not | 0.00 | not |"]

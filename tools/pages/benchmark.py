@@ -33,10 +33,15 @@ PAGES: Final = {
     "docs/bring-your-own.md": ("libraries costs",),
     "docs/benchmark.md": ("shapes-v1 scores", "shapes-v1 verdicts", "shapes-v1 costs", "shapes-v1 hours"),
     "docs/agents.md": ("shapes-v1 scores", "shapes-v1 costs"),
-    "docs/newest-algorithms.md": ("shapes-v2 equal", "shapes-v2 scores", "shapes-v2 costs", "shapes-v2 hours"),
+    "docs/newest-algorithms.md": tuple(
+        f"{suite} {part}"
+        for suite in ("shapes-v2", "shapes-v2-flow")
+        for part in ("equal", "scores", "costs", "reached", "hours")
+    ),
     "docs/libraries.md": ("libraries scores", "libraries verdicts", "libraries costs"),
 }
 SUITES: Final = tuple(dict.fromkeys(name.split()[0] for names in PAGES.values() for name in names))
+BASELINE: Final = "ddpo_is"
 _FIGURES: Final = (
     "scores.svg",
     "profiles.svg",
@@ -83,6 +88,7 @@ def blocks(results: Results) -> dict[str, str]:
         "verdicts": _verdicts(results),
         "equal": _equal(results, summary),
         "costs": _costs(results, summary),
+        "reached": _reached(results),
         "hours": _hours(results),
     }
 
@@ -146,6 +152,48 @@ def _costs(results: Results, summary: Mapping[str, Any]) -> str:
         rows.append({"agent": f"`{agent}`", **row})
     head = [name for name in rows[0] if any(row[name] for row in rows)]
     return markdown_table(head, [[row[name] or "–" for name in head] for row in rows])
+
+
+def _reached(results: Results) -> str:
+    """A row an agent: in which part of `ddpo_is`' CPU seconds it reaches the reward that `ddpo_is` ends at."""
+    if not all(record["points"][-1].get("cpu_seconds") for record in results.records.values()):
+        return ""
+    tasks = [task for task in results.suite.tasks if results.seeds(BASELINE, task)]
+    rows = []
+    for agent in results.agents:
+        shares = [_share(results, agent, task) for task in tasks]
+        if agent != BASELINE and any(share is not None for share in shares):
+            median = np.median([np.inf if share is None else share for share in shares])
+            told = [
+                f"{share:.2f}" if share is not None and np.isfinite(share) else "not" for share in (*shares, median)
+            ]
+            rows.append([f"`{agent}`", *told])
+    return markdown_table(["agent", *tasks, "median"], rows) if rows else ""
+
+
+def _share(results: Results, agent: str, task: str) -> float | None:
+    """CPU seconds until the mean reward is that of the baseline's end, over the baseline's; None where it never is.
+
+    Between two measurements the reward is taken to change linearly with the seconds.
+    """
+
+    def means(name: str, measure: str) -> list[float]:
+        points = len(
+            next(record["points"] for (by, of, _), record in results.records.items() if (by, of) == (name, task))
+        )
+        return [float(results.column(name, task, measure, point).mean()) for point in range(points)]
+
+    if not results.seeds(agent, task):
+        return None
+    target, whole = means(BASELINE, "reward")[-1], means(BASELINE, "cpu_seconds")[-1]
+    rewards, seconds = means(agent, "reward"), means(agent, "cpu_seconds")
+    if rewards[0] >= target:
+        return 0.0
+    for place in range(1, len(rewards)):
+        if rewards[place] >= target:
+            part = (target - rewards[place - 1]) / (rewards[place] - rewards[place - 1])
+            return float((seconds[place - 1] + part * (seconds[place] - seconds[place - 1])) / whole)
+    return None
 
 
 def _hours(results: Results) -> str:
