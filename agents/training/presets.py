@@ -225,7 +225,7 @@ PRESETS: Final[dict[str, Preset]] = {
         _SHAPES_AGENTS,
     ),
     "fast-demo": Preset(
-        "`fast` on four location prompts in the fewest CPU seconds, docs/shapes-preset.md",
+        "four location prompts in the fewest CPU seconds, docs/shapes-preset.md",
         {**_SHAPES, **_SHAPES_DEMO, "total_reward_queries": 3_200},
         {
             **_SHAPES_AGENTS,
@@ -238,6 +238,7 @@ PRESETS: Final[dict[str, Preset]] = {
                 "timestep_fraction": 0.4,
                 "learning_rate": 4e-4,
                 "ema_decay": 0.9,
+                "off_policy": True,
                 "rollout_scheduler": "dpm++",
                 "rollout_steps": 5,
             },
