@@ -180,13 +180,13 @@ def run_shapes(options: PartOptions) -> None:
 
 
 def _train_and_measure(model: str, options: PartOptions) -> dict[str, Any]:
-    from diffusion_gym.agents.demo import PRESETS
+    from diffusion_gym.agents.demo import RECIPES
 
-    folder = options.work / model
+    folder, (agent, preset) = options.work / model, RECIPES[model]
     if (folder / "config.json").exists():
         train = ["--resume"]
     else:
-        train = ["--env", f"DiffusionDenoise-{model}-Location-v0", "--agent", "ddpo_is", "--preset", PRESETS[model]]
+        train = ["--env", f"DiffusionDenoise-{model}-Location-v0", "--agent", agent, "--preset", preset]
         train += ["--seed", "0", "--env.device", options.device]
         if options.scale == "tiny":
             train += ["--total-reward-queries", "64"]
