@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from diffusion_gym.models.linear import with_fast_linear
 from diffusion_gym.models.quiet import quiet
 from diffusion_gym.pretrained import load_network
 from diffusion_gym.storage import read_json
@@ -79,7 +80,7 @@ class Checkpoint:
         # On a CPU convolutions are a little faster so (benchmarks/layout.py); a GPU's were not measured.
         flat = device.type == "cpu" and all(weight.ndim < 5 for weight in network.parameters())
         layout = torch.channels_last if flat else torch.preserve_format
-        return network.to(device, memory_format=layout).requires_grad_(False).eval()
+        return with_fast_linear(network.to(device, memory_format=layout)).requires_grad_(False).eval()
 
     def _place(self, part: str) -> torch.device:
         if part.startswith("text_encoder"):

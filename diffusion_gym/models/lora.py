@@ -12,9 +12,9 @@ from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from diffusion_gym.models.base import ATTENTION
+from diffusion_gym.models.linear import linear
 from diffusion_gym.registry import unknown_name
 
 
@@ -37,7 +37,7 @@ class _WholeProduct(torch.autograd.Function):
         """From `(..., D)` to `(..., D')`; `down` is A `(r, D)`, `up` is B `(D', r)` and `scale` is s."""
         ctx.save_for_backward(x, weight, down, up)
         ctx.scale = scale
-        return functional.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
+        return linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -46,7 +46,7 @@ class _WholeProduct(torch.autograd.Function):
         x, weight, down, up = ctx.saved_tensors
         rows, out = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         whole = torch.addmm(weight, up, down, alpha=ctx.scale) if ctx.needs_input_grad[0] else None
-        for_x = None if whole is None else (out @ whole).view(x.shape)
+        for_x = None if whole is None else linear(out, whole.T).view(x.shape)
         return for_x, None, None, ctx.scale * (out @ up).T @ rows, ctx.scale * out.T @ (rows @ down.T), None
 
 
@@ -99,11 +99,11 @@ def with_lora(
     Raises:
         ValueError: a rank that no layer can have; or a target that no linear layer is called.
     """
-    linear = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)}
-    adapted = {name: layer for name, layer in linear.items() if any(_ends(name, target) for target in targets)}
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)}
+    adapted = {name: layer for name, layer in layers.items() if any(_ends(name, target) for target in targets)}
     for target in targets if given else ():
-        if not any(_ends(name, target) for name in linear):
-            ends = sorted({_end(name) for name in linear})
+        if not any(_ends(name, target) for name in layers):
+            ends = sorted({_end(name) for name in layers})
             raise ValueError(unknown_name("lora_targets", target, ends))
     most = max((min(layer.weight.shape) for layer in adapted.values()), default=rank)
     if rank > most:
