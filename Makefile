@@ -76,6 +76,7 @@ type: $(STAMP)
 docs-tables: $(STAMP)
 	$(BIN)/python -m tools.pages
 	$(BIN)/python benchmarks/peers/compare.py page
+	$(BIN)/python benchmarks/peers/earlier.py page
 	$(BIN)/python benchmarks/scaling.py page
 	$(BIN)/python benchmarks/pipelines.py page
 	$(BIN)/python benchmarks/demo.py page

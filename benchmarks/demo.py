@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tyro
+from peers.checkout import importable
 from peers.page_options import PageOptions
 
 from diffusion_gym.agents.benchmark.machine import hardware
@@ -64,7 +65,7 @@ def run(options: RunOptions) -> None:
     recipes = {"earlier": (options.agent, options.preset), "demo": RECIPES["Shapes"]}
     with tempfile.TemporaryDirectory() as scratch:
         checkouts = zip(BUILDS, (options.earlier, ROOT), strict=True)
-        sources = {build: _package(checkout, Path(scratch) / build) for build, checkout in checkouts}
+        sources = {build: importable(checkout, Path(scratch) / build) for build, checkout in checkouts}
         for seed in range(options.seeds):
             for build in BUILDS:
                 path = options.records / f"{build}-seed-{seed}.json"
@@ -87,18 +88,6 @@ def run(options: RunOptions) -> None:
                 }
                 write_json(path, record)
                 print(" | ".join(row(record)), flush=True)
-
-
-def _package(checkout: Path, folder: Path) -> Path:
-    """A folder from which a checkout's package is imported, also of one whose agents lie beside it."""
-    package = folder / "diffusion_gym"
-    package.mkdir(parents=True)
-    for entry in (checkout / "diffusion_gym").iterdir():
-        (package / entry.name).symlink_to(entry.resolve())
-    for name in ("agents", "wrappers"):
-        if not (package / name).exists():
-            (package / name).symlink_to((checkout / name).resolve())
-    return folder
 
 
 def _train(source: Path, out: Path, agent: str, preset: str, seed: int, queries: int | None) -> float:

@@ -1,6 +1,6 @@
 """Linear layers by oneDNN, on a CPU where that is faster than torch's own way.
 
-On a CPU torch multiplies float32 matrices by MKL, which uses half of the width of AMD's AVX-512 processors; oneDNN, which
+On a CPU torch multiplies float32 matrices by MKL, which uses half the width of AMD's AVX-512 processors; oneDNN, which
 is in the same wheel and does torch's convolutions, uses all of it. Elsewhere MKL is as fast or faster. A measurement of
 some milliseconds decides, once a process. It is not close where it matters (a factor of 2.2 on Zen 5), so that a run
 which is resumed on the same machine decides the same.
@@ -25,12 +25,16 @@ _SIDE: Final = 256  # of the matrices that are measured
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b as `torch.nn.functional.linear`, from `(..., D)` to `(..., D')`, by whichever is faster.
+    """The product x W^T + b as `torch.nn.functional.linear`, from `(..., D)` to `(..., D')`, by whichever is faster.
 
     Raises:
         ValueError: the environment's `DIFFUSION_GYM_LINEAR` is none of auto, onednn and torch.
     """
-    return _Product.apply(x, weight, bias) if _fits(x, weight) and by_onednn() else functional.linear(x, weight, bias)
+    return (
+        _Product.apply(x, weight, bias)
+        if _fits(x, weight) and by_onednn()
+        else functional.linear(x, weight, bias)
+    )
 
 
 class OneDNNLinear(nn.Linear):
@@ -66,7 +70,7 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
@@ -80,7 +84,8 @@ class _Product(torch.autograd.Function):
         )
 
 
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The product x W^T + b by oneDNN, whatever its size; it has no gradient."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
@@ -110,8 +115,8 @@ def _speedup() -> float:
         found = []
         for _ in range(12):
             started = time.perf_counter()
-            product(x, weight, None)
+            product(x, weight)
             found.append(time.perf_counter() - started)
         return min(found)
 
-    return seconds(functional.linear) / seconds(_onednn)
+    return seconds(functional.linear) / seconds(onednn_linear)

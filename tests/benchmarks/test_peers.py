@@ -9,6 +9,7 @@ from pathlib import Path
 
 import allocator
 import compare
+import earlier
 import floor
 import native
 import pytest
@@ -169,3 +170,38 @@ def test_trl_trains_the_same_parameters_in_as_many_updates(tmp_path, lora):
     line = json.loads(done.stdout.splitlines()[-1])
     ours = native.measure(workload.Workload(str(pipeline), lora=lora, **sizes))
     assert line["trained_parameters"] == ours["trained_parameters"] and line["updates"] == ours["updates"] == 2
+
+
+def test_an_earlier_build_does_the_same_work(tmp_path, monkeypatch, capsys):
+    """Each build by its own script, and the ratio within a round is of the two's CPU seconds."""
+    checkout = tmp_path / "checkout"
+    for name in ("diffusion_gym/models", "agents", "wrappers"):  # agents beside the package, as they lay once
+        (checkout / name).mkdir(parents=True)
+    asked = []
+
+    def turns(commands, rounds):
+        asked.append((commands, rounds))
+        sources = [Path(command[1].removeprefix("PYTHONPATH=")) for command in commands.values()]
+        assert all((source / "diffusion_gym" / "agents").exists() for source in sources)
+        seconds = {"earlier": 4.0, "now": 3.0, "now, by torch alone": 5.0}
+        return {
+            name: {"iterations": [{"rollout_cpu_s": 1.0, "train_cpu_s": seconds[name] - 1}] * 2} for name in commands
+        }
+
+    monkeypatch.setattr(earlier, "take_turns", turns)
+    earlier.run(earlier.RunOptions(checkout, pipelines=("Shapes",), rounds=2, records=tmp_path / "records"))
+    for (commands, rounds), lora in zip(asked, (False, True), strict=True):
+        scripts = [Path(command[4]).parent for command in commands.values()]
+        assert scripts == [checkout / "benchmarks" / "peers", FOLDER, FOLDER] and rounds == 3
+        lines = [command[5:] for command in commands.values()]
+        assert lines[0] == lines[1] == lines[2] and ("--lora" in lines[0]) is lora
+        workload_of = tyro.cli(workload.Workload, args=[word for word in lines[0] if word != "--turns"])
+        assert (workload_of.samples, workload_of.warmup, workload_of.micro_batch) == (32, 1, 64)
+        assert [command[2] for command in commands.values()] == [
+            f"{earlier.SWITCH}={kind}" for kind in ("torch", "auto", "torch")
+        ]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- earlier -->\n<!-- /earlier -->\n")
+    earlier.page(earlier.PageOptions(tmp_path / "records", page))
+    row = "1.00 (1.00 to 1.00) | 0.67 (0.67 to 0.67) | 0.75 (0.75 to 0.75) | 1.25 (1.25 to 1.25)"
+    assert f"| Shapes | all weights | {row} |" in page.read_text() and row in capsys.readouterr().out

@@ -30,8 +30,8 @@ def chosen(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes that oneDNN multiplied."""
-    found, product = [], linear._onednn
-    monkeypatch.setattr(linear, "_onednn", lambda *given: found.append(given[0].shape) or product(*given))
+    found, product = [], linear.onednn_linear
+    monkeypatch.setattr(linear, "onednn_linear", lambda *given: found.append(given[0].shape) or product(*given))
     return found
 
 
