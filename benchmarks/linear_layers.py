@@ -1,4 +1,4 @@
-"""Matrix rates of linear layers on a CPU, by torch's own way and by oneDNN: GFLOP/s, one thread, the fastest of 30 calls.
+"""Rates of linear layers on a CPU, by torch's own way and by oneDNN: GFLOP/s, one thread, the fastest of 30 calls.
 
     python benchmarks/linear_layers.py
 

@@ -8,6 +8,7 @@ import gpu
 import gpu_rows
 import gradient_noise
 import layout
+import linear_layers
 import operations
 import pipelines
 import pytest
@@ -163,3 +164,12 @@ def test_the_demo_beside_an_earlier_build(tmp_path, monkeypatch):
     page.write_text("<!-- demo cost -->\n<!-- /demo cost -->\n")
     demo.page(demo.PageOptions(records, page))
     assert "demo's: 0.25 (0.25 to 0.25) of the first ones' CPU seconds" in page.read_text()
+
+
+def test_rates_of_linear_layers_are_printed(monkeypatch, capsys):
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(linear_layers, "SHAPES", ((64, 16, 8),))
+    linear_layers.main()
+    name, *rates = capsys.readouterr().out.splitlines()[2].strip("| ").split(" | ")
+    assert name == "64 x 16 -> 8" and len(rates) == 6 and all(float(rate) >= 0 for rate in rates)
