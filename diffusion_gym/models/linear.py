@@ -20,21 +20,22 @@ from torch.nn import functional
 
 SWITCH: Final = "DIFFUSION_GYM_LINEAR"  # of the environment: auto, onednn or torch
 _PAYS: Final = 1.3  # how much faster oneDNN has to be
-_LEAST: Final = 2**20  # multiplications; of fewer the calls themselves are most of the time
+_LEAST: Final = 2**12  # weights of a layer; of smaller ones the call itself is most of the time
 _SIDE: Final = 256  # of the matrices that are measured
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The product x W^T + b as `torch.nn.functional.linear`, from `(..., D)` to `(..., D')`, by whichever is faster.
 
+    Which one that is depends on the weight alone: a state has the same prediction in a batch of any size.
+
     Raises:
         ValueError: the environment's `DIFFUSION_GYM_LINEAR` is none of auto, onednn and torch.
     """
-    return (
-        _Product.apply(x, weight, bias)
-        if _fits(x, weight) and by_onednn()
-        else functional.linear(x, weight, bias)
-    )
+    if torch.compiler.is_compiling() or not (_fits(x, weight) and by_onednn()):
+        return functional.linear(x, weight, bias)
+    product: torch.Tensor = _Product.apply(x, weight, bias)
+    return product
 
 
 class OneDNNLinear(nn.Linear):
@@ -57,9 +58,9 @@ def with_fast_linear(network: nn.Module) -> nn.Module:
 
 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product is one that oneDNN may do: float32 on a CPU, of some size, outside autocast."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return plain and x.numel() * len(weight) >= _LEAST and not torch.is_autocast_enabled("cpu")
+    """Whether a product is one that oneDNN may do: float32 on a CPU, with a weight of some size, outside autocast."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.shape[-1:] == weight.shape[1:]
+    return plain and weight.numel() >= _LEAST and not torch.is_autocast_enabled("cpu")
 
 
 class _Product(torch.autograd.Function):
@@ -69,24 +70,25 @@ class _Product(torch.autograd.Function):
     def forward(  # type: ignore[override]  # torch types it as variadic
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        rows, out = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        for_x, for_weight, for_bias = ctx.needs_input_grad
+        out = gradient.reshape(-1, gradient.shape[-1])
         return (
-            linear(out, weight.T).view(x.shape) if for_x else None,
-            linear(out.T, rows.T) if for_weight else None,
-            out.sum(0) if for_bias else None,
+            None if weight is None else _Product.apply(gradient, weight.T, None),
+            None if x is None else _Product.apply(out.T, x.reshape(-1, x.shape[-1]).T, None),
+            out.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 
 def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The product x W^T + b by oneDNN, whatever its size; it has no gradient."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    whole = None if bias is None else bias.contiguous()  # of a bias oneDNN reads no strides
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, whole, "none", [], "")
     return product
 
 
@@ -95,28 +97,41 @@ def by_onednn() -> bool:
     """Whether oneDNN does the linear layers of this process.
 
     Raises:
-        ValueError: the environment's `DIFFUSION_GYM_LINEAR` is none of auto, onednn and torch.
+        ValueError: the environment's `DIFFUSION_GYM_LINEAR` is none of auto, onednn and torch, or asks for what this
+            torch has not.
     """
     chosen = os.environ.get(SWITCH, "auto")
     if chosen not in ("auto", "onednn", "torch"):
         raise ValueError(f"{SWITCH}={chosen!r} in the environment must be auto, onednn or torch")
-    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if chosen == "onednn" and not has:
-        raise ValueError(f"{SWITCH}='onednn' in the environment: this torch has no oneDNN; leave it out")
-    return has and (chosen == "onednn" or (chosen == "auto" and _speedup() >= _PAYS))
+    if chosen == "torch":
+        return False
+    faster = _speedup()
+    if chosen == "onednn" and not faster:
+        raise ValueError(f"{SWITCH}='onednn' in the environment: this torch has no oneDNN for it; leave it out")
+    return faster >= _PAYS or chosen == "onednn"
 
 
 @torch.no_grad()
 def _speedup() -> float:
-    """How many times faster oneDNN is: the best of some turns of each, on the threads that there are."""
-    x, weight = torch.ones(4 * _SIDE, _SIDE), torch.ones(_SIDE, _SIDE)
+    """How many times faster oneDNN is, the best of some turns of each; 0 where this torch has none.
+
+    On one thread: with more, other programs of the machine decide.
+    """
+    x = torch.ones(4 * _SIDE, _SIDE, dtype=torch.float32, device="cpu")
 
     def seconds(product: Callable[..., torch.Tensor]) -> float:
         found = []
         for _ in range(12):
             started = time.perf_counter()
-            product(x, weight)
+            product(x, x[:_SIDE])
             found.append(time.perf_counter() - started)
         return min(found)
 
-    return seconds(functional.linear) / seconds(onednn_linear)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return seconds(functional.linear) / seconds(onednn_linear)
+    except (AttributeError, RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
+        return 0.0
+    finally:
+        torch.set_num_threads(threads)

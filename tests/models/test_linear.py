@@ -2,13 +2,21 @@
 
 import copy
 import shutil
+from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from agent_updates import transitions
+from diffusion_gym import models
+from diffusion_gym.agents import DenoisingPolicy
+from diffusion_gym.agents.rollout import collect
 from diffusion_gym.models import linear, load_model
+
+SHAPES = Path(models.__file__).parent / "shapes" / "weights"
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN to compare with"
@@ -42,35 +50,36 @@ def test_values_and_gradients_are_those_of_torch(chosen, calls, shape, bias):
     """In float32 against float64, also the gradient of a gradient."""
     chosen("onednn")
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(*size, generator=generator) for size in (shape, (48, 64)))
-    given = [x, weight, *([torch.randn(48, generator=generator)] if bias else [])]
-    out = torch.randn(*shape[:-1], 48, generator=generator)
+    x, weight = (torch.randn(*size, generator=generator) for size in (shape, (96, 64)))
+    given = [x, weight, *([torch.randn(192, generator=generator)[::2]] if bias else [])]  # not contiguous
+    out = torch.randn(*shape[:-1], 96, generator=generator)
 
     def all_of(product, dtype):
-        inputs = [value.to(dtype).requires_grad_(True) for value in given]
+        inputs = [value.to(dtype).detach().requires_grad_(True) for value in given]
         value = product(*inputs)
         first = torch.autograd.grad(value, inputs, out.to(dtype), create_graph=True)
         second = torch.autograd.grad(sum(each.square().mean() for each in first), inputs[:2])
         return [value, *first, *second]
 
     ours, exact = all_of(linear.linear, torch.float32), all_of(functional.linear, torch.float64)
-    assert len(calls) >= 2
+    assert len(calls) > 3  # forward and both gradients, and theirs
     for one, other in zip(ours, exact, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
 @pytest.mark.parametrize(
-    ("size", "dtype", "choice"),
-    [(2048, torch.float32, "torch"), (2, torch.float32, "onednn"), (2048, torch.bfloat16, "onednn")],
+    ("width", "dtype", "choice"),
+    [(96, torch.float32, "torch"), (8, torch.float32, "onednn"), (96, torch.bfloat16, "onednn")],
     ids=["switched off", "small", "half precision"],
 )
-def test_what_is_left_to_torch(chosen, calls, size, dtype, choice):
+def test_what_is_left_to_torch(chosen, calls, width, dtype, choice):
     if choice == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
     chosen(choice)
-    layer = nn.Linear(64, 48).to(dtype)
-    x = torch.randn(size, 64).to(dtype)
+    layer = nn.Linear(64, width).to(dtype)
+    x = torch.randn(2048, 64).to(dtype)
     expected = layer(x)
+    calls.clear()  # those of the switch
     layer.__class__ = linear.OneDNNLinear
     assert torch.equal(layer(x), expected) and not calls
     with torch.autocast("cpu", torch.bfloat16):
@@ -90,6 +99,60 @@ def test_a_model_s_network_has_them_and_saves_the_same(chosen, tiny_pipeline, tm
     assert {type(layer) for layer in copy.deepcopy(fast).modules() if isinstance(layer, nn.Linear)} == kinds[1]
     mine, theirs = fast.state_dict(), plain.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@needs_onednn
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_the_ratio_of_a_fresh_rollout_is_1_in_a_batch_of_any_size(chosen, calls, tmp_path, trainable):
+    """On the embedded model's own widths, which are those of layers on either side of the bound."""
+    chosen("onednn")
+    folder = shutil.copytree(SHAPES, tmp_path / "shapes")
+    names = {"model": str(folder), "reward": "Color", "prompts": ["a red circle"], "guidance_scale": 5.0}
+    env = gym.make_vec("DiffusionDenoise-v0", 16, num_inference_steps=4, autoreset_mode="Disabled", **names)
+    policy = DenoisingPolicy.from_env(env, trainable=trainable)
+    rolled = collect(env, policy, torch.Generator().manual_seed(0), seed=0)
+    assert calls
+    pairs = [(sample, step) for sample in range(16) for step in range(4)]
+    with torch.no_grad():
+        for part in (pairs[:3], pairs[:40]):
+            samples, steps = zip(*part, strict=True)
+            ratios = (policy(*transitions(rolled, part)) - rolled.log_probs[steps, samples]).exp()
+            assert (ratios - 1).abs().max() <= 1e-6
+
+
+@needs_onednn
+@pytest.mark.parametrize("trains", ["x", "weight", "bias"])
+def test_only_what_a_gradient_needs_is_kept(chosen, trains):
+    """As torch does: a frozen layer keeps no input, so that adapters elsewhere cost no more memory."""
+    chosen("onednn")
+    inputs = {"x": torch.randn(64, 64), "weight": torch.randn(96, 64), "bias": torch.randn(96)}
+    inputs[trains].requires_grad_(True)
+
+    def kept(product):
+        found = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: found.append(tensor.shape) or tensor, lambda t: t):
+            product(*inputs.values())
+        return sum(shape.numel() for shape in found)
+
+    assert kept(linear.linear) <= kept(functional.linear)
+
+
+def test_the_measurement_does_not_follow_the_program_s_defaults(monkeypatch):
+    """Neither its type nor its device nor its threads, which it leaves as they were."""
+    threads = torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert linear._speedup() > 0 or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.get_num_threads() == threads
+
+    def missing(*given):
+        raise RuntimeError("this torch has no oneDNN")
+
+    monkeypatch.setattr(linear, "onednn_linear", missing)
+    assert linear._speedup() == 0
 
 
 @pytest.mark.parametrize(("speedup", "expected"), [(2.2, True), (1.1, False)])
