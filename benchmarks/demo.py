@@ -125,37 +125,31 @@ def row(record: dict[str, Any]) -> list[str]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """All rows, and the ratio of the CPU seconds."""
-    head = [
-        "agent",
-        "seed",
-        "reward queries",
-        "CPU seconds",
-        "success",
-        "held-out",
-        "KL, nats",
-        "Vendi score",
-        "lightness",
-    ]
-    records = sorted(records, key=lambda record: (BUILDS.index(record["build"]), record["seed"]))
-    sides = [[record for record in records if record["build"] == build] for build in BUILDS]
-    ratios = [ours["cpu_seconds"] / theirs["cpu_seconds"] for theirs, ours in zip(*sides, strict=False)]
-    one = records[0]
-    mean = statistics.mean(record["success"] for record in sides[1])
-    held = statistics.mean(record["held_out"]["success"] for record in sides[1])
+    """All rows, and the ratio of the CPU seconds; of the seeds that both builds have."""
+    head = ["agent", "seed", "reward queries", "CPU seconds", "success", "held-out", "KL, nats", "Vendi score"]
+    sides = [{each["seed"]: each for each in records if each["build"] == build} for build in BUILDS]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    if not seeds:
+        return "Not measured yet."
+    theirs, ours = ([side[seed] for seed in seeds] for side in sides)
+    ratios = [now["cpu_seconds"] / then["cpu_seconds"] for then, now in zip(theirs, ours, strict=True)]
+    one = ours[0]
+    mean = statistics.mean(record["success"] for record in ours)
+    held = statistics.mean(record["held_out"]["success"] for record in ours)
+    processors = ", ".join(sorted({record["processor"] for record in theirs + ours}))
     return (
-        f"{markdown_table(head, map(row, records))}\n\n"
+        f"{markdown_table([*head, 'lightness'], map(row, theirs + ours))}\n\n"
         f"Before: success {one['base_success']:.2f}, held-out {one['held_out']['base_success']:.2f}, Vendi score "
-        f"{one['base_vendi']:.1f}, lightness {one['lightness'][0]:.2f}. The last {len(sides[1])} rows "
-        f"are the demo's: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) of the first ones' "
-        f"CPU seconds, in the mean success {mean:.2f} and held-out {held:.2f}. {one['processor']}, one thread."
+        f"{one['base_vendi']:.1f}, lightness {one['lightness'][0]:.2f}. The last {len(seeds)} rows are the demo's: "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) of the first ones' CPU seconds, in "
+        f"the mean success {mean:.2f} and held-out {held:.2f}. {processors}, one thread."
     )
 
 
 def page(options: PageOptions = PAGE) -> None:
     """Write what stands between the page's markers, from the records alone."""
     records = [read_json(path) for path in options.records.glob("*.json")]
-    write_marked(options.page, {"demo cost": table(records) if records else "Not measured yet."})
+    write_marked(options.page, {"demo cost": table(records)})
 
 
 def main() -> None:

@@ -174,17 +174,24 @@ def keep_suite(suite: str, out: Path) -> Path:
     """
     source = suite_file(suite)
     target, text, asked = out / source.name, source.read_text(encoding="utf-8"), Suite.load(suite)
-    done = [path.parent.name for path in out.glob(f"runs/*/{POINTS}")]
-    done += [path.stem for path in _records(out) if "error" not in read_record(path)]
+    done, failed = [path.parent.name for path in out.glob(f"runs/*/{POINTS}")], list[Path]()
+    for path in sorted((out / "records").glob("*.json")):
+        record = read_record(path)
+        if "error" not in record:
+            done.append(path.stem)
+        elif record["task"] not in asked.tasks:
+            failed.append(path)
     for other in out.glob("*.toml"):
         if other.name == target.name and _measured(Suite.load(str(other)), done) == _measured(asked, done):
             continue
         if done:
             raise ValueError(
-                f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out, or remove "
-                "the records and runs whose tasks or agents have changed"
+                f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out. If only "
+                "some of its tasks or agents have changed, remove their records and runs"
             )
         other.unlink()
+    for path in failed:  # of a task that the suite no longer has
+        path.unlink()
     write_text(target, text)
     return target
 
@@ -201,10 +208,6 @@ def made_by_bench(out: Path) -> bool:
         return False
     begun = any((out / name).is_dir() for name in ("records", "runs"))
     return whole and (begun or {path.name for path in content(out)} <= {copies[0].name, "logs"})
-
-
-def _records(out: Path) -> list[Path]:
-    return sorted((out / "records").glob("*.json"))
 
 
 def _measured(suite: Suite, done: Sequence[str]) -> Suite:

@@ -154,7 +154,8 @@ class Work:
         """Count what happens within this context."""
 
         def count(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            latents = next(iter((*arguments, *keywords.values())))
+            named = (keywords.get(name) for name in ("sample", "hidden_states"))
+            latents = next(value for value in (*named, *arguments, *keywords.values()) if value is not None)
             self.evaluations += len(latents)
 
         handles = [network.register_forward_pre_hook(count, with_kwargs=True) for network in self._networks]

@@ -22,14 +22,18 @@ from diffusion_gym.agents.benchmark.results import Results
 from diffusion_gym.agents.benchmark.summary import beaten, summary_json, summary_text
 from diffusion_gym.agents.report.benchmark.page import write_benchmark_report
 from diffusion_gym.agents.report.marked import markdown_table
-from diffusion_gym.storage import read_json, write_json, write_text
+from diffusion_gym.storage import number_or_nan, read_json, write_json, write_text
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KEPT: Final = ROOT / "docs" / "results"
 # The marked parts that each page has of each suite; a part's name begins with its suite.
 PAGES: Final = {
     "README.md": ("shapes-v1 scores",),
-    "docs/leaderboard.md": ("shapes-v1 scores", "shapes-v1 costs", "libraries scores", "libraries costs"),
+    "docs/leaderboard.md": tuple(
+        f"{suite} {part}"
+        for suite in ("shapes-v1", "shapes-v2", "shapes-v2-flow", "libraries")
+        for part in ("scores", "costs")
+    ),
     "docs/bring-your-own.md": ("libraries costs",),
     "docs/benchmark.md": ("shapes-v1 scores", "shapes-v1 verdicts", "shapes-v1 costs", "shapes-v1 hours"),
     "docs/agents.md": ("shapes-v1 scores", "shapes-v1 costs"),
@@ -162,38 +166,41 @@ def _reached(results: Results) -> str:
     rows = []
     for agent in results.agents:
         shares = [_share(results, agent, task) for task in tasks]
-        if agent != BASELINE and any(share is not None for share in shares):
-            median = np.median([np.inf if share is None else share for share in shares])
-            told = [
-                f"{share:.2f}" if share is not None and np.isfinite(share) else "not" for share in (*shares, median)
-            ]
-            rows.append([f"`{agent}`", *told])
+        found = [share for share in shares if share is not None]
+        if agent != BASELINE and found:
+            cells = ["–" if share is None else _portion(share) for share in shares]
+            rows.append([f"`{agent}`", *cells, _portion(float(np.median(found)))])
     return markdown_table(["agent", *tasks, "median"], rows) if rows else ""
 
 
+def _portion(share: float) -> str:
+    return f"{share:.2f}" if np.isfinite(share) else "not"
+
+
 def _share(results: Results, agent: str, task: str) -> float | None:
-    """CPU seconds until the mean reward is that of the baseline's end, over the baseline's; None where it never is.
+    """CPU seconds until the mean reward is that of the baseline's end, over the baseline's: infinite where it never is.
 
-    Between two measurements the reward is taken to change linearly with the seconds.
+    Over the seeds that both have; None where there is none. Between two measurements the reward is taken to change
+    linearly with the seconds.
     """
-
-    def means(name: str, measure: str) -> list[float]:
-        points = len(
-            next(record["points"] for (by, of, _), record in results.records.items() if (by, of) == (name, task))
-        )
-        return [float(results.column(name, task, measure, point).mean()) for point in range(points)]
-
-    if not results.seeds(agent, task):
+    seeds = sorted({*results.seeds(agent, task)} & {*results.seeds(BASELINE, task)})
+    if not seeds:
         return None
-    target, whole = means(BASELINE, "reward")[-1], means(BASELINE, "cpu_seconds")[-1]
-    rewards, seconds = means(agent, "reward"), means(agent, "cpu_seconds")
+    rewards, seconds = (_means(results, agent, task, seeds, measure) for measure in ("reward", "cpu_seconds"))
+    target, whole = (_means(results, BASELINE, task, seeds, measure)[-1] for measure in ("reward", "cpu_seconds"))
     if rewards[0] >= target:
         return 0.0
     for place in range(1, len(rewards)):
         if rewards[place] >= target:
             part = (target - rewards[place - 1]) / (rewards[place] - rewards[place - 1])
             return float((seconds[place - 1] + part * (seconds[place] - seconds[place - 1])) / whole)
-    return None
+    return float("inf")
+
+
+def _means(results: Results, agent: str, task: str, seeds: list[int], measure: str) -> list[float]:
+    """A measure at each point, the mean over seeds."""
+    runs = [results.records[agent, task, seed]["points"] for seed in seeds]
+    return [float(np.mean([number_or_nan(point[measure]) for point in points])) for points in zip(*runs, strict=True)]
 
 
 def _hours(results: Results) -> str:

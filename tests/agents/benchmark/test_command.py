@@ -210,10 +210,14 @@ def test_tasks_and_agents_may_join_a_suite(tiny_suite, tiny_pipeline, tmp_path, 
     rates = [read_json(cell.record)["settings"]["agent_options"]["learning_rate"] for cell in in_this_process]
     assert rates[names.index("size--slow--seed-0")] == 1e-4
     for changed in (grown("third", variant + task), grown("fourth", faster), grown("fifth", "")):
-        assert "or remove the records and runs whose" in failure(capsys, *run(changed, "ddpo_is"))
+        assert "have changed, remove their records and runs" in failure(capsys, *run(changed, "ddpo_is"))
     claimed = grown("sixth", faster + task + variant.replace("slow", "ddpo_is"))
     assert "of another suite" in failure(capsys, *run(claimed, "slow"))
     assert len(in_this_process) == 4
+    lost = out / "records" / "gone--ddpo_is--seed-0.json"
+    write_json(lost, {**in_this_process[0].about, "task": "gone", "error": "RuntimeError: no luck"})
+    bench(*run(grown("second", faster + task), "ddpo_is,slow"))  # of a task that the suite no longer has
+    assert not lost.exists() and len(in_this_process) == 4
 
 
 def test_the_commands_of_the_documentation():
