@@ -205,6 +205,17 @@ _FAST_DEMO: Final[Values] = {
     "advantage_clip": 2.0,
     "max_grad_norm": 0.1,
 }
+_AWM_DEMO: Final[Values] = {
+    **_SHAPES_AGENTS["awm"],
+    **_FALLING,
+    "batch_size": 32,
+    "timestep_fraction": 0.4,
+    "learning_rate": 4e-4,
+    "ema_decay": 0.9,
+    "off_policy": True,
+    "rollout_scheduler": "dpm++",
+    "rollout_steps": 5,
+}
 _FLOW: Final[Values] = {"num_inference_steps": 10, "sampler": "flow_sde", "eta": 0.7}
 _SHAPES_DEMO: Final[Values] = {"num_inference_steps": 10, "strict": True, "prompts": ("shapes-demo",)}
 
@@ -231,17 +242,7 @@ PRESETS: Final[dict[str, Preset]] = {
             **_SHAPES_AGENTS,
             "ddpo_is": _FAST_DEMO,
             "ddpo_iskl": {**_SHAPES_AGENTS["ddpo_iskl"], **_FAST_DEMO},
-            "awm": {
-                **_SHAPES_AGENTS["awm"],
-                **_FALLING,
-                "batch_size": 32,
-                "timestep_fraction": 0.4,
-                "learning_rate": 4e-4,
-                "ema_decay": 0.9,
-                "off_policy": True,
-                "rollout_scheduler": "dpm++",
-                "rollout_steps": 5,
-            },
+            "awm": _AWM_DEMO,
         },
         choices="Tuned with DDPO_IS and AWM alone.",
     ),
@@ -271,6 +272,18 @@ PRESETS: Final[dict[str, Preset]] = {
         {**_SHAPES, **_SHAPES_DEMO, **_FLOW, "total_reward_queries": 3_840},
         {**_SHAPES_AGENTS, "ddpo_is": _FALLING},
         choices="Tuned with DDPO_IS alone.",
+    ),
+    "shapes-flow-general": Preset(
+        "all prompts of a task on the flow-matching model, docs/newest-algorithms.md",
+        {
+            **_SHAPES,
+            **_FLOW,
+            "strict": True,
+            "total_reward_queries": 15_360,
+            "samples_per_iteration": 256,
+        },
+        {**_SHAPES_AGENTS, "awm": {**_AWM_DEMO, "batch_size": 64, "learning_rate": 2e-4}},
+        choices="Tuned with AWM alone, on location.",
     ),
     "fast": Preset(
         "the fewest reward queries on the embedded model, docs/sample-efficiency.md",
