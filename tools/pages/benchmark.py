@@ -45,7 +45,8 @@ PAGES: Final = {
     "docs/libraries.md": ("libraries scores", "libraries verdicts", "libraries costs"),
 }
 SUITES: Final = tuple(dict.fromkeys(name.split()[0] for names in PAGES.values() for name in names))
-BASELINE: Final = "ddpo_is"
+# Whose final reward the others are timed to; Flow-GRPO, which the papers compare with, where it comes from.
+BASELINES: Final = {"shapes-v2-flow": "grpo"}
 _FIGURES: Final = (
     "scores.svg",
     "profiles.svg",
@@ -159,15 +160,16 @@ def _costs(results: Results, summary: Mapping[str, Any]) -> str:
 
 
 def _reached(results: Results) -> str:
-    """A row an agent: in which part of `ddpo_is`' CPU seconds it reaches the reward that `ddpo_is` ends at."""
+    """A row an agent: in which part of the baseline's CPU seconds it reaches the reward that the baseline ends at."""
     if not all(record["points"][-1].get("cpu_seconds") for record in results.records.values()):
         return ""
-    tasks = [task for task in results.suite.tasks if results.seeds(BASELINE, task)]
+    baseline = BASELINES.get(results.suite.name, "ddpo_is")
+    tasks = [task for task in results.suite.tasks if results.seeds(baseline, task)]
     rows = []
     for agent in results.agents:
-        shares = [_share(results, agent, task) for task in tasks]
+        shares = [_share(results, agent, baseline, task) for task in tasks]
         found = [share for share in shares if share is not None]
-        if agent != BASELINE and found:
+        if agent != baseline and found:
             cells = ["–" if share is None else _portion(share) for share in shares]
             rows.append([f"`{agent}`", *cells, _portion(float(np.median(found)))])
     return markdown_table(["agent", *tasks, "median"], rows) if rows else ""
@@ -177,17 +179,17 @@ def _portion(share: float) -> str:
     return f"{share:.2f}" if np.isfinite(share) else "not"
 
 
-def _share(results: Results, agent: str, task: str) -> float | None:
+def _share(results: Results, agent: str, baseline: str, task: str) -> float | None:
     """CPU seconds until the mean reward is that of the baseline's end, over the baseline's: infinite where it never is.
 
     Over the seeds that both have; None where there is none. Between two measurements the reward is taken to change
     linearly with the seconds.
     """
-    seeds = sorted({*results.seeds(agent, task)} & {*results.seeds(BASELINE, task)})
+    seeds = sorted({*results.seeds(agent, task)} & {*results.seeds(baseline, task)})
     if not seeds:
         return None
     rewards, seconds = (_means(results, agent, task, seeds, measure) for measure in ("reward", "cpu_seconds"))
-    target, whole = (_means(results, BASELINE, task, seeds, measure)[-1] for measure in ("reward", "cpu_seconds"))
+    target, whole = (_means(results, baseline, task, seeds, measure)[-1] for measure in ("reward", "cpu_seconds"))
     if rewards[0] >= target:
         return 0.0
     for place in range(1, len(rewards)):
