@@ -45,10 +45,10 @@ diffusion-gym --version says which one this is; --tyro-print-completion bash (or
 
 New here? Each of these says at its end what comes next; the times are of two CPU cores:
 
-  diffusion-gym demo                                        3 to 6 minutes: an agent learns, and a page shows it
+  diffusion-gym demo                                        1 to 4 minutes: an agent learns, and a page shows it
   diffusion-gym train --env DiffusionDenoise-Shapes-Location-v0 --agent awm --preset fast-demo --out runs/location
-                                                            4 to 9 minutes: the same training, as a run of your own
-  diffusion-gym eval runs/location                          one minute: before and after, with 95 % intervals
+                                                            1 to 3 minutes: the same training, as a run of your own
+  diffusion-gym eval runs/location                          half a minute: before and after, with 95 % intervals
   diffusion-gym report runs/location                        seconds: runs/location/report.html"""
 
 
