@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from diffusion_gym.agents.cli import parse_train
+from diffusion_gym.agents.demo import RECIPES
 from diffusion_gym.envs.registration import environment_ids
 from pages import PAGES, ROOT, assert_links_exist, python_blocks, run_page
 
@@ -46,13 +47,13 @@ def test_the_readme_fits_on_a_page():
 
 
 def test_the_commands_of_the_first_pages_are_understood():
-    """Each `diffusion-gym train` of the README and of the first minutes that begins a run."""
+    """Each `diffusion-gym train` of the README and of the first minutes that begins a run is the demo's."""
     text = README + PAGES["first-minutes.md"].read_text(encoding="utf-8")
     commands = [
         shlex.split(each, comments=True) for each in re.findall(r"^    diffusion-gym train (.*)$", text, flags=re.M)
     ]
     begun = [parse_train(command) for command in commands if "--resume" not in command]
-    assert len(begun) == 2 and all(settings.total_reward_queries == 6400 for settings in begun)
+    assert [(settings.agent, settings.preset) for settings in begun] == [RECIPES["Shapes"]] * 2
 
 
 def undefined(code):
