@@ -134,7 +134,7 @@ class Cell:
         settings = self.settings(suite)
         file_format = run_files.FORMAT if whole else run_files.OLD_FORMAT
         known = migrated(stored, file_format, type(settings.agent_options))
-        if changed := _differing({key: known[key] for key in known if key not in _FREE}, _comparable(settings)):
+        if changed := _differing(_as_stored(known), _as_stored(settings.to_json())):
             raise ValueError(f"{path} is of other settings ({changed}); remove it or choose another --out")
 
 
@@ -151,7 +151,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         if trained in LIBRARY_AGENTS:
             library = LIBRARY_AGENTS[trained].distribution
             about["versions"][library] = version(library)
-        about |= {"suite": suite.name, "trained": trained, "settings": _comparable(settings)}
+        about |= {"suite": suite.name, "trained": trained, "settings": _as_stored(settings.to_json())}
         points = _train(cell, suite, settings)
         record = {**about, "points": points, "peak_memory_mb": peak_memory_mb()}
     except (Exception, SystemExit) as error:
@@ -222,9 +222,9 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     return Evaluator(env, held_out, suite.samples, cell.seed, probe)
 
 
-def _comparable(settings: RunSettings) -> dict[str, Any]:
+def _as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON gives them back."""
-    stored: dict[str, Any] = json.loads(exact_json(settings.to_json()))
+    stored: dict[str, Any] = json.loads(exact_json(settings))
     return {key: value for key, value in stored.items() if key not in _FREE}
 
 

@@ -1,9 +1,13 @@
 """The tables of the reference results say what the records say."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from benchmark_folders import write_run, write_suite
+from diffusion_gym.agents.benchmark.cells import Cell
+from diffusion_gym.agents.benchmark.command import keep_suite
 from tools.pages import benchmark as script
 
 
@@ -57,6 +61,16 @@ def test_agents_are_compared_at_equal_queries_and_at_equal_evaluations(tmp_path)
     assert dear[0] == "`ddpo_is`" and dear[2] == "`nft`" and dear[4] == "–"
     assert cheap[0] == "`nft`" and cheap[2] == "–" and cheap[1] == cheap[3]
     assert float(dear[1].split()[0]) > 1.9 * float(dear[3].split()[0])
+
+
+@pytest.mark.parametrize("name", [name for name in script.SUITES if name != "libraries"])  # a script's of before
+def test_a_benchmark_goes_on_with_a_copy_of_the_kept_records(tmp_path, name):
+    """The suite is the one that they were measured by, and so are the settings of every run."""
+    shutil.copytree(script.KEPT / name, tmp_path / name)
+    keep_suite(name, tmp_path / name)
+    results = script.Results.read(tmp_path / name)
+    cells = [Cell(name, task, agent, seed, str(tmp_path / name)) for agent, task, seed in results.records]
+    assert cells and all(cell.finished() for cell in cells)
 
 
 def test_the_cost_of_the_baseline_s_reward(tmp_path):
