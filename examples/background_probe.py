@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from diffusion_gym.agents.training import runs
+from diffusion_gym.agents.training.evaluation import EVALUATION_SEED
 
 
 def lightness(images, prompts, metadata):
@@ -28,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
 
     sys.path.insert(0, str(Path(__file__).parent))  # as the probe is found by its module's name
-    result = runs.evaluate_run(options.run, options.samples, seed=1000, probe="background_probe:lightness")
+    result = runs.evaluate_run(options.run, options.samples, EVALUATION_SEED, probe="background_probe:lightness")
     probe = result["probe"]
     low, high = probe["change_ci95"]
     print(

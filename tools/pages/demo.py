@@ -112,7 +112,7 @@ def demo_result() -> str:
     result = json.loads((RESULTS / "demo-seed-0.json").read_text())
     return (
         f"Strict success (the whole caption holds) rises from {_share(result, 'base_success')} to "
-        f"{_share(result, 'success')}, 95 % intervals, in {result['minutes']:.0f} minutes on two CPU cores."
+        f"{_share(result, 'success')}, 95 % intervals, in {result['minutes']:.1f} minutes on two CPU cores."
     )
 
 
