@@ -80,9 +80,18 @@ class _Product(torch.autograd.Function):
         out = gradient.reshape(-1, gradient.shape[-1])
         return (
             None if weight is None else _Product.apply(gradient, weight.T, None),
-            None if x is None else _Product.apply(out.T, x.reshape(-1, x.shape[-1]).T, None),
+            None if x is None else _weight_gradient(out, x.reshape(-1, x.shape[-1])),
             out.sum(0) if ctx.needs_input_grad[2] else None,
         )
+
+
+def _weight_gradient(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """out^T x, `(D', D)`. oneDNN copies its first factor where that is a transpose, so that is the smaller one."""
+    if x.shape[1] < out.shape[1]:
+        transposed: torch.Tensor = _Product.apply(x.T, out.T, None)
+        return transposed.T
+    product: torch.Tensor = _Product.apply(out.T, x.T, None)
+    return product
 
 
 def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -45,14 +45,15 @@ def calls(monkeypatch):
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(2048, 64), (4, 512, 64), (3, 683, 64)], ids=str)
-def test_values_and_gradients_are_those_of_torch(chosen, calls, shape, bias):
+@pytest.mark.parametrize("size", [(96, 64), (64, 96)], ids=["widens", "narrows"])
+@pytest.mark.parametrize("batch", [(2048,), (4, 512), (3, 683)], ids=str)
+def test_values_and_gradients_are_those_of_torch(chosen, calls, batch, size, bias):
     """In float32 against float64, also the gradient of a gradient."""
     chosen("onednn")
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(*size, generator=generator) for size in (shape, (96, 64)))
-    given = [x, weight, *([torch.randn(192, generator=generator)[::2]] if bias else [])]  # not contiguous
-    out = torch.randn(*shape[:-1], 96, generator=generator)
+    x, weight = (torch.randn(*shape, generator=generator) for shape in ((*batch, size[1]), size))
+    given = [x, weight, *([torch.randn(2 * size[0], generator=generator)[::2]] if bias else [])]  # not contiguous
+    out = torch.randn(*batch, size[0], generator=generator)
 
     def all_of(product, dtype):
         inputs = [value.to(dtype).detach().requires_grad_(True) for value in given]
