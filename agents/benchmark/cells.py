@@ -216,6 +216,11 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     prompts: PromptSet = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
     held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
     task = suite.tasks[cell.task]
+    if task.judged_on == "held_out_reward" and held_out is None:
+        raise ValueError(
+            f"judged_on={task.judged_on!r} of the task {cell.task!r}: its prompts, {prompts.name!r}, have none that "
+            "are held out; leave it out of the suite's file, or choose a prompt set with a held-out split"
+        )
     with tokens_only_to(cell.token_to):
         made = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
     probe = made and limited(made, settings.env_options.reward_seconds)

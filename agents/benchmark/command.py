@@ -211,12 +211,12 @@ def made_by_bench(out: Path) -> bool:
 
 
 def _measured(suite: Suite, done: Sequence[str]) -> Suite:
-    """The part of a suite that runs of these names were measured by; descriptions and ceilings may always change."""
+    """The part of a suite that runs of these names were measured by; what only reads them may always change."""
     return replace(
         suite,
         description="",
         tasks={
-            name: replace(task, ceiling=0.0)
+            name: replace(task, ceiling=0.0, judged_on="reward")
             for name, task in suite.tasks.items()
             if any(run.startswith(f"{name}--") for run in done)
         },

@@ -156,15 +156,15 @@ class Results:
         return np.array([row.get(measure) for row in rows], dtype=np.float64)
 
     def base(self, task: str) -> float:
-        """The pretrained model's mean reward on a task, over all seeds.
+        """The pretrained model's mean of what a task is judged on, over all seeds.
 
         In one seed alone its noise would move the whole scale. A seed's is the same for all agents but for rounding;
         a seed that some agents lack counts once.
         """
-        rewards: dict[int, list[float]] = {}
+        measure, rewards = self.suite.tasks[task].judged_on, dict[int, list[float]]()
         for (_, of, seed), record in self.records.items():
             if of == task:
-                rewards.setdefault(seed, []).append(number_or_nan(record["points"][0]["reward"]))
+                rewards.setdefault(seed, []).append(number_or_nan(record["points"][0][measure]))
         return float(np.mean([np.mean(values) for values in rewards.values()]))
 
     def scores(self, agent: str, point: int = -1, tasks: Sequence[str] | None = None) -> Scores:
@@ -177,7 +177,7 @@ class Results:
 
     def _scores_of(self, agent: str, task: str, point: int) -> NDArray[np.float64]:
         chosen, base = self.suite.tasks[task], self.base(task)
-        return np.array([chosen.score(reward, base) for reward in self.column(agent, task, "reward", point)])
+        return np.array([chosen.score(mean, base) for mean in self.column(agent, task, chosen.judged_on, point)])
 
     def paired(self, first: str, second: str) -> tuple[Scores, Scores]:
         """The last scores of two agents on the tasks and seeds that both have."""

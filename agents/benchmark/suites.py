@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict
 
@@ -48,6 +48,7 @@ class Task:
         preset: hyperparameters to start from, in place of the suite's.
         probe: a reward that is not trained on but measured on the same pictures, to see over-optimisation.
         probe_kwargs: keywords of the probe.
+        judged_on: whose mean the score is made of: the `reward` of prompts that are trained on, or `held_out_reward`.
     """
 
     __pydantic_config__ = _FILE
@@ -58,6 +59,7 @@ class Task:
     preset: str | None = None
     probe: str | None = None
     probe_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    judged_on: Literal["reward", "held_out_reward"] = "reward"
 
     def __post_init__(self) -> None:
         known = [entry.name for entry in fields(EnvOptions)]
@@ -66,7 +68,7 @@ class Task:
                 raise ValueError(unknown_name("env_options", key, known))
 
     def score(self, reward: float, base: float) -> float:
-        """The normalised score of a mean reward, `base` being the pretrained model's.
+        """The normalised score of a mean of what the task is judged on, `base` being the pretrained model's.
 
         Raises:
             ValueError: the pretrained model is at the ceiling, so that there is nothing to normalise with.

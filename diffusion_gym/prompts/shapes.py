@@ -29,6 +29,16 @@ for _family in FAMILIES:
     PROMPTS.register(f"shapes-{_family}")(lambda family=_family: _family_set(family))
 
 
+@PROMPTS.register("shapes-general")
+def shapes_general() -> PromptSet:
+    """Two objects, with or without a relation: so many prompts that an agent may learn of those held out as well."""
+    parts = {family: _family_set(family) for family in ("location", "composition")}
+    seen = tuple(prompt for part in parts.values() for prompt in part.prompts)
+    return PromptSet(
+        "shapes-general", seen, splits={name: part.held_out for name, part in parts.items()}, source=_SOURCE
+    )
+
+
 @PROMPTS.register("shapes-demo")
 def shapes_demo() -> PromptSet:
     """Few prompts that the embedded model gets wrong more often than right, so that minutes of training show."""

@@ -99,12 +99,13 @@ def blocks(results: Results) -> dict[str, str]:
 
 
 def _scores(results: Results, summary: Mapping[str, Any]) -> str:
-    """A row an agent: its score, and the mean reward on each task after training."""
+    """A row an agent: its score, and the mean that each task is judged on after training."""
     agents, tasks = summary["agents"], [task for task in results.suite.tasks if _seeds(results, task)]
-    rows = [["pretrained", "0", *(_mean(_first(agents, task)["before"]["reward"]) for task in tasks)]]
+    judged = {task: results.suite.tasks[task].judged_on for task in tasks}
+    rows = [["pretrained", "0", *(_mean(_first(agents, task)["before"][judged[task]]) for task in tasks)]]
     for agent, entry in agents.items():
-        found = [entry["tasks"].get(task) for task in tasks]
-        cells = ["–" if each is None else _mean(each["after"]["reward"]) for each in found]
+        found = {task: entry["tasks"].get(task) for task in tasks}
+        cells = ["–" if each is None else _mean(each["after"][judged[task]]) for task, each in found.items()]
         rows.append([f"`{agent}`", _score(summary, agent), *cells])
     counts = sorted({len(_seeds(results, task)) for task in tasks})
     budget = next(iter(results.records.values()))["settings"]["total_reward_queries"]
@@ -180,7 +181,7 @@ def _portion(share: float) -> str:
 
 
 def _share(results: Results, agent: str, baseline: str, task: str) -> float | None:
-    """CPU seconds until the mean reward is that of the baseline's end, over the baseline's: infinite where it never is.
+    """CPU seconds until a task's measure is that of the baseline's end, over the baseline's: infinite where it never is.
 
     Over the seeds that both have; None where there is none. Between two measurements the reward is taken to change
     linearly with the seconds.
@@ -188,8 +189,9 @@ def _share(results: Results, agent: str, baseline: str, task: str) -> float | No
     seeds = sorted({*results.seeds(agent, task)} & {*results.seeds(baseline, task)})
     if not seeds:
         return None
-    rewards, seconds = (_means(results, agent, task, seeds, measure) for measure in ("reward", "cpu_seconds"))
-    target, whole = (_means(results, baseline, task, seeds, measure)[-1] for measure in ("reward", "cpu_seconds"))
+    measures = (results.suite.tasks[task].judged_on, "cpu_seconds")
+    rewards, seconds = (_means(results, agent, task, seeds, measure) for measure in measures)
+    target, whole = (_means(results, baseline, task, seeds, measure)[-1] for measure in measures)
     if rewards[0] >= target:
         return 0.0
     for place in range(1, len(rewards)):

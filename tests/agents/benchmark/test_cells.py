@@ -176,6 +176,13 @@ def test_a_failure_is_recorded(cell, tmp_path):
     assert not broken.finished()
 
 
+def test_a_task_that_is_judged_on_held_out_prompts_needs_some(cell, tmp_path):
+    text = Path(cell().suite).read_text().replace('"shapes-color-4"', '"unconditional"')
+    (tmp_path / "tiny.toml").write_text(text + 'judged_on = "held_out_reward"\n')
+    found = run_cell(replace(cell(), suite=str(tmp_path / "tiny.toml")))
+    assert found["error"].startswith("ValueError: judged_on='held_out_reward' of the task 'size': its prompts, 'uncond")
+
+
 @pytest.mark.parametrize("place", ["reward", "probe"])
 @pytest.mark.parametrize(
     "act, reason",

@@ -45,6 +45,17 @@ def test_scores(results):
     assert np.isnan(found.column("a", "hard", "vendi")).all() and np.isnan(found.column("a", "hard", "none")).all()
 
 
+def test_a_task_may_be_judged_on_held_out_prompts(results):
+    found = results(a=([0.3, 1.0, 0.65], [-32.0, -10.0, -21.0]))
+    for seed, value in enumerate((0.4, 0.8, 0.6)):
+        points = found.records["a", "easy", seed]["points"]
+        points[0]["held_out_reward"], points[-1]["held_out_reward"] = 0.2, value
+    tasks = {**TASKS, "easy": replace(TASKS["easy"], judged_on="held_out_reward")}
+    judged = replace(found, suite=replace(found.suite, tasks=tasks))
+    np.testing.assert_allclose(judged.scores("a")[0], [0.25, 0.75, 0.5], atol=1e-12)
+    np.testing.assert_allclose(judged.scores("a")[1], found.scores("a")[1])
+
+
 def test_a_seed_that_some_agents_lack_does_not_move_the_scale(results):
     found = results(a=([0.5, 0.5, 0.5], [-20.0] * 3), b=([0.5, None, 0.5], [-20.0, None, None]))
     assert found.base("easy") == pytest.approx(0.3) and found.base("hard") == pytest.approx(-32)
