@@ -181,7 +181,7 @@ def _portion(share: float) -> str:
 
 
 def _share(results: Results, agent: str, baseline: str, task: str) -> float | None:
-    """CPU seconds until a task's measure is that of the baseline's end, over the baseline's: infinite where it never is.
+    """CPU seconds until a task's measure is that of the baseline's end, over the baseline's, or infinite.
 
     Over the seeds that both have; None where there is none. Between two measurements the reward is taken to change
     linearly with the seconds.
