@@ -31,7 +31,7 @@ PAGES: Final = {
     "README.md": ("shapes-v1 scores",),
     "docs/leaderboard.md": tuple(
         f"{suite} {part}"
-        for suite in ("shapes-v1", "shapes-v2", "shapes-v2-flow", "libraries")
+        for suite in ("shapes-v1", "shapes-v2", "shapes-v2-flow", "shapes-v2-general", "libraries")
         for part in ("scores", "costs")
     ),
     "docs/bring-your-own.md": ("libraries costs",),
@@ -39,14 +39,14 @@ PAGES: Final = {
     "docs/agents.md": ("shapes-v1 scores", "shapes-v1 costs"),
     "docs/newest-algorithms.md": tuple(
         f"{suite} {part}"
-        for suite in ("shapes-v2", "shapes-v2-flow")
+        for suite in ("shapes-v2", "shapes-v2-flow", "shapes-v2-general")
         for part in ("equal", "scores", "costs", "reached", "hours")
     ),
     "docs/libraries.md": ("libraries scores", "libraries verdicts", "libraries costs"),
 }
 SUITES: Final = tuple(dict.fromkeys(name.split()[0] for names in PAGES.values() for name in names))
 # Whose final reward the others are timed to; Flow-GRPO, which the papers compare with, where it comes from.
-BASELINES: Final = {"shapes-v2-flow": "grpo"}
+BASELINES: Final = {"shapes-v2-flow": "grpo", "shapes-v2-general": "grpo"}
 _FIGURES: Final = (
     "scores.svg",
     "profiles.svg",
