@@ -21,6 +21,7 @@ from torch.nn import functional
 SWITCH: Final = "DIFFUSION_GYM_LINEAR"  # of the environment: auto, onednn or torch
 _PAYS: Final = 1.3  # how much faster oneDNN has to be
 _LEAST: Final = 2**12  # weights of a layer; of smaller ones the call itself is most of the time
+_MANY: Final = 2**15  # the same of activations, of which a gradient has several narrow products
 _SIDE: Final = 256  # of the matrices that are measured
 
 
@@ -32,10 +33,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Raises:
         ValueError: the environment's `DIFFUSION_GYM_LINEAR` is none of auto, onednn and torch.
     """
-    if torch.compiler.is_compiling() or not (_fits(x, weight) and by_onednn()):
+    if weight.numel() < _LEAST or not _fits(x, weight):
         return functional.linear(x, weight, bias)
-    product: torch.Tensor = _Product.apply(x, weight, bias)
-    return product
+    found: torch.Tensor = _Product.apply(x, weight, bias)
+    return found
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The product x W^T of a backward pass, which is not differentiated, by whichever is faster; one may be narrow."""
+    large = max(x.numel(), weight.numel()) >= _MANY
+    return onednn_linear(x, weight) if large and _fits(x, weight) else functional.linear(x, weight)
 
 
 class OneDNNLinear(nn.Linear):
@@ -58,9 +65,9 @@ def with_fast_linear(network: nn.Module) -> nn.Module:
 
 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product is one that oneDNN may do: float32 on a CPU, with a weight of some size, outside autocast."""
+    """Whether oneDNN does a product: in float32 on a CPU, neither compiled nor in autocast, where it is faster."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.shape[-1:] == weight.shape[1:]
-    return plain and weight.numel() >= _LEAST and not torch.is_autocast_enabled("cpu")
+    return plain and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")) and by_onednn()
 
 
 class _Product(torch.autograd.Function):
@@ -90,15 +97,15 @@ def _weight_gradient(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if x.shape[1] < out.shape[1]:
         transposed: torch.Tensor = _Product.apply(x.T, out.T, None)
         return transposed.T
-    product: torch.Tensor = _Product.apply(out.T, x.T, None)
-    return product
+    found: torch.Tensor = _Product.apply(out.T, x.T, None)
+    return found
 
 
 def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The product x W^T + b by oneDNN, whatever its size; it has no gradient."""
     whole = None if bias is None else bias.contiguous()  # of a bias oneDNN reads no strides
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, whole, "none", [], "")
-    return product
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, whole, "none", [], "")
+    return found
 
 
 @cache

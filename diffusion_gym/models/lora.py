@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from diffusion_gym.models.base import ATTENTION
-from diffusion_gym.models.linear import linear
+from diffusion_gym.models.linear import linear, product
 from diffusion_gym.registry import unknown_name
 
 
@@ -47,7 +47,9 @@ class _WholeProduct(torch.autograd.Function):
         rows, out = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         whole = torch.addmm(weight, up, down, alpha=ctx.scale) if ctx.needs_input_grad[0] else None
         for_x = None if whole is None else linear(out, whole.T).view(x.shape)
-        return for_x, None, None, ctx.scale * (out @ up).T @ rows, ctx.scale * out.T @ (rows @ down.T), None
+        for_down = product(product(out, up.T).T, rows.T)
+        for_up = product(product(rows, down).T, out.T).T
+        return for_x, None, None, ctx.scale * for_down, ctx.scale * for_up, None
 
 
 class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
