@@ -88,6 +88,22 @@ def test_what_is_left_to_torch(chosen, calls, width, dtype, choice):
 
 
 @needs_onednn
+def test_products_of_an_adapter_s_gradients(chosen, calls):
+    """Narrow ones of many rows go through oneDNN, few numbers do not; either way they are torch's."""
+    chosen("onednn")
+    assert linear.by_onednn() is True
+    calls.clear()  # those of the switch
+    generator = torch.Generator().manual_seed(0)
+    for rows, by_onednn in ((2048, True), (64, False)):
+        x, narrow = torch.randn(rows, 64, generator=generator), torch.randn(64, 4, generator=generator)
+        for one, other in ((x, narrow.T), (narrow.T, x), (x.T, torch.randn(4, rows, generator=generator))):
+            exact = one.double() @ other.T.double()
+            assert (linear.product(one, other) - exact).abs().max() <= 1e-5 * exact.abs().max()
+        assert len(calls) == (3 if by_onednn else 0)
+        calls.clear()
+
+
+@needs_onednn
 def test_a_model_s_network_has_them_and_saves_the_same(chosen, tiny_pipeline, tmp_path):
     networks = []
     for choice in ("torch", "onednn"):
