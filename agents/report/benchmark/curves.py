@@ -33,7 +33,7 @@ _PAIRS: Final = {
 
 
 def learning(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figure]]:
-    """By what it costs, the reward on each task (DDPO, figure 3)."""
+    """By what it costs, the reward that each task is judged on (DDPO, figure 3)."""
     return {
         cost: [
             _learning(benchmark, figures, "reward", task, benchmark.agents_of(task), cost) for task in benchmark.tasks
@@ -44,14 +44,19 @@ def learning(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figure]]:
 
 def _learning(benchmark: Benchmark, figures: Figures, name: str, task: str, agents: Sequence[str], cost: str) -> Figure:
     name = f"{name}-{cost.replace('_', '-')}--{task}"
-    return _figure(benchmark, figures, name, task, agents, (cost, "reward"), band=True)
+    return _figure(benchmark, figures, name, task, agents, (cost, _judged_on(benchmark, task)), band=True)
+
+
+def _judged_on(benchmark: Benchmark, task: str) -> str:
+    return benchmark.results.suite.tasks[task].judged_on
 
 
 def trade_offs(benchmark: Benchmark, figures: Figures) -> dict[str, list[Figure]]:
     """Frontier, over-optimisation, diversity and generalisation, where the records have both measures."""
     charts: dict[str, list[Figure]] = {}
-    for name, pair in _PAIRS.items():
+    for name, named in _PAIRS.items():
         for task in benchmark.tasks:
+            pair = ("kl", _judged_on(benchmark, task)) if name == "frontier" else named
             measures = {*benchmark.measures(task)}
             if {*pair} <= measures and not (name == "diversity-all" and "vendi" in measures):
                 drawn = _figure(benchmark, figures, f"{name}--{task}", task, benchmark.agents_of(task), pair)

@@ -202,6 +202,17 @@ def test_records_alone_are_enough(made, tmp_path):
     assert cells(text, "results") == cells((made / "report.html").read_text(encoding="utf-8"), "results")
 
 
+def test_a_task_that_is_judged_on_held_out_prompts(tmp_path):
+    fill(tmp_path, samples=False)
+    suite = next(tmp_path.glob("*.toml"))
+    suite.write_text(suite.read_text().replace("[tasks.size]", '[tasks.size]\njudged_on = "held_out_reward"'))
+    text = words(write_benchmark_report(tmp_path).read_text(encoding="utf-8"))
+    assert "A run's score is 0 where its reward (of size: that of held-out prompts) is the pretrained model's" in text
+    for name in ("reward-reward-queries", "reward-network-evaluations", "reward-seconds", "frontier"):
+        assert "held_out_reward" in table_rows(tmp_path, f"{name}--size")[0]
+        assert "held_out_reward" not in table_rows(tmp_path, f"{name}--color")[0]
+
+
 def test_one_seed_of_one_agent(tmp_path):
     fill(tmp_path, ["rwr"], seeds=1, samples=False)
     text = words(write_benchmark_report(tmp_path).read_text(encoding="utf-8"))
