@@ -22,7 +22,7 @@ from diffusion_gym.agents.benchmark.library_agents import LIBRARY_AGENTS, config
 from diffusion_gym.agents.benchmark.machine import hardware, peak_memory_mb
 from diffusion_gym.agents.benchmark.measures import Evaluator, Work
 from diffusion_gym.agents.benchmark.records import FORMAT, POINTS, check_agent, file_name, read_points, read_record
-from diffusion_gym.agents.benchmark.suites import Suite
+from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.agents.training import run_files
 from diffusion_gym.agents.training.ending import leave
 from diffusion_gym.agents.training.folders import check_name
@@ -216,15 +216,24 @@ def _evaluator(cell: Cell, suite: Suite, settings: RunSettings) -> Evaluator:
     prompts: PromptSet = cast(DenoisingVectorEnv, env.unwrapped).prompt_set
     held_out = make_env(settings, batch, prompts.held_out_set()) if prompts.held_out else None
     task = suite.tasks[cell.task]
-    if task.judged_on == "held_out_reward" and held_out is None:
-        raise ValueError(
-            f"judged_on={task.judged_on!r} of the task {cell.task!r}: its prompts, {prompts.name!r}, have none that "
-            "are held out; leave it out of the suite's file, or choose a prompt set with a held-out split"
-        )
+    require_judged_prompts(cell.task, task, prompts)
     with tokens_only_to(cell.token_to):
         made = make_reward(task.probe, **task.probe_kwargs) if task.probe else None
     probe = made and limited(made, settings.env_options.reward_seconds)
     return Evaluator(env, held_out, suite.samples, cell.seed, probe)
+
+
+def require_judged_prompts(name: str, task: Task, prompts: PromptSet) -> None:
+    """Refuse a task that is judged on held-out prompts but has none.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if task.judged_on == "held_out_reward" and not prompts.held_out:
+        raise ValueError(
+            f"judged_on={task.judged_on!r} of the task {name!r}: its prompts, {prompts.name!r}, have none that are "
+            "held out; leave it out of the suite's file, or choose a prompt set that has"
+        )
 
 
 def _as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:

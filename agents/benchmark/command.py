@@ -14,7 +14,7 @@ from diffusion_gym.agents.benchmark.cells import Cell
 from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.records import POINTS, file_name, read_record
-from diffusion_gym.agents.benchmark.results import Cost, Results
+from diffusion_gym.agents.benchmark.results import Cost, Results, require_measured
 from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
 from diffusion_gym.agents.training.ending import ENDING, on_ending
@@ -157,10 +157,11 @@ def _agents(options: BenchOptions) -> list[str]:
 
 def suites_text() -> str:
     """The suites that come with the package, with their tasks."""
+    width = 2 + max(map(len, suites()))
     lines = []
     for suite in map(Suite.load, suites()):
-        lines.append(f"{suite.name:14}{suite.description}")
-        lines.append(f"{'':14}{suite.budget} reward queries a run; tasks: {', '.join(suite.tasks)}")
+        lines.append(f"{suite.name:{width}}{suite.description}")
+        lines.append(f"{'':{width}}{suite.budget} reward queries a run; tasks: {', '.join(suite.tasks)}")
     return "\n".join(lines)
 
 
@@ -181,6 +182,8 @@ def keep_suite(suite: str, out: Path) -> Path:
             done.append(path.stem)
         elif record["task"] not in asked.tasks:
             failed.append(path)
+        if record["task"] in asked.tasks:
+            require_measured(record, asked)
     for other in out.glob("*.toml"):
         if other.name == target.name and _measured(Suite.load(str(other)), done) == _measured(asked, done):
             continue
@@ -250,7 +253,9 @@ class _Progress:
             text = f"failed: {record['error']}"
         else:
             first, last = record["points"][0], record["points"][-1]
-            before, after = number_or_nan(first["reward"]), number_or_nan(last["reward"])
-            text = f"reward {before:.3f} -> {after:.3f}, {record['total_seconds'] / 60:.1f} minutes"
+            measure = cell.load_suite().tasks[cell.task].judged_on
+            before, after = number_or_nan(first[measure]), number_or_nan(last[measure])
+            minutes = record["total_seconds"] / 60
+            text = f"{measure.replace('_', ' ')} {before:.3f} -> {after:.3f}, {minutes:.1f} minutes"
             self.seconds.append(float(record["total_seconds"]))
         print(f"{self.done}/{self.number} {cell.task}, {cell.agent}, seed {cell.seed}: {text}{self.left()}", flush=True)

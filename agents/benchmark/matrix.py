@@ -20,11 +20,12 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from diffusion_gym.agents.benchmark.cells import Cell, run_cell
+from diffusion_gym.agents.benchmark.cells import Cell, require_judged_prompts, run_cell
 from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.records import read_record
 from diffusion_gym.agents.benchmark.suites import Suite, Task
 from diffusion_gym.envs.registration import environment_ids
+from diffusion_gym.prompts import make_prompts
 from diffusion_gym.registry import unknown_name
 from diffusion_gym.rewards import REWARDS
 from diffusion_gym.storage import exact_json, write_json
@@ -67,7 +68,10 @@ def _check(cells: Sequence[Cell]) -> None:
     for name, task in cells[0].load_suite().tasks.items():
         _check_names(name, task)
     for cell in cells:
-        options = cell.settings(cell.load_suite()).env_options
+        suite = cell.load_suite()
+        options = cell.settings(suite).env_options
+        if cell.task not in first and (prompts := options.keywords().get("prompts")) is not None:
+            require_judged_prompts(cell.task, suite.tasks[cell.task], make_prompts(prompts))
         other, theirs = first.setdefault(cell.task, (cell, options))
         names = [entry.name for entry in fields(options)]
         if differ := [name for name in names if getattr(theirs, name) != getattr(options, name)]:

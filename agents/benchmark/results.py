@@ -84,7 +84,8 @@ class Results:
 
         Raises:
             FileNotFoundError: there is no record, or no suite.
-            ValueError: a record is truncated or of something else, or of a task that the suite has not.
+            ValueError: a record is truncated or of something else, of a task that the suite has not, or without what
+                the task is judged on.
         """
         records = [read_record(path) for path in sorted((folder / "records").glob("*.json"))]
         if not records:
@@ -99,6 +100,7 @@ class Results:
             if row["task"] not in suite.tasks:
                 unknown = unknown_name("task", row["task"], [*suite.tasks])
                 raise ValueError(f"{folder / 'records'} has a record of another suite: {unknown}")
+            require_measured(row, suite)
         good = {(row["agent"], row["task"], row["seed"]): row for row in records if "error" not in row}
         return cls(suite, good, [row for row in records if "error" in row], folder)
 
@@ -205,6 +207,20 @@ class Results:
             Verdict(first, second, *self.compared(first, second), adjusted, sum(map(len, ours)))
             for (first, second, ours, _), adjusted in zip(pairs, p, strict=True)
         ]
+
+
+def require_measured(record: Record, suite: Suite) -> None:
+    """Refuse a record of a run that did not measure what its task is judged on.
+
+    Raises:
+        ValueError: so it is.
+    """
+    measure = suite.tasks[record["task"]].judged_on
+    if "error" not in record and any(measure not in point for point in record["points"]):
+        raise ValueError(
+            f"task {record['task']!r}: judged_on={measure!r} is not in the record of {record['agent']}, seed "
+            f"{record['seed']}, whose prompts have none that are held out; leave judged_on out of the suite's file"
+        )
 
 
 def _until(points: Sequence[Mapping[str, Any]], cost: str, limit: float) -> list[Mapping[str, Any]]:

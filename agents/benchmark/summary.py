@@ -33,6 +33,8 @@ def summary_text(results: Results, cost: Cost = "reward_queries") -> str:
         mean, runs = interquartile_mean(scores), sum(len(part) for part in scores)
         lines.append(f"{agent:{width}}{mean.value:8.3f}  {_interval(mean):18}{runs:5}{results.failed(agent):8}")
     lines.append("score: interquartile mean over tasks and seeds; 0 is the pretrained model, 1 the task's ceiling")
+    if held_out := [name for name, task in results.suite.tasks.items() if task.judged_on == "held_out_reward"]:
+        lines.append(f"on held-out prompts: {', '.join(held_out)}")
     verdicts = results.verdicts()
     if verdicts:
         lines += ["", *map(_sentence, verdicts)]
@@ -97,6 +99,7 @@ def _task(results: Results, agent: str, task: str) -> dict[str, Any]:
     measures = dict.fromkeys(key for seed in seeds for key in results.records[agent, task, seed]["points"][-1])
     return {
         "seeds": seeds,
+        "judged_on": results.suite.tasks[task].judged_on,
         "score": asdict(interquartile_mean(results.scores(agent, tasks=[task]))),
         **{
             name: {measure: _mean(results.column(agent, task, measure, point)) for measure in measures}

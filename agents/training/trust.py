@@ -293,6 +293,7 @@ _RULES: Final[Mapping[str, Callable[[str, str], Iterator[Claim]]]] = {
     "agent": _module,
     "env": _module,
     "out": _nothing,  # the folder that the command names stands in for it
+    "judged_on": _nothing,  # a choice of two in a suite's task
     "preset": _plain,
     "track": _track,
     "device": _plain,

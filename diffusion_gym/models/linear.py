@@ -66,7 +66,9 @@ def with_fast_linear(network: nn.Module) -> nn.Module:
 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether oneDNN does a product: in float32 on a CPU, neither compiled nor in autocast, where it is faster."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.shape[-1:] == weight.shape[1:]
+    if x.device.type != "cpu" or x.numel() == 0:
+        return False
+    plain = x.dtype == weight.dtype == torch.float32 and x.shape[-1:] == weight.shape[1:]
     return plain and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")) and by_onednn()
 
 

@@ -144,6 +144,10 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, capsys, monkeypatch, argument
             "task 'size': env='DiffusionDenoise-Shapes-Colour-v0' is unknown",
         ),
         ({"probe": '"Incompresibility"'}, "task 'size': probe='Incompresibility' is unknown; did you mean 'Incompress"),
+        (
+            {"env_options": '{ prompts = ["a dog"] }', "probe": '"Compressibility"\njudged_on = "held_out_reward"'},
+            "judged_on='held_out_reward' of the task 'size': its prompts, 'custom', have none that are held out",
+        ),
     ],
 )
 def test_a_task_of_what_does_not_exist_is_refused_before_anything_runs(
@@ -182,6 +186,18 @@ def test_another_suite_or_other_settings_in_the_same_folder(
     rescaled = write_suite(tmp_path / "rescaled", tiny_pipeline, ceiling="3.5")
     bench("--suite", rescaled, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     assert (out / "tiny.toml").read_text() == rescaled.read_text()  # a ceiling is only a scale
+    held_out = write_suite(tmp_path / "held-out", tiny_pipeline, 'judged_on = "held_out_reward"\n')
+    capsys.readouterr()
+    bench("--suite", held_out, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
+    assert (out / "tiny.toml").read_text() == held_out.read_text()
+    assert "on held-out prompts: size" in capsys.readouterr().out
+    record = next((out / "records").glob("*.json"))
+    content = read_json(record)
+    for point in content["points"]:
+        del point["held_out_reward"]
+    write_json(record, content)
+    told = failure(capsys, "--suite", held_out, "--agents", "ddpo_is", "--out", out)
+    assert told.startswith("error: task 'size': judged_on='held_out_reward' is not in the record of ddpo_is, seed 0")
     arguments = ("--suite", tiny_suite, "--agents", "ddpo_is", "--budget", 12, "--out", out)
     assert "is of other settings (total_reward_queries=12, there 8)" in failure(capsys, *arguments)
     assert len(in_this_process) == 1
@@ -273,7 +289,7 @@ def test_the_signals_of_schedulers_end_it_as_ctrl_c_does(tiny_suite, tmp_path, c
 def test_the_time_left_is_that_of_the_runs_so_far(capsys):
     progress = command._Progress(10, 0, jobs=2)
     assert progress.left() == ""
-    cell = Cell("tiny", "size", "ddpo_is", 0, "out")
+    cell = Cell("smoke", "location", "ddpo_is", 0, "out")
     points = [{"reward": 0.0}, {"reward": 1.0}]
     progress.show(cell, {"points": points, "total_seconds": 100.0})
     progress.show(cell, {"error": "ValueError: no", "total_seconds": 1.0})
