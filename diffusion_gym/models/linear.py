@@ -66,10 +66,10 @@ def with_fast_linear(network: nn.Module) -> nn.Module:
 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether oneDNN does a product: in float32 on a CPU, neither compiled nor in autocast, where it is faster."""
-    if x.device.type != "cpu" or x.numel() == 0:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
         return False
     plain = x.dtype == weight.dtype == torch.float32 and x.shape[-1:] == weight.shape[1:]
-    return plain and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")) and by_onednn()
+    return plain and not torch.is_autocast_enabled("cpu") and by_onednn()
 
 
 class _Product(torch.autograd.Function):

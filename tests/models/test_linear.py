@@ -85,6 +85,7 @@ def test_what_is_left_to_torch(chosen, calls, width, dtype, choice):
     assert torch.equal(layer(x), expected) and not calls
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16 and not calls
+    assert layer(x[:0]).shape == (0, width) and not calls
 
 
 @needs_onednn
