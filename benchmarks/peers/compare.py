@@ -25,6 +25,7 @@ import tyro
 from page_options import PageOptions
 from summary import Record, headline, summary
 
+from diffusion_gym.agents.benchmark.machine import hardware
 from diffusion_gym.agents.report.marked import write_marked
 from diffusion_gym.storage import read_json, write_json
 
@@ -85,7 +86,7 @@ def run(options: RunOptions) -> None:
         print(f"{trainable}: {options.warmup} + {options.rounds} rounds of {', '.join(names)}", flush=True)
         commands = {name: _command(options, name, pipeline, trainable) for name in names}
         for name, line in take_turns(commands, options.warmup + options.rounds).items():
-            record = {"name": name, "trainable": trainable, **line}
+            record = {"name": name, "trainable": trainable, **hardware(), **line}
             slug = name.replace(",", "").replace(" ", "-")
             write_json(options.records / f"{options.device}-{trainable}-{slug}.json", record)
             records.append(record)

@@ -132,11 +132,12 @@ def _settings(records: Sequence[Record]) -> str:
         raise ValueError("the programs train different numbers of parameters; compare like with like")
     versions = {_is_peer(record): record["versions"] for record in records}
     said = [", ".join(f"{name} {number}" for name, number in versions[peer].items()) for peer in sorted(versions)]
+    places = sorted({record["card"] or record["processor"] for record in records})
     return (
         f"{first['samples']} pictures, T = {first['steps']}, guidance {first['guidance']:g}, precision "
         f"`{first['precision']}`, pipeline `{first['pipeline']}`, {records[0]['trained_parameters']:,} trained "
-        f"parameters; threads: {first['threads']}, rounds: {first['epochs']}. "
-        f"With {'; for TRL '.join(said)}."
+        f"parameters; threads: {first['threads']}, rounds: {first['epochs']}; "
+        f"{', '.join(places)}. With {'; for TRL '.join(said)}."
     )
 
 

@@ -88,6 +88,8 @@ def record(name, iterations, memory, **changed):
         "loaded_rss_mb": 60,
         "peak_rss_mb": memory,
         "peak_cuda_mb": None,
+        "card": None,
+        "processor": "a processor",
         "trained_parameters": 1234,
         "versions": {"torch": "1", **({"trl": "2"} if name == "TRL" else {})},
     }
