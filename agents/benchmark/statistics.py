@@ -18,7 +18,7 @@ Scores = Sequence[NDArray[np.float64]]
 
 RESAMPLES: Final = 5_000
 _TRIMMED: Final = 0.25  # of either end: what is left is the middle half
-_FLIPS: Final = 9_999  # draws of signs; all of them where there are no more
+_FLIPS: Final = 2**16  # draws of signs; all of them where there are no more, as for five seeds of three tasks
 
 
 @dataclass(frozen=True)

@@ -186,8 +186,8 @@ def _portion(share: float) -> str:
 def _share(results: Results, agent: str, baseline: str, task: str) -> float | None:
     """CPU seconds until a task's measure is that of the baseline's end, over the baseline's, or infinite.
 
-    Over the seeds that both have; None where there is none. Between two measurements the reward is taken to change
-    linearly with the seconds.
+    Over the seeds that both have; None where there is none, or where the baseline gains nothing. Between two
+    measurements the reward is taken to change linearly with the seconds.
     """
     seeds = sorted({*results.seeds(agent, task)} & {*results.seeds(baseline, task)})
     if not seeds:
@@ -196,7 +196,7 @@ def _share(results: Results, agent: str, baseline: str, task: str) -> float | No
     rewards, seconds = (_means(results, agent, task, seeds, measure) for measure in measures)
     target, whole = (_means(results, baseline, task, seeds, measure)[-1] for measure in measures)
     if rewards[0] >= target:
-        return 0.0
+        return None
     for place in range(1, len(rewards)):
         if rewards[place] >= target:
             part = (target - rewards[place - 1]) / (rewards[place] - rewards[place - 1])

@@ -100,3 +100,12 @@ def test_tied_scores_of_few_seeds_have_an_interval_that_ends_at_its_estimate(sco
     assert sign_flip_p(parts) == 2 / 2**4  # undecided, whatever the interval says
     assert not interquartile_mean([np.array([0.0, 0.1, 0.2, 0.4])]).at_an_end
     assert not interquartile_mean([np.ones(3)]).at_an_end and not interquartile_mean([np.ones(1)]).at_an_end
+
+
+def test_fifteen_pairs_are_exact():
+    """Five seeds of three tasks: every choice of signs, in place of draws that leave a p near 0.05 to chance."""
+    values = np.random.default_rng(0).normal(0.3, 1.0, 15)
+    signs = np.array(list(itertools.product((-1, 1), repeat=15)))
+    expected = (np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9).mean()
+    assert 1e-3 < expected < 1
+    assert sign_flip_p(np.split(values, 3)) == pytest.approx(expected, abs=1e-12)
