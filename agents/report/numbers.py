@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from diffusion_gym.storage import number_or_nan
+
+_ROUNDING: Final = 1e-15  # of a difference of two numbers about 1
 
 
 def number(value: float | None, sign: str = "") -> str:
     """A number for people: three decimals, or as many as a large or tiny one needs; `sign="+"` shows a plus.
 
-    A dash is shown for NaN, infinity and None, which is how a file holds them.
+    A dash is shown for NaN, infinity and None, which is how a file holds them, and 0 for what rounding leaves of it.
     """
     if value is None or not math.isfinite(value):
         return "–"
+    value = value if abs(value) >= _ROUNDING else 0.0
     size = abs(value)
     form = ",.1f" if size >= 100 else ".3f" if size >= 5e-4 or not size else ".4f" if size >= 5e-5 else ".1e"
     return f"{value:{sign if value else ''}{form}}".replace("-", "−")

@@ -329,6 +329,6 @@ def test_the_command_stands_for_the_settings(tmp_path, env, prompts, agent):
 def test_numbers_for_people():
     values = (0.0, -1.5, 0.0004, 1e-7, 1234.5, float("nan"), None)
     assert [number(value) for value in values] == ["0.000", "−1.500", "0.0004", "1.0e−07", "1,234.5", "–", "–"]
-    assert number(0.25, "+") == "+0.250" and number(0.0, "+") == "0.000"
+    assert number(0.25, "+") == "+0.250" and number(0.0, "+") == number(-9.3e-18, "+") == "0.000"
     assert percent(0.5) == "50.0\xa0%" and percent(-0.5, "+") == "−50.0\xa0pp"
     assert change(0.1, 0.1 + 1e-9) == 0 and change(0.5, 0.25) == -0.25 and number(change(None, 1.0)) == "–"
