@@ -177,12 +177,13 @@ def _envs(args: list[str]) -> None:
     from diffusion_gym.rewards import REWARDS
 
     parsed(EnvsOptions, args, "envs")
-    print(f"{'environment':48}prompts, unless others are asked for")
+    width = 2 + max(map(len, environment_ids()))
+    print(f"{'environment':{width}}prompts, unless others are asked for")
     for id_, kwargs in environment_ids().items():
         prompted = "prompt" in MODELS.traits(kwargs["model"])
         own = REWARDS.default_prompts(kwargs["reward"]) or "those of the model"
-        print(f"{id_:48}{own if prompted else 'none, the model is unconditional'}")
-    print(f"{GENERIC_ID:48}any: give --env.model, --env.reward and --env.prompts")
+        print(f"{id_:{width}}{own if prompted else 'none, the model is unconditional'}")
+    print(f"{GENERIC_ID:{width}}any: give --env.model, --env.reward and --env.prompts")
 
 
 def _presets(args: list[str]) -> None:

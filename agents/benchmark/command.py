@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -188,9 +188,11 @@ def keep_suite(suite: str, out: Path) -> Path:
         if other.name == target.name and _measured(Suite.load(str(other)), done) == _measured(asked, done):
             continue
         if done:
+            ours, theirs = (_measured(each, done) for each in (asked, Suite.load(str(other))))
+            differ = [entry.name for entry in fields(Suite) if getattr(ours, entry.name) != getattr(theirs, entry.name)]
             raise ValueError(
-                f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out. If only "
-                "some of its tasks or agents have changed, remove their records and runs"
+                f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out. It differs "
+                f"in {', '.join(differ)}. If only some of its tasks or agents have changed, remove their records and runs"
             )
         other.unlink()
     for path in failed:  # of a task that the suite no longer has

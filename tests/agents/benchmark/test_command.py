@@ -182,7 +182,8 @@ def test_another_suite_or_other_settings_in_the_same_folder(
     bench("--suite", tiny_suite, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     assert "holds a benchmark of another suite, tiny.toml" in failure(capsys, "--suite", "smoke", "--out", out)
     changed = write_suite(tmp_path / "changed", tiny_pipeline, samples="8")
-    assert "of another suite, tiny.toml; choose another --out" in failure(capsys, "--suite", changed, "--out", out)
+    told = failure(capsys, "--suite", changed, "--out", out)
+    assert "of another suite, tiny.toml; choose another --out" in told and "It differs in samples. If" in told
     rescaled = write_suite(tmp_path / "rescaled", tiny_pipeline, ceiling="3.5")
     bench("--suite", rescaled, "--agents", "ddpo_is", "--seeds", 1, "--out", out)
     assert (out / "tiny.toml").read_text() == rescaled.read_text()  # a ceiling is only a scale
