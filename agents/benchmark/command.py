@@ -192,7 +192,8 @@ def keep_suite(suite: str, out: Path) -> Path:
             differ = [entry.name for entry in fields(Suite) if getattr(ours, entry.name) != getattr(theirs, entry.name)]
             raise ValueError(
                 f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out. It differs "
-                f"in {', '.join(differ)}. If only some of its tasks or agents have changed, remove their records and runs"
+                f"in {', '.join(differ)}. If only some of its tasks or agents have changed, remove their records and "
+                "runs"
             )
         other.unlink()
     for path in failed:  # of a task that the suite no longer has
