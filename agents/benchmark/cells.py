@@ -229,7 +229,7 @@ def require_judged_prompts(name: str, task: Task, prompts: PromptSet) -> None:
     Raises:
         ValueError: so it is.
     """
-    if task.judged_on == "held_out_reward" and not prompts.held_out:
+    if task.on_held_out and not prompts.held_out:
         raise ValueError(
             f"judged_on={task.judged_on!r} of the task {name!r}: its prompts, {prompts.name!r}, have none that are "
             "held out; leave it out of the suite's file, or choose a prompt set that has"

@@ -15,7 +15,7 @@ from diffusion_gym.agents.benchmark.library_agents import require_package
 from diffusion_gym.agents.benchmark.matrix import cells_of, run_local, run_ray
 from diffusion_gym.agents.benchmark.records import POINTS, file_name, read_record
 from diffusion_gym.agents.benchmark.results import Cost, Results, require_measured
-from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, suite_file, suites
+from diffusion_gym.agents.benchmark.suites import FOLDER, Suite, Task, suite_file, suites
 from diffusion_gym.agents.benchmark.summary import summary_text, write_summary
 from diffusion_gym.agents.training.ending import ENDING, on_ending
 from diffusion_gym.agents.training.folders import check_out, content, holding
@@ -112,11 +112,12 @@ def _run(options: BenchOptions, out: Path, cells: list[Cell], seal: Seal | None)
         write_seal(out, seal)
     cells = [replace(cell, suite=str(copy)) for cell in cells]
     todo = [cell for cell in cells if not cell.finished()]
-    progress = _Progress(len(cells), len(cells) - len(todo), options.jobs)
+    suite = Suite.load(str(copy))
+    progress = _Progress(suite, len(cells), len(cells) - len(todo), options.jobs)
     if done := [cell for cell in cells if cell not in todo]:
         progress.seconds = [float(read_record(cell.record)["total_seconds"]) for cell in done]
     left = progress.left() if done or not todo else "; the first that ends tells how long they take"
-    queries = options.budget or Suite.load(options.suite).budget
+    queries = options.budget or suite.budget
     runs = f"{len(cells)} run{'' if len(cells) == 1 else 's'} of {queries:,} reward queries"
     print(f"{runs}, {len(done)} finished before{left}; records in {out / 'records'}", flush=True)
     if not todo:
@@ -143,7 +144,7 @@ def _seal(options: BenchOptions, out: Path) -> Seal | None:
     source = suite_file(options.suite)
     seal, copy = seal_of(out), out / source.name
     if seal is None or not copy.is_file() or copy.read_bytes() != source.read_bytes():
-        claims = [] if source.parent == FOLDER else suite_claims(asdict(Suite.load(options.suite)))
+        claims = [] if source.parent == FOLDER else suite_claims(asdict(Suite.load(options.suite)), Task)
         seal = require_trust(out, claims, options.trust, source if claims else None)
         seal = seal or (None if content(out) else Seal())
     return seal if seal is None or options.token_to is None else Seal(options.token_to)
@@ -184,12 +185,13 @@ def keep_suite(suite: str, out: Path) -> Path:
             failed.append(path)
         if record["task"] in asked.tasks:
             require_measured(record, asked)
+    ours = _measured(asked, done)
     for other in out.glob("*.toml"):
-        if other.name == target.name and _measured(Suite.load(str(other)), done) == _measured(asked, done):
+        theirs = _measured(Suite.load(str(other)), done)
+        differ = [entry.name for entry in fields(Suite) if getattr(ours, entry.name) != getattr(theirs, entry.name)]
+        if not differ:
             continue
         if done:
-            ours, theirs = (_measured(each, done) for each in (asked, Suite.load(str(other))))
-            differ = [entry.name for entry in fields(Suite) if getattr(ours, entry.name) != getattr(theirs, entry.name)]
             raise ValueError(
                 f"out={str(out)!r} holds a benchmark of another suite, {other.name}; choose another --out. It differs "
                 f"in {', '.join(differ)}. If only some of its tasks or agents have changed, remove their records and "
@@ -237,8 +239,8 @@ def _measured(suite: Suite, done: Sequence[str]) -> Suite:
 class _Progress:
     """A line for each run that ends, with the time that the others will take: that of those so far, `jobs` at once."""
 
-    def __init__(self, number: int, done: int, jobs: int) -> None:
-        self.number, self.done, self.jobs, self.failed = number, done, jobs, 0
+    def __init__(self, suite: Suite, number: int, done: int, jobs: int) -> None:
+        self.suite, self.number, self.done, self.jobs, self.failed = suite, number, done, jobs, 0
         self.seconds: list[float] = []  # that runs took, failed ones apart
 
     def left(self) -> str:
@@ -256,7 +258,7 @@ class _Progress:
             text = f"failed: {record['error']}"
         else:
             first, last = record["points"][0], record["points"][-1]
-            measure = cell.load_suite().tasks[cell.task].judged_on
+            measure = self.suite.tasks[cell.task].judged_on
             before, after = number_or_nan(first[measure]), number_or_nan(last[measure])
             minutes = record["total_seconds"] / 60
             text = f"{measure.replace('_', ' ')} {before:.3f} -> {after:.3f}, {minutes:.1f} minutes"

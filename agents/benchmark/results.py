@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -200,6 +201,11 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """Each pair of agents that have a run in common, the better-ranked agent first."""
+        return list(self._verdicts)
+
+    @cached_property
+    def _verdicts(self) -> list[Verdict]:
+        """Made once: exact tests of many pairs take seconds, and text, summary and page each ask for them."""
         pairs = [(*names, *self.paired(*names)) for names in itertools.combinations(self.agents, 2)]
         pairs = [pair for pair in pairs if pair[2]]
         p = holm([sign_flip_p([a - b for a, b in zip(ours, theirs, strict=True)]) for _, _, ours, theirs in pairs])

@@ -67,6 +67,11 @@ class Task:
             if key not in known:
                 raise ValueError(unknown_name("env_options", key, known))
 
+    @property
+    def on_held_out(self) -> bool:
+        """Whether the task is judged on prompts that training never sees."""
+        return self.judged_on == "held_out_reward"
+
     def score(self, reward: float, base: float) -> float:
         """The normalised score of a mean of what the task is judged on, `base` being the pretrained model's.
 

@@ -33,7 +33,7 @@ def summary_text(results: Results, cost: Cost = "reward_queries") -> str:
         mean, runs = interquartile_mean(scores), sum(len(part) for part in scores)
         lines.append(f"{agent:{width}}{mean.value:8.3f}  {_interval(mean):18}{runs:5}{results.failed(agent):8}")
     lines.append("score: interquartile mean over tasks and seeds; 0 is the pretrained model, 1 the task's ceiling")
-    if held_out := [name for name, task in results.suite.tasks.items() if task.judged_on == "held_out_reward"]:
+    if held_out := [name for name, task in results.suite.tasks.items() if task.on_held_out]:
         lines.append(f"on held-out prompts: {', '.join(held_out)}")
     verdicts = results.verdicts()
     if verdicts:

@@ -159,12 +159,8 @@ class _Named(Schema):
     agent_options: dict[str, Any]
 
 
-def suite_claims(suite: Mapping[str, Any]) -> list[Claim]:
-    """What a benchmark's suite names.
-
-    Args:
-        suite: the fields of a `Suite`, its tasks as mappings too.
-    """
+def suite_claims(suite: Mapping[str, Any], task_kind: Any) -> list[Claim]:
+    """What the fields of a benchmark's `Suite` name, its tasks as mappings too; `task_kind` is the type of a task."""
     found: list[Claim] = []
     configs = [AgentConfig, *(agent_class(agent).Config for agent in AGENTS)]
     tables = ("tasks", "overrides", "agents")
@@ -177,7 +173,7 @@ def suite_claims(suite: Mapping[str, Any]) -> list[Claim]:
     for task in suite["tasks"].values():
         found += _options("env.", task["env_options"], EnvOptions)
         own = {key: value for key, value in task.items() if key not in ("env_options", "probe", "probe_kwargs")}
-        found += _options("", own, RunSettings)
+        found += _options("", own, RunSettings, task_kind)
         found += _options("env.", {"reward": task["probe"], "reward_kwargs": task["probe_kwargs"]}, EnvOptions)
     return list(dict.fromkeys(found))
 
@@ -293,7 +289,6 @@ _RULES: Final[Mapping[str, Callable[[str, str], Iterator[Claim]]]] = {
     "agent": _module,
     "env": _module,
     "out": _nothing,  # the folder that the command names stands in for it
-    "judged_on": _nothing,  # a choice of two in a suite's task
     "preset": _plain,
     "track": _track,
     "device": _plain,

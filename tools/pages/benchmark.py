@@ -114,7 +114,7 @@ def _scores(results: Results, summary: Mapping[str, Any]) -> str:
     budget = next(iter(results.records.values()))["settings"]["total_reward_queries"]
     seeds = f"{' to '.join(map(str, counts))} seed{'' if counts == [1] else 's'}"
     note = f"{seeds} a task, {budget:,} reward queries a run, {len(results.records)} runs."
-    heads = [task if judged[task] == "reward" else f"{task}, held-out" for task in tasks]
+    heads = [f"{task}, held-out" if results.suite.tasks[task].on_held_out else task for task in tasks]
     return f"{markdown_table(['agent', 'score', *heads], rows)}\n\n{note}"
 
 

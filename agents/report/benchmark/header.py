@@ -27,7 +27,7 @@ def header(benchmark: Benchmark) -> dict[str, Any]:
         "tried": len(records),
         "missing": len({*itertools.product(benchmark.agents, benchmark.tasks, seeds)} - tried),
         "one_seed": len(seeds) == 1,
-        "on_held_out": [task for task in benchmark.tasks if results.suite.tasks[task].judged_on == "held_out_reward"],
+        "on_held_out": [task for task in benchmark.tasks if results.suite.tasks[task].on_held_out],
     }
 
 

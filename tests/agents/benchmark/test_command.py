@@ -16,6 +16,7 @@ from diffusion_gym.agents.algorithms import AGENTS
 from diffusion_gym.agents.benchmark import command, matrix
 from diffusion_gym.agents.benchmark.cells import Cell, run_cell
 from diffusion_gym.agents.benchmark.results import Results
+from diffusion_gym.agents.benchmark.suites import Suite
 from diffusion_gym.storage import read_json, write_json
 
 DOCS = Path(__file__).parents[3] / "docs" / "benchmark.md"
@@ -288,7 +289,7 @@ def test_the_signals_of_schedulers_end_it_as_ctrl_c_does(tiny_suite, tmp_path, c
 
 
 def test_the_time_left_is_that_of_the_runs_so_far(capsys):
-    progress = command._Progress(10, 0, jobs=2)
+    progress = command._Progress(Suite.load("smoke"), 10, 0, jobs=2)
     assert progress.left() == ""
     cell = Cell("smoke", "location", "ddpo_is", 0, "out")
     points = [{"reward": 0.0}, {"reward": 1.0}]

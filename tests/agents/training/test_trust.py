@@ -193,7 +193,7 @@ def test_no_option_of_a_suites_file_is_followed(part, name, place, capsys, monke
 
 @pytest.mark.parametrize("suite", suites())
 def test_what_comes_with_the_package_names_nothing(suite):
-    assert trust.suite_claims(asdict(Suite.load(suite))) == []
+    assert trust.suite_claims(asdict(Suite.load(suite)), Task) == []
 
 
 def test_every_field_with_a_default_names_nothing():
