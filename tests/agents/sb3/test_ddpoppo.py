@@ -59,7 +59,10 @@ def test_buffer_refuses_other_rollouts(make_env):
 def test_step_rewards_become_rewards_to_go(make_env, perturb, algorithm, ddpo, rolled):
     """With the KL wrapper A_t = r - beta (KL_t + ... + KL_T)."""
     env = KLPenaltyVectorEnv(make_env(2, num_inference_steps=T), policy=None, beta=0.01, estimator="exact")
-    make = {"ddpo_is": ddpo_is, "DDPOPPO": lambda env: ddpo(env, normalization="none", advantage_clip=1e9)}[algorithm]
+    make = {
+        "ddpo_is": lambda env: ddpo_is(env, seed=0),
+        "DDPOPPO": lambda env: ddpo(env, normalization="none", advantage_clip=1e9),
+    }[algorithm]
     model = make(env)
     env.policy = perturb(model.policy.actor, 0.3)
     buffer = rolled(model)
